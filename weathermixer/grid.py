@@ -1,0 +1,68 @@
+"""Regular latitude-longitude grids: canonical order, the 721 -> 720 crop, cell weights.
+
+Inside the project latitudes run north to south and longitudes east from 0; sources in any other order are put in this one
+when they are read.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Grid:
+    """A regular grid: latitudes [lat] in degrees north, descending; longitudes [lon] in degrees east, in [0, 360)."""
+
+    latitude: Float[np.ndarray, " lat"]
+    longitude: Float[np.ndarray, " lon"]
+
+    def __post_init__(self):
+        if np.any(np.diff(self.latitude) >= 0):
+            raise ValueError(f"latitudes must descend from north to south, got {_ends(self.latitude)}")
+        if np.any(np.abs(self.latitude) > 90 + 1e-6):
+            raise ValueError(f"latitudes must lie in [-90, 90] degrees, got {_ends(self.latitude)}")
+        steps = np.diff(self.longitude)
+        if np.any(steps <= 0) or self.longitude[0] < 0 or self.longitude[-1] >= 360:
+            raise ValueError(f"longitudes must ascend in [0, 360) degrees, got {_ends(self.longitude)}")
+        if not np.allclose(steps, steps[0], atol=1e-3 * steps[0]):
+            raise ValueError(f"longitudes must be equally spaced, got steps {steps.min()} to {steps.max()}")
+        if abs(len(self.longitude) * steps[0] - 360) > 1e-2 * steps[0] * len(self.longitude):
+            raise ValueError(
+                f"longitudes must go once around the globe: {len(self.longitude)} steps of {steps[0]} degrees do not"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.latitude), len(self.longitude)
+
+    def drop_south_pole(self) -> "Grid":
+        """The grid without its last latitude row: 721 -> 720 at 0.25 degrees, as published (Jigsaw, section 4)."""
+        if self.latitude[-1] > -90 + 1e-3:
+            raise ValueError(f"the last latitude is {self.latitude[-1]}, not the south pole (-90): nothing to drop")
+        return Grid(self.latitude[:-1], self.longitude)
+
+
+def _ends(values: np.ndarray) -> str:
+    return f"{values[0]} ... {values[-1]} ({len(values)} values)"
+
+
+def area_weights(latitude: Float[np.ndarray, " lat"]) -> Float[np.ndarray, " lat"]:
+    """Weights of latitude rows by the cells' area, with mean one, as WeatherBench 2 defines them for scores.
+
+        w = sin(upper bound) - sin(lower bound),   bounds halfway between rows and at the poles
+
+    (Rasp et al. 2024, WeatherBench 2, section 3.1.)
+    """
+    latitude = np.asarray(latitude, np.float64)
+    middle = (latitude[1:] + latitude[:-1]) / 2
+    pole = 90.0 if latitude[0] > latitude[-1] else -90.0
+    bounds = np.deg2rad(np.concatenate([[pole], middle, [-pole]]))
+    weights = np.abs(np.diff(np.sin(bounds)))
+    return weights / weights.mean()
+
+
+def cosine_weights(latitude: Float[np.ndarray, " lat"]) -> Float[np.ndarray, " lat"]:
+    """Weights cos(latitude) with mean one, as in the training loss (Jigsaw, section 4)."""
+    weights = np.cos(np.deg2rad(np.asarray(latitude, np.float64)))
+    return weights / weights.mean()

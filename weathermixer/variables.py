@@ -1,0 +1,165 @@
+"""Variables, levels and channels: names, units, order, the published loss weights, and padding.
+
+A channel is one variable on one level (or at the surface). A ChannelSet fixes the order in which channels lie along the
+`channel` dimension of every array in the project:
+
+    dynamic channels (predicted)  |  static fields (input only)  |  zeros up to a multiple
+
+The last two are masked out of everything that the model predicts, exactly, so a set of any size divides over `tensor`.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+
+@dataclasses.dataclass(frozen=True)
+class Variable:
+    """A physical variable with its WeatherBench 2 name, CF standard name, SI units and published loss weight."""
+
+    name: str
+    units: str
+    standard_name: str
+    short: str
+    weight: float = 1.0
+
+
+VARIABLES = {
+    variable.name: variable
+    for variable in (
+        Variable("mean_sea_level_pressure", "Pa", "air_pressure_at_mean_sea_level", "msl", 1.5 * 4),
+        Variable("surface_pressure", "Pa", "surface_air_pressure", "sp", 1.5 * 4),
+        Variable("10m_u_component_of_wind", "m s**-1", "eastward_wind", "u10", 0.77 * 4),
+        Variable("10m_v_component_of_wind", "m s**-1", "northward_wind", "v10", 0.77 * 4),
+        Variable("2m_temperature", "K", "air_temperature", "t2m", 3.0 * 4),
+        Variable("geopotential", "m**2 s**-2", "geopotential", "z", 3.0),
+        Variable("specific_humidity", "kg kg**-1", "specific_humidity", "q", 0.6),
+        Variable("temperature", "K", "air_temperature", "t", 1.5),
+        Variable("u_component_of_wind", "m s**-1", "eastward_wind", "u", 0.9),
+        Variable("v_component_of_wind", "m s**-1", "northward_wind", "v", 0.9),
+        Variable("vertical_velocity", "Pa s**-1", "lagrangian_tendency_of_air_pressure", "w"),
+        Variable("total_precipitation_6hr", "m", "lwe_thickness_of_precipitation_amount", "tp6h"),
+        Variable("land_sea_mask", "1", "land_binary_mask", "lsm"),
+        Variable("soil_type", "1", "soil_type", "slt"),
+        Variable("geopotential_at_surface", "m**2 s**-2", "surface_geopotential", "orog"),
+    )
+}
+
+LEVELS_HPA = (1000, 925, 850, 700, 600, 500, 400, 300, 250, 200, 150, 100, 50)
+# loss weight of a pressure level: 1 from 1000 to 500 hPa, then falling (Jigsaw's published settings)
+LEVEL_WEIGHTS = {400: 0.9, 300: 0.8, 250: 0.7, 200: 0.6, 150: 0.5, 100: 0.4, 50: 0.3}
+
+
+@dataclasses.dataclass(frozen=True)
+class Channel:
+    """One variable on one pressure level, or at the surface where level_hpa is None."""
+
+    variable: str
+    level_hpa: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The name in archives and tables: `geopotential_500`, `2m_temperature`."""
+        return self.variable if self.level_hpa is None else f"{self.variable}_{self.level_hpa}"
+
+    @property
+    def short(self) -> str:
+        """The name in figures and logs: `z500`, `t2m`."""
+        known = VARIABLES.get(self.variable)
+        short = known.short if known else self.variable
+        return short if self.level_hpa is None else f"{short}{self.level_hpa}"
+
+    @property
+    def units(self) -> str:
+        known = VARIABLES.get(self.variable)
+        return known.units if known else "1"
+
+    @property
+    def weight(self) -> float:
+        """The published loss weight (Jigsaw's settings): the variable's times the level's."""
+        known = VARIABLES.get(self.variable)
+        return (known.weight if known else 1.0) * LEVEL_WEIGHTS.get(self.level_hpa, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelSet:
+    """The channels of a run, in order: `dynamic` ones, then `static` fields, then zeros up to a multiple of `multiple`."""
+
+    dynamic: tuple[Channel, ...]
+    static: tuple[str, ...] = ()
+    multiple: int = 1
+
+    def __post_init__(self):
+        if not self.dynamic:
+            raise ValueError("a ChannelSet needs at least one dynamic channel")
+        if self.multiple < 1:
+            raise ValueError(f"channel multiple={self.multiple} must be at least 1")
+        names = [channel.name for channel in self.dynamic] + list(self.static)
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"channels named twice: {twice}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the dynamic channels, in order."""
+        return tuple(channel.name for channel in self.dynamic)
+
+    @property
+    def size(self) -> int:
+        """Length of the `channel` dimension: dynamic + static + padding."""
+        used = len(self.dynamic) + len(self.static)
+        return -(-used // self.multiple) * self.multiple
+
+    @property
+    def predicted(self) -> Bool[np.ndarray, " channel"]:
+        """True where a channel is predicted, False for static fields and padding."""
+        return np.arange(self.size) < len(self.dynamic)
+
+    def pad(self, values: Sequence[float], *, fill: float = 0.0) -> Float[np.ndarray, " channel"]:
+        """Puts one value per dynamic channel on the full `channel` dimension."""
+        if len(values) != len(self.dynamic):
+            raise ValueError(f"got {len(values)} values for {len(self.dynamic)} dynamic channels")
+        return np.concatenate([np.asarray(values, np.float32), np.full(self.size - len(values), fill, np.float32)])
+
+    @staticmethod
+    def make(
+        surface: Sequence[str] = (),
+        upper: Sequence[str] = (),
+        levels_hpa: Sequence[int] = (),
+        static: Sequence[str] = (),
+        multiple: int = 1,
+    ) -> "ChannelSet":
+        """Surface variables, then each upper-air variable on every level in the order given."""
+        dynamic = [Channel(name) for name in surface]
+        dynamic += [Channel(name, int(level)) for name in upper for level in levels_hpa]
+        return ChannelSet(tuple(dynamic), tuple(static), multiple)
+
+    @staticmethod
+    def from_names(names: Sequence[str], static: Sequence[str] = (), multiple: int = 1) -> "ChannelSet":
+        """The set whose dynamic channels have these names, as an archive lists them."""
+        return ChannelSet(tuple(parse_channel(name) for name in names), tuple(static), multiple)
+
+
+def parse_channel(name: str) -> Channel:
+    """The Channel of a name such as `geopotential_500` or `2m_temperature`."""
+    variable, _, level = name.rpartition("_")
+    if name not in VARIABLES and variable and level.isdigit():
+        return Channel(variable, int(level))
+    return Channel(name)
+
+
+# The published set: 69 dynamic channels and 3 static fields (Jigsaw, section 4)
+ERA5_SURFACE = ("mean_sea_level_pressure", "10m_u_component_of_wind", "10m_v_component_of_wind", "2m_temperature")
+ERA5_UPPER = ("geopotential", "specific_humidity", "temperature", "u_component_of_wind", "v_component_of_wind")
+ERA5_STATIC = ("land_sea_mask", "soil_type", "geopotential_at_surface")
+ERA5 = ChannelSet.make(ERA5_SURFACE, ERA5_UPPER, LEVELS_HPA, ERA5_STATIC)
+
+
+def group_by_variable(channels: Sequence[Channel]) -> Mapping[str, list[int]]:
+    """Indices of the channels of each variable, in order of first appearance."""
+    groups: dict[str, list[int]] = {}
+    for index, channel in enumerate(channels):
+        groups.setdefault(channel.variable, []).append(index)
+    return groups
