@@ -1,7 +1,7 @@
 """Regular latitude-longitude grids: canonical order, the 721 -> 720 crop, cell weights.
 
-Inside the project latitudes run north to south and longitudes east from 0; sources in any other order are put in this one
-when they are read.
+Inside the project latitudes run north to south and longitudes east from 0; sources in any other order are put in this
+one when they are read.
 """
 
 import dataclasses

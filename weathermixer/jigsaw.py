@@ -1,8 +1,9 @@
 """The distributed contraction: one function mixes over channels or over tokens, on any mesh.
 
-An activation [batch, token, embed] is cut over both model axes. Mixing channels contracts its last dimension over `tensor`,
-mixing tokens its middle one over `domain`: the same operation with the axes' roles swapped, without a transpose
-(Jigsaw, section 3). The kernel is gathered over the axis that is not contracted; partial products are summed and cut.
+An activation [batch, token, embed] is cut over both model axes. Mixing channels contracts its last dimension over
+`tensor`, mixing tokens its middle one over `domain`: the same operation with the axes' roles swapped, without a
+transpose (Jigsaw, section 3). The kernel is gathered over the axis that is not contracted; partial products are summed
+and cut.
 """
 
 from typing import Literal

@@ -85,7 +85,7 @@ class Channel:
 
 @dataclasses.dataclass(frozen=True)
 class ChannelSet:
-    """The channels of a run, in order: `dynamic` ones, then `static` fields, then zeros up to a multiple of `multiple`."""
+    """The channels of a run, in order: `dynamic` ones, `static` fields, then zeros up to a multiple of `multiple`."""
 
     dynamic: tuple[Channel, ...]
     static: tuple[str, ...] = ()

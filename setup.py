@@ -1,0 +1,66 @@
+"""Packaging of WeatherMixer; tool settings are in pyproject.toml."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "weathermixer" / "__init__.py").read_text()).group(1)
+
+NOTEBOOKS = ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"]
+
+setup(
+    name="weathermixer",
+    version=VERSION,
+    description="All-MLP global weather models in JAX, trained on a (data, domain, tensor) mesh of any shape",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords="weather forecast jax flax mlp-mixer model-parallel zarr",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Atmospheric Science",
+    ],
+    packages=find_packages(include=["weathermixer", "weathermixer.*", "experiments", "experiments.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        # 0.11.0 and 0.11.1 have quadratic loops on the CPU and drop explicit mesh axes of size one
+        "jax>=0.10.2,!=0.11.0,!=0.11.1",
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.4",
+        "tensorstore>=0.1.85",
+        "zarr>=3.1.6",
+        "xarray>=2026.2",
+        "dinosaur>=1.5.1",
+        "jaxtyping>=0.3.3",
+        "ml_collections>=1.1.0",
+        "absl-py>=2.1",
+        "numpy>=2.0",
+        "netCDF4>=1.7.2",
+        "matplotlib>=3.10",
+        "tensorboardX>=2.6.4",
+        "tqdm>=4.67",
+    ],
+    extras_require={
+        "gpu": ["jax[cuda13]"],
+        "gpu-cuda12": ["jax[cuda12]"],
+        "notebooks": NOTEBOOKS,
+        "grib": ["cfgrib>=0.9.15", "eccodes>=2.40"],
+        "cloud": ["fsspec>=2025.2", "gcsfs>=2025.2", "s3fs>=2025.2"],
+        "test": [
+            "pytest>=8.4",
+            "pytest-timeout>=2.4",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.120",
+            "beartype>=0.21",
+            "ruff>=0.15",
+            "PyYAML>=6.0",
+            *NOTEBOOKS,
+        ],
+    },
+)
