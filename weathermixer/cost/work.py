@@ -1,0 +1,125 @@
+"""Parameters and products of the model, from its sizes alone (Jigsaw, section 4)."""
+
+import dataclasses
+from typing import Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Shape(Protocol):
+    """The sizes that formulae need; weathermixer.model.ModelShape is one."""
+
+    grid: tuple[int, int]
+    channels: int
+    patch: tuple[int, int]
+    embed: int
+    token_hidden: int
+    embed_hidden: int
+    blocks: int
+    head: str
+    tokens: int
+    features: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Contraction:
+    """One product y[o, r] = sum_i kernel[i, o] x[i, r] of one sample, and how many of its kind the model has.
+
+    `over` names what is contracted: "token" over the mesh's domain axis, "channel" over its tensor axis. `rows` is the
+    size of the activation's other dimension. `in_block` products are repeated by the latent rollout.
+    `needs_input_gradient` is False where the input is data. `dtype_bytes` is set where a product has its own precision.
+    """
+
+    name: str
+    over: str
+    inputs: int
+    outputs: int
+    rows: int
+    count: int = 1
+    in_block: bool = False
+    needs_input_gradient: bool = True
+    dtype_bytes: int | None = None
+
+    @property
+    def flops(self) -> int:
+        """2 inputs outputs rows."""
+        return 2 * self.inputs * self.outputs * self.rows
+
+    @property
+    def kernel(self) -> int:
+        """Numbers in the kernel."""
+        return self.inputs * self.outputs
+
+    @property
+    def result(self) -> int:
+        """Numbers in the product of one sample."""
+        return self.outputs * self.rows
+
+
+def contractions(shape: Shape) -> tuple[Contraction, ...]:
+    """The model's products in order: encode, token and channel mixing of the blocks, decode, and the head's."""
+    s, lat_lon = shape, shape.grid[0] * shape.grid[1]
+    products = [
+        Contraction("encode", "channel", s.features, s.embed, s.tokens, needs_input_gradient=False),
+        Contraction("token up", "token", s.tokens, s.token_hidden, s.embed, s.blocks, in_block=True),
+        Contraction("token down", "token", s.token_hidden, s.tokens, s.embed, s.blocks, in_block=True),
+        Contraction("channel up", "channel", s.embed, s.embed_hidden, s.tokens, s.blocks, in_block=True),
+        Contraction("channel down", "channel", s.embed_hidden, s.embed, s.tokens, s.blocks, in_block=True),
+        # of the state after the blocks, and of the encoded one
+        Contraction("decode", "channel", s.embed, s.features, s.tokens, 2),
+    ]
+    if s.head == "blend":  # in float32, on every grid point
+        products.append(Contraction("blend", "channel", 2 * s.channels, s.channels, lat_lon, dtype_bytes=4))
+    return tuple(products)
+
+
+def forward_flops(shape: Shape, *, batch: int = 1, repeats: int = 1) -> int:
+    """FLOPs of the matrix products of one forward pass over `batch` samples, elementwise work not counted.
+
+        2 T [D F + k blocks (2 H D + 2 D Dh) + 2 D F] + 2 lat lon (2 C) C
+
+    with F = C * patch points and k = `repeats` passes through the blocks (Jigsaw, section 4): 13.57e12 at the published
+    size.
+    """
+    return batch * sum(c.flops * c.count * (repeats if c.in_block else 1) for c in contractions(shape))
+
+
+def train_flops(shape: Shape, *, batch: int = 1, repeats: int = 1) -> int:
+    """FLOPs of a training step by convention, three forward passes; what rematerialization repeats is not counted."""
+    return 3 * forward_flops(shape, batch=batch, repeats=repeats)
+
+
+def executed_flops(shape: Shape, *, batch: int = 1, repeats: int = 1, rematerialize: str = "none") -> int:
+    """FLOPs of the products that a training step runs: no gradient of the data, and the blocks once more under remat.
+
+    Under rematerialize="block" a block's last product is not repeated: nothing in the backward pass needs its result.
+    """
+    total = 0
+    for c in contractions(shape):
+        passes = 3 if c.needs_input_gradient else 2
+        if c.in_block and rematerialize == "block" and c.name != "channel down":
+            passes += 1
+        total += passes * c.flops * c.count * (repeats if c.in_block else 1)
+    return batch * total
+
+
+def parameter_parts(shape: Shape) -> dict[str, int]:
+    """Numbers of parameters by part of the model: kernels, biases, the norms' scales and biases."""
+    s = shape
+    kernels = {c.name: c.kernel * c.count for c in contractions(shape)}
+    norm = 2 * s.embed
+    token_vectors = s.blocks * (norm + s.token_hidden + s.tokens)
+    channel_vectors = s.blocks * (norm + s.embed_hidden + s.embed)
+    parts = {
+        "encode": kernels["encode"] + s.embed,
+        "token mixing": kernels["token up"] + kernels["token down"] + token_vectors,
+        "channel mixing": kernels["channel up"] + kernels["channel down"] + channel_vectors,
+        "decode": kernels["decode"] + norm + s.features,
+    }
+    if "blend" in kernels:  # norms of the decoded state and of both states, and one bias
+        parts["blend"] = kernels["blend"] + (2 + 4 + 1) * s.channels
+    return parts
+
+
+def parameters(shape: Shape) -> int:
+    """Number of parameters."""
+    return sum(parameter_parts(shape).values())
