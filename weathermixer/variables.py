@@ -117,7 +117,7 @@ class ChannelSet:
         """True where a channel is predicted, False for static fields and padding."""
         return np.arange(self.size) < len(self.dynamic)
 
-    def pad(self, values: Sequence[float], *, fill: float = 0.0) -> Float[np.ndarray, " channel"]:
+    def pad(self, values: Sequence[float] | np.ndarray, *, fill: float = 0.0) -> Float[np.ndarray, " channel"]:
         """Puts one value per dynamic channel on the full `channel` dimension."""
         if len(values) != len(self.dynamic):
             raise ValueError(f"got {len(values)} values for {len(self.dynamic)} dynamic channels")
