@@ -1,6 +1,7 @@
 """Every test runs on eight simulated CPU devices, with shapes and types of `weathermixer`'s functions checked."""
 
 import jax
+import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
@@ -19,3 +20,52 @@ def no_mesh_left_over():
     yield
     if before is not None:
         assert jax.sharding.get_mesh() == before, "this test left a mesh set: use `with use_mesh(mesh):`"
+
+
+@pytest.fixture
+def make_archive(tmp_path):
+    """Makes a small published archive of smooth made-up weather: make_archive(times=..., shape=(lat, lon), ...)."""
+    from weathermixer.data import archive as archives
+    from weathermixer.grid import Grid
+    from weathermixer.variables import ChannelSet
+
+    def make(
+        path=None,
+        *,
+        names=("2m_temperature", "geopotential_500", "temperature_850", "u_component_of_wind_850"),
+        static=("land_sea_mask", "geopotential_at_surface"),
+        times=16,
+        missing=(),
+        shape=(8, 16),
+        seed=0,
+        times_per_shard=4,
+        **options,
+    ):
+        rng = np.random.default_rng(seed)
+        lat, lon = shape
+        grid = Grid(90 - (np.arange(lat) + 0.5) * 180 / lat, np.arange(lon) * 360 / lon)
+        when = np.datetime64("2000-01-01T00", "ns") + np.arange(times) * np.timedelta64(6, "h")
+        when = np.delete(when, list(missing))
+        size = (len(when), len(names), lat, lon)
+        wave = np.sin(0.3 * np.arange(len(when))[:, None, None, None] + np.arange(lon) * 2 * np.pi / lon)
+        standardized = (wave + 0.3 * rng.standard_normal(size)).astype(np.float32)
+        mean, std = np.linspace(200, 900, len(names)), np.linspace(5, 50, len(names))
+        fields = {name: rng.random(shape).astype(np.float32) for name in static}
+        path = str(path or tmp_path / f"archive{seed}")
+        store = archives.create_archive(
+            path, times=when, grid=grid, channels=ChannelSet.from_names(names).dynamic, static=fields, scale=std,
+            offset=mean, times_per_shard=times_per_shard, attributes={"step_hours": 6}, **options,
+        )  # fmt: skip
+        values = standardized if store.dtype.numpy_dtype.kind == "f" else np.round(standardized)
+        store.write(values.astype(store.dtype.numpy_dtype)).result()
+        physical = standardized * std[:, None, None] + mean[:, None, None]
+        tendency = np.diff(physical, axis=0).std(axis=(0, 2, 3))
+        moments = dict(mean=physical.mean(axis=(0, 2, 3)), std=physical.std(axis=(0, 2, 3)), tendency_std=tendency)
+        extent = dict(minimum=physical.min(axis=(0, 2, 3)), maximum=physical.max(axis=(0, 2, 3)))
+        archives.write_statistics(
+            path, archives.Statistics(**moments, **extent, missing=np.zeros(len(names), np.int64))
+        )
+        archives.publish(path)
+        return archives.open_archive(path)
+
+    return make

@@ -1,0 +1,1 @@
+"""Reading and writing weather data: archives, sampling, the loader."""
