@@ -1,0 +1,38 @@
+"""Small archives for tests, filled with whatever fields a test wants to find again."""
+
+import numpy as np
+
+from weathermixer.data.archive import Archive, Statistics, create_archive, open_archive, publish, write_statistics
+from weathermixer.grid import Grid
+from weathermixer.variables import ChannelSet
+
+
+def make_grid(lat: int, lon: int) -> Grid:
+    """Equiangular, without poles."""
+    return Grid(90 - (np.arange(lat) + 0.5) * 180 / lat, np.arange(lon) * 360 / lon)
+
+
+def make_archive(path, fields, *, times, channel_set: ChannelSet, static=None, dtype="float32") -> Archive:
+    """Publishes `fields` [time, channel, lat, lon] in SI units; float32 keeps them as they are."""
+    _, channels, lat, lon = fields.shape
+    mean, std = fields.mean(axis=(0, 2, 3)), fields.std(axis=(0, 2, 3))
+    scale, offset = (np.ones(channels), np.zeros(channels)) if dtype == "float32" else (std, mean)
+    store = create_archive(
+        path,
+        times=np.asarray(times, "datetime64[ns]"),
+        grid=make_grid(lat, lon),
+        channels=channel_set.dynamic,
+        static=static or {},
+        scale=scale,
+        offset=offset,
+        dtype=dtype,
+        times_per_shard=max(1, len(times) // 4),
+        attributes={"source": "test", "step_hours": 6},
+    )
+    stored = (fields - offset[:, None, None]) / scale[:, None, None]
+    store[...].write(stored.astype(store.dtype.numpy_dtype)).result()
+    tendency = np.diff(fields, axis=0).std(axis=(0, 2, 3)) if len(times) > 1 else std
+    extremes = fields.min(axis=(0, 2, 3)), fields.max(axis=(0, 2, 3))
+    write_statistics(path, Statistics(mean, std, tendency, *extremes, np.zeros(channels, np.int64)))
+    publish(path)
+    return open_archive(path)
