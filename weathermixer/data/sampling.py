@@ -4,7 +4,14 @@ Nothing is kept between steps, so a resumed run needs a number, and any number o
 """
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
+
+
+def in_period(times: np.ndarray, period: tuple[str, str]) -> Bool[np.ndarray, " time"]:
+    """True for times from the first to the last date of a period, both inclusive: ("1980", "2016") ends with 2016."""
+    first, past = np.datetime64(period[0]), np.datetime64(period[1])
+    past = past + np.timedelta64(1, np.datetime_data(past.dtype))
+    return (times >= first) & (times < past)
 
 
 def valid_starts(
@@ -26,9 +33,7 @@ def valid_starts(
         raise ValueError(
             f"times are {np.diff(times).min().astype('timedelta64[m]')} apart, not step_hours={step_hours}"
         )
-    first, past = np.datetime64(period[0]), np.datetime64(period[1])
-    past = past + np.timedelta64(1, np.datetime_data(past.dtype))
-    inside = (times >= first) & (times < past)
+    inside = in_period(times, period)
     steps = lead_hours // step_hours
     # times ascend by at least one step, so a pair that is `steps` indices and lead_hours apart has no gap within
     whole = times[steps:] - times[:-steps] == np.timedelta64(lead_hours, "h")
