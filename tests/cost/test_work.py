@@ -96,10 +96,13 @@ def test_products_equal_the_programs(head, repeats, rematerialize):
             return nnx.merge(graph, params)(x, repeats=repeats)
 
         def gradient(params, x):
-            return jax.grad(lambda params: forward(params, x).sum())(params)
+            return jax.grad(lambda params, x: forward(params, x).sum(), (0, 1))(params, x)
 
         traced = jax.make_jaxpr(forward)(params, x)
         differentiated = jax.make_jaxpr(gradient)(params, x)
     options = {"batch": 3, "repeats": repeats}
     assert product_flops(traced.jaxpr) == cost.forward_flops(shape, **options)
-    assert product_flops(differentiated.jaxpr) == cost.executed_flops(shape, rematerialize=rematerialize, **options)
+    # a training step does not make the data's gradient
+    data = 3 * 2 * shape.tokens * shape.features * shape.embed
+    made = product_flops(differentiated.jaxpr) - data
+    assert made == cost.executed_flops(shape, rematerialize=rematerialize, **options)

@@ -12,18 +12,18 @@ class Hardware:
     """One accelerator in its node: what it computes, holds, moves and exchanges."""
 
     name: str
-    bf16_flops: float  # dense peak, FLOP/s
-    tf32_flops: float  # dense peak of float32 products as jax runs them by default, FLOP/s
-    memory_bytes: float
-    memory_rate: float  # peak, bytes/s
-    node_rate: float  # to the devices of the same node, bytes/s each way
-    network_rate: float  # to other nodes, bytes/s each way, this device's share of the node's adapters
+    bf16_flops: float | int  # dense peak, FLOP/s
+    tf32_flops: float | int  # dense peak of float32 products as jax runs them by default, FLOP/s
+    memory_bytes: float | int
+    memory_rate: float | int  # peak, bytes/s
+    node_rate: float | int  # to the devices of the same node, bytes/s each way
+    network_rate: float | int  # to other nodes, bytes/s each way, this device's share of the node's adapters
     node_size: int  # devices per node
-    read_rate: float  # from storage into one node, bytes/s: an assumption about the site, override it
-    achieved_products: float
-    achieved_copies: float
-    achieved_links: float  # of node_rate and network_rate, by collectives of 100 MB and more
-    latency_seconds: float  # of one transfer between two devices
+    read_rate: float | int  # from storage into one node, bytes/s: an assumption about the site, override it
+    achieved_products: float | int
+    achieved_copies: float | int
+    achieved_links: float | int  # of node_rate and network_rate, by collectives of 100 MB and more
+    latency_seconds: float | int  # of one transfer between two devices
 
     def peak(self, compute_dtype: str) -> float:
         """Dense peak in FLOP/s of products in `compute_dtype`; ValueError for a dtype without a peak."""
@@ -41,16 +41,16 @@ class Hardware:
 HARDWARE = {
     hardware.name: hardware
     for hardware in (
-        Hardware("a100", 312e12, 156e12, 80e9, 2.039e12, 300e9, 25e9, 8, 4e9, 0.80, 0.88, 0.8, 5e-6),
-        Hardware("h100", 989e12, 494.5e12, 80e9, 3.35e12, 450e9, 50e9, 8, 4e9, 0.80, 0.88, 0.8, 5e-6),
-        Hardware("h200", 989e12, 494.5e12, 141e9, 4.8e12, 450e9, 50e9, 8, 4e9, 0.805, 0.8875, 0.8, 5e-6),
-        Hardware("b200", 2250e12, 1125e12, 180e9, 8.0e12, 900e9, 50e9, 8, 4e9, 0.80, 0.88, 0.8, 5e-6),
+        Hardware("a100", 312e12, 156e12, 80e9, 2.039e12, 300e9, 25e9, 8, 20e9, 0.80, 0.88, 0.8, 5e-6),
+        Hardware("h100", 989e12, 494.5e12, 80e9, 3.35e12, 450e9, 50e9, 8, 20e9, 0.80, 0.88, 0.8, 5e-6),
+        Hardware("h200", 989e12, 494.5e12, 141e9, 4.8e12, 450e9, 50e9, 8, 20e9, 0.805, 0.8875, 0.8, 5e-6),
+        Hardware("b200", 2250e12, 1125e12, 180e9, 8.0e12, 900e9, 50e9, 8, 20e9, 0.80, 0.88, 0.8, 5e-6),
         Hardware("cpu", 0.1e12, 0.1e12, 16e9, 20e9, 5e9, 1e9, 1, 1e9, 0.7, 0.7, 0.7, 5e-5),
     )
 }
 
 
-def find_hardware(name: str, **overrides: float) -> Hardware:
+def find_hardware(name: str, **overrides: float | int) -> Hardware:
     """The table's entry with some of its numbers replaced; ValueError for a name or a field that it does not have."""
     if name not in HARDWARE:
         raise ValueError(f"device={name!r} is not in the hardware table, choose one of {sorted(HARDWARE)}")

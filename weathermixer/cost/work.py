@@ -10,6 +10,7 @@ class Shape(Protocol):
 
     grid: tuple[int, int]
     channels: int
+    predicted: int
     patch: tuple[int, int]
     embed: int
     token_hidden: int
@@ -26,7 +27,7 @@ class Contraction:
 
     `over` names what is contracted: "token" over the mesh's domain axis, "channel" over its tensor axis. `rows` is the
     size of the activation's other dimension. `in_block` products are repeated by the latent rollout.
-    `needs_input_gradient` is False where the input is data. `dtype_bytes` is set where a product has its own precision.
+    `needs_input_gradient` is False where the input is data.
     """
 
     name: str
@@ -37,7 +38,6 @@ class Contraction:
     count: int = 1
     in_block: bool = False
     needs_input_gradient: bool = True
-    dtype_bytes: int | None = None
 
     @property
     def flops(self) -> int:
@@ -68,7 +68,7 @@ def contractions(shape: Shape) -> tuple[Contraction, ...]:
         Contraction("decode", "channel", s.embed, s.features, s.tokens, 2),
     ]
     if s.head == "blend":  # in float32, on every grid point
-        products.append(Contraction("blend", "channel", 2 * s.channels, s.channels, lat_lon, dtype_bytes=4))
+        products.append(Contraction("blend", "channel", 2 * s.channels, s.channels, lat_lon))
     return tuple(products)
 
 

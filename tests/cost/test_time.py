@@ -1,0 +1,77 @@
+"""The machines' table and the predicted step, against hand-made figures and measurements."""
+
+import dataclasses
+
+import pytest
+
+from weathermixer.cost import find_hardware
+from weathermixer.cost.hardware import HARDWARE
+from weathermixer.cost.layout import Layout, StepOptions
+from weathermixer.cost.memory import memory_parts
+from weathermixer.cost.time import step_time, transfer_seconds
+from weathermixer.cost.traffic import Group, Transfer
+from weathermixer.cost.work import parameters
+from weathermixer.model import ModelShape
+
+BIG = ModelShape(embed=4896, embed_hidden=4896)  # the published 16-TFLOP model
+
+
+def test_h200_products_and_optimizer_reach_the_measured_floor():
+    """Products at the measured rate and Adam's seven passes are the 67 ms floor; the rest of the step comes on top."""
+    h200 = find_hardware("h200")
+    step = step_time(BIG, Layout(1, 1, 1), StepOptions(batch=1), h200)
+    adam = parameters(BIG) * 28 / 4.26e12
+    assert 0.064 < step.products + adam < 0.068
+    # a plain JAX step took 88 ms, and nothing can be faster than the floor
+    assert 0.067 < step.total < 0.088
+    assert step.exchange_hidden == step.exchange_exposed == 0
+
+
+def test_products_divide_over_devices():
+    h200 = find_hardware("h200")
+    one = step_time(BIG, Layout(1, 1, 1), StepOptions(batch=1), h200)
+    two = step_time(BIG, Layout(1, 2, 1), StepOptions(batch=1), h200)
+    assert two.products == pytest.approx(one.products / 2)
+    assert two.exchange_hidden > 0
+    plain = step_time(BIG, Layout(1, 2, 1), StepOptions(batch=1, schedule="scatter"), h200)
+    assert plain.exchange_exposed > two.exchange_exposed
+
+
+def test_slow_storage_is_exposed():
+    slow = find_hardware("h200", read_rate=1e9)
+    step = step_time(BIG, Layout(1, 1, 1), StepOptions(batch=1), slow)
+    reading = 2 * 69 * 720 * 1440 * 2 / 1e9
+    assert step.read_hidden + step.read_exposed == pytest.approx(reading)
+    assert step.total == pytest.approx(reading)
+
+
+def test_a_transfer_takes_its_slowest_link():
+    machine = dataclasses.replace(
+        HARDWARE["h200"], node_rate=100.0, network_rate=10.0, achieved_links=1.0, latency_seconds=1.0
+    )
+    assert transfer_seconds(Transfer("x", Group(8, 1), 1000.0, 3), machine) == pytest.approx(10 + 3)
+    assert transfer_seconds(Transfer("x", Group(2, 8), 1000.0, 0), machine) == pytest.approx(100)
+    assert transfer_seconds(Transfer("x", Group(16, 1), 1000.0, 0), machine) == pytest.approx(1000 / 8 / 10)
+
+
+def test_state_by_hand():
+    n = parameters(BIG) * 4
+    parts = memory_parts(BIG, Layout(4, 2, 2), StepOptions(batch=4, ema=True))
+    assert [parts[name] for name in ("parameters", "moments", "ema", "gradients")] == [n / 4, n / 2, n / 4, n / 4]
+    cut = memory_parts(BIG, Layout(4, 2, 2), StepOptions(batch=4, ema=True, zero="moments"))
+    assert [cut[name] for name in ("parameters", "moments", "ema")] == [n / 4, n / 8, n / 16]
+    all_cut = memory_parts(BIG, Layout(4, 2, 2), StepOptions(batch=4, ema=True, zero="parameters"))
+    assert all_cut["parameters"] == n / 16
+    kept = memory_parts(BIG, Layout(1, 1, 1), StepOptions(batch=1))["activations"]
+    again = memory_parts(BIG, Layout(1, 1, 1), StepOptions(batch=1, rematerialize="block"))["activations"]
+    assert again < 0.6 * kept
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match=r"device='v100' is not in the hardware table, choose one of \['a100'"):
+        find_hardware("v100")
+    with pytest.raises(ValueError, match=r"hardware has no field \['speed'\]"):
+        find_hardware("h200", speed=1.0)
+    with pytest.raises(ValueError, match="compute_dtype='int8' has no peak"):
+        find_hardware("h200").peak("int8")
+    assert find_hardware("h200", node_size=4).node_size == 4
