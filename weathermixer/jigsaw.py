@@ -2,31 +2,215 @@
 
 An activation [batch, token, embed] is cut over both model axes. Mixing channels contracts its last dimension over
 `tensor`, mixing tokens its middle one over `domain`: the same operation with the axes' roles swapped, without a
-transpose (Jigsaw, section 3). The kernel is gathered over the axis that is not contracted; partial products are summed
-and cut.
+transpose (Jigsaw, section 3). Below, `along` is the mesh axis that is contracted and `across` the other one.
+
+Two things happen along the contracted axis, and each is the other's transpose:
+
+    gather     every device gets every part of a cut array      for owner, chunk in _arrive(x, ...): ...
+    scatter    every device gets its part of a sum              _deliver(lambda owner: term of owner's part, ...)
+
+In the ring forms a chunk travels while another is multiplied. Chunk k goes straight to the device k places on, not
+through its neighbours: through a switch both cost the same bytes, but straight there is no chain of dependent hops, and
+a partial sum is rounded once on its way instead of at every hop. Kernels are gathered across the other axis in one
+piece: they wait for nothing, so the compiler's latency-hiding scheduler sends them under the product before.
+What moves, in bytes: weathermixer.schedule.
 """
 
-from typing import Literal
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator
 
+import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import reshard
 from jaxtyping import Array, Float
 
 from weathermixer.mesh import LOGICAL_AXES, gathered, spec
+from weathermixer.schedule import SCHEDULES, Over, Schedule, kernel_names, moves_input
 
-Over = Literal["channel", "token"]
+ACTIVATION = ("batch", "token", "embed")
 
 
-def mix(x: Float[Array, "b t d"], kernel: Float[Array, "i o"], *, over: Over) -> Float[Array, "b t2 d2"]:
+def mix(
+    x: Float[Array, "b t d"], kernel: Float[Array, "i o"], *, over: Over, schedule: Schedule = "auto"
+) -> Float[Array, "b t2 d2"]:
     """Contracts an activation with a kernel over its channels or over its tokens.
 
-        over="channel":  y[b, t, o] = sum_i x[b, t, i] kernel[i, o]      kernel cut ("embed_in", "embed_out")
-        over="token":    y[b, o, d] = sum_i x[b, i, d] kernel[i, o]      kernel cut ("token_in", "token_out")
+        over="channel":  y[b, t, o] = sum_i x[b, t, i] kernel[i, o]
+        over="token":    y[b, o, d] = sum_i x[b, i, d] kernel[i, o]
 
-    The result is cut as the activation: ("batch", "token", "embed").
+    Args:
+      x: cut ("batch", "token", "embed"), and so is the result.
+      kernel: [contracted, produced], cut as `kernel_names(over, schedule)` says. It is cast to the activation's dtype
+        before it travels; its gradient comes back in its own dtype.
+      over: what is mixed.
+      schedule: "auto" is the ring form for which the kernel is cut; "einsum" leaves the schedule to the compiler.
+
+    Raises ValueError where the schedule is unknown or the kernel is not cut for it.
     """
-    if over == "channel":
-        kernel = reshard(kernel, gathered(("embed_in", "embed_out"), LOGICAL_AXES["token"]))
-        return jnp.einsum("bti,io->bto", x, kernel, out_sharding=spec("batch", "token", "embed"))
-    kernel = reshard(kernel, gathered(("token_in", "token_out"), LOGICAL_AXES["embed"]))
-    return jnp.einsum("bid,io->bod", x, kernel, out_sharding=spec("batch", "token", "embed"))
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule={schedule!r} is not one of {SCHEDULES}")
+    cut = jax.typeof(kernel).sharding.spec
+    stored = "ring_gather" if cut == spec(*kernel_names(over, "gather")) else "ring_scatter"
+    if schedule == "auto":
+        schedule = stored
+    names = kernel_names(over, stored if schedule == "einsum" else schedule)
+    if cut != spec(*names):
+        raise ValueError(
+            f"kernel cut {cut} does not fit schedule={schedule!r} over {over}s: it is {spec(*names)} for {names}"
+        )
+    if schedule == "einsum":
+        return _einsum(x, kernel, over, names)
+    return _contract(x, kernel, Way.of(over, schedule))
+
+
+def _einsum(x, kernel, over, names):
+    """The contraction in one line, its schedule left to the compiler: the reference."""
+    kernel = reshard(kernel.astype(x.dtype), gathered(names, Way.of(over, "scatter").across))
+    return jnp.einsum(
+        {"channel": "bti,io->bto", "token": "bid,io->bod"}[over], x, kernel, out_sharding=spec(*ACTIVATION)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How a contraction goes: over which dimension of x, along and across which mesh axes, what moves, and how."""
+
+    dim: int
+    along: str
+    across: str
+    gather: bool
+    ring: bool
+
+    @classmethod
+    def of(cls, over: Over, schedule: Schedule) -> "Way":
+        dim = {"token": 1, "channel": 2}[over]
+        along, across = (LOGICAL_AXES[ACTIVATION[d]] for d in (dim, 3 - dim))
+        return cls(dim, along, across, gather=moves_input(schedule), ring=schedule.startswith("ring"))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _contract(x, kernel, way):
+    return _contract_forward(x, kernel, way)[0]
+
+
+def _contract_forward(x, kernel, way):
+    y = jax.shard_map(functools.partial(_forward, way=way), out_specs=spec(*ACTIVATION))(x, kernel)
+    return y, (x, kernel)
+
+
+def _contract_backward(way, saved, dy):
+    x, kernel = saved
+    cuts = (jax.typeof(x).sharding.spec, jax.typeof(kernel).sharding.spec)
+    return jax.shard_map(functools.partial(_backward, way=way), out_specs=cuts)(x, kernel, dy)
+
+
+_contract.defvjp(_contract_forward, _contract_backward)
+
+
+def _forward(x, kernel, way):
+    """y = x W, of one device's parts."""
+    kernel = _whole(kernel, x.dtype, way)
+    if way.gather:
+        chunks = _arrive(x, way.along, way.dim, ring=way.ring)
+        return _sum(_product(chunk, _part(kernel, owner, way.along, 0), way.dim) for owner, chunk in chunks)
+
+    def term(owner):
+        return _product(x, _part(kernel, owner, way.along, 1), way.dim)
+
+    return _deliver(term, way.along, way.dim, ring=way.ring)
+
+
+def _backward(x, kernel, dy, way):
+    """dx = dy W^T by the transposed schedule, then dW = x^T dy from what has arrived, as one product."""
+    whole = _whole(kernel, x.dtype, way)
+    if way.gather:
+
+        def term(owner):
+            return _product(dy, _part(whole, owner, way.along, 0), way.dim, transposed=True)
+
+        dx = _deliver(term, way.along, way.dim, ring=way.ring)
+        x = lax.all_gather(x, way.along, axis=way.dim, tiled=True)  # waits for nothing, as the kernels
+    else:
+        chunks = list(_arrive(dy, way.along, way.dim, ring=way.ring))
+        dx = _sum(
+            _product(chunk, _part(whole, owner, way.along, 1), way.dim, transposed=True) for owner, chunk in chunks
+        )
+        dy = _in_order([chunk for _, chunk in chunks], way.along, way.dim)
+
+    def kernel_term(owner):
+        if way.gather:
+            return _outer(_part(x, owner, way.across, way.dim), dy, way.dim)
+        return _outer(x, _part(dy, owner, way.across, way.dim), way.dim)
+
+    dkernel = _deliver(kernel_term, way.across, 0 if way.gather else 1, ring=way.ring)
+    return dx, lax.psum(dkernel.astype(kernel.dtype), LOGICAL_AXES["batch"])
+
+
+def _whole(kernel, dtype, way):
+    """The kernel in the compute dtype, gathered over the axis that is not contracted."""
+    return lax.all_gather(kernel.astype(dtype), way.across, axis=0 if way.gather else 1, tiled=True)
+
+
+def _arrive(x, axis: str, dim: int, *, ring: bool) -> Iterator[tuple[Array | None, Array]]:
+    """Yields (owner, chunk) for every device's part of x along a mesh axis, the own one first; or (None, all of x)."""
+    if not ring:
+        yield None, lax.all_gather(x, axis, axis=dim, tiled=True)
+        return
+    devices, me = lax.axis_size(axis), lax.axis_index(axis)
+    for k in range(devices):
+        yield (me + k) % devices, _shift(x, axis, -k)
+
+
+def _deliver(term: Callable[[Array | None], Array], axis: str, dim: int, *, ring: bool) -> Array:
+    """This device's part of the sum over a mesh axis of term(owner), the own term last, under the others' travel."""
+    if not ring:
+        return lax.psum_scatter(term(None), axis, scatter_dimension=dim, tiled=True)
+    devices, me = lax.axis_size(axis), lax.axis_index(axis)
+    return _sum(_shift(term((me + k) % devices), axis, k) for k in reversed(range(devices)))
+
+
+def _shift(x, axis, by):
+    """Sends x to the device `by` places on along a mesh axis."""
+    devices = lax.axis_size(axis)
+    return x if by == 0 else lax.ppermute(x, axis, [(device, (device + by) % devices) for device in range(devices)])
+
+
+def _sum(terms: Iterable[Array]) -> Array:
+    """The sum of a few arrays, in float32 at least, in their dtype."""
+    terms = list(terms)
+    wide = jnp.promote_types(terms[0].dtype, jnp.float32)
+    return functools.reduce(jnp.add, [term.astype(wide) for term in terms]).astype(terms[0].dtype)
+
+
+def _part(x, owner, axis, dim):
+    """The part of a dimension that `owner` holds along a mesh axis; all of it where owner is None."""
+    if owner is None:
+        return x
+    size = x.shape[dim] // lax.axis_size(axis)
+    return lax.dynamic_slice_in_dim(x, owner * size, size, dim)
+
+
+def _in_order(chunks, axis, dim):
+    """Chunks as they arrived, the own one first, put together in the order of their owners."""
+    size = chunks[0].shape[dim]
+    return chunks[0] if len(chunks) == 1 else jnp.roll(jnp.concatenate(chunks, dim), lax.axis_index(axis) * size, dim)
+
+
+# The three products. The operand whose free dimension comes first in the result stands first, so that none needs a
+# transpose: tokens [o, d] = kernel[i, o]^T x[i, d], channels [t, o] = x[t, i] kernel[i, o].
+
+
+def _product(x, kernel, dim, *, transposed=False):
+    """x W over dimension `dim` of x, or x W^T."""
+    contracted = 1 if transposed else 0
+    if dim == 1:
+        return jnp.moveaxis(lax.dot_general(kernel, x, (((contracted,), (1,)), ((), ()))), 0, 1)
+    return lax.dot_general(x, kernel, (((2,), (contracted,)), ((), ())))
+
+
+def _outer(x, dy, dim):
+    """x^T dy: [i, o] from [.., i, ..] and [.., o, ..], summed over the batch and the dimension that is not mixed."""
+    free = (0, 3 - dim)
+    return lax.dot_general(x, dy, ((free, free), ((), ())))

@@ -30,6 +30,12 @@ LOGICAL_AXES: dict[str, str | tuple[str, ...] | None] = {
     "token_out": "tensor",
     "embed_in": "tensor",
     "embed_out": "domain",
+    # the same the other way round, for contractions that gather their input (weathermixer.schedule): the produced
+    # dimension follows the activation, the contracted one takes the other axis
+    "gather_token_in": "tensor",
+    "gather_token_out": "domain",
+    "gather_embed_in": "domain",
+    "gather_embed_out": "tensor",
     # biases and norms' scales: cut as their activation's dimension, and over the other model axis within it
     "token_vector": ("domain", "tensor"),
     "embed_vector": ("tensor", "domain"),
