@@ -12,8 +12,9 @@ from weathermixer.cost.traffic import Transfer, read_bytes, step_transfers
 from weathermixer.cost.work import Shape, contractions, parameters, train_flops
 
 FLOAT32 = 4
-# Passes over memory that fusions make of a step's elementwise work, counted in the mixer's equations: (forward, backward).
-# Per MLP over the activation: norm 2 and residual 3; both 4 and bias 1. Over the hidden layer: GELU 2; GELU 3 and bias 1.
+# Passes over memory that fusions make of a step's elementwise work, counted in the mixer's equations as (forward,
+# backward). Per MLP over the activation: norm 2 and residual 3; both 4 and bias 1. Over its hidden layer: GELU 2; GELU
+# 3 and bias 1.
 ACTIVATION_PASSES, HIDDEN_PASSES = (5, 5), (2, 4)
 GRID_PASSES = {"blend": 30, "increment": 12}  # standardize, patch, head and loss, forward and backward
 
