@@ -1,0 +1,207 @@
+"""Makes an archive, which everything else reads, from weather data in any of the usual forms.
+
+  python -m experiments.prepare SOURCE DEST [options]
+
+SOURCE is a WeatherBench 2 or ARCO-ERA5 Zarr store (a folder, or an s3://, gs:// or http(s):// address), a netCDF file
+or a quoted glob of them ('era5_*.nc'), or a GRIB file or glob. DEST is a folder, or an s3:// or gs:// address.
+
+Examples:
+  # look before you leap: variables, sizes, layout, memory; nothing is read or written
+  python -m experiments.prepare era5.zarr era5.archive --dry-run
+  # 64 x 32 ERA5 from the public bucket, three variables on three levels
+  python -m experiments.prepare \\
+    gs://weatherbench2/datasets/era5/1959-2022-6h-64x32_equiangular_conservative.zarr era5_64x32.archive --anonymous \\
+    --variables geopotential temperature 2m_temperature --levels 850 500 250 --period 1979-01-01 2018-12-31
+  # the published 0.25 degree set, for meshes of up to 8 latitude bands x 2 channel groups
+  python -m experiments.prepare ERA5.zarr s3://bucket/era5.archive \\
+    --channels era5 --crop-south-pole --domain 8 --tensor 2
+
+A prepare that was stopped, however hard, goes on where it was when the same command is given again.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from weathermixer.data.archive import Archive
+from weathermixer.data.planning import Plan, make_plan
+from weathermixer.data.prepare import prepare
+from weathermixer.data.sources import Source, open_source
+from weathermixer.variables import ERA5, group_by_variable
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line's options."""
+    description, _, epilog = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.prepare",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", help="Zarr store, netCDF or GRIB file or quoted glob")
+    parser.add_argument("dest", help="where the archive goes: folder, s3:// or gs://")
+    what = parser.add_argument_group("what to take from the source")
+    what.add_argument(
+        "--channels", choices=["era5"], help="a ready set instead of --variables and --levels: era5 = 69 + 3"
+    )
+    what.add_argument(
+        "--variables", nargs="+", metavar="NAME", help="WeatherBench 2 names; default: all that are known"
+    )
+    what.add_argument("--levels", nargs="+", type=int, metavar="HPA", help="pressure levels; default: all there are")
+    what.add_argument("--static", nargs="*", metavar="NAME", help="static fields; default: those known that are there")
+    what.add_argument("--period", nargs=2, metavar=("FIRST", "LAST"), help="dates, both included; default: everything")
+    what.add_argument(
+        "--step", type=int, metavar="HOURS", help="hours between times; default: 6, or the source's if longer"
+    )
+    what.add_argument("--exclude", nargs="+", default=[], metavar="TIME", help="times to leave out, as 2020-02-29T06")
+    what.add_argument("--crop-south-pole", action="store_true", help="drop the last row: 721 -> 720, as published")
+    what.add_argument("--coarsen", type=int, default=1, metavar="K", help="average blocks of K x K cells")
+    what.add_argument(
+        "--select", nargs="+", default=[], metavar="DIM=VALUE", help="one entry of other dimensions: number=0"
+    )
+    what.add_argument("--anonymous", action="store_true", help="public bucket: no credentials are looked for")
+    how = parser.add_argument_group("how to keep it")
+    how.add_argument("--dtype", default="float16", choices=["float16", "int16", "float32"], help="default: float16")
+    how.add_argument(
+        "--domain", type=int, default=1, metavar="N", help="largest number of latitude bands to train with"
+    )
+    how.add_argument(
+        "--tensor", type=int, default=1, metavar="N", help="largest number of channel groups to train with"
+    )
+    how.add_argument("--times-per-shard", type=int, metavar="N", help="times in one file; default: up to 256 MiB")
+    how.add_argument(
+        "--statistics-period", nargs=2, metavar=("FIRST", "LAST"), help="dates that count: the training years"
+    )
+    how.add_argument("--area-weighted", action="store_true", help="weigh the statistics by the cells' area")
+    how.add_argument(
+        "--keep-faults", action="store_true", help="keep missing, infinite and constant fields, and name them"
+    )
+    how.add_argument("--threads", type=int, metavar="N", help="variables read at once; default: cores, at most 8")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be made, and stop")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    options = make_parser().parse_args(arguments)
+    try:
+        source = open_source(options.source, **source_options(options))
+        plan = make_plan(
+            source,
+            dtype=options.dtype,
+            domain=options.domain,
+            tensor=options.tensor,
+            times_per_shard=options.times_per_shard,
+            threads=options.threads,
+        )
+        print(describe_plan(source, plan, options.dest))
+        if options.dry_run:
+            return 0
+        archive = prepare(
+            source,
+            options.dest,
+            dtype=options.dtype,
+            domain=options.domain,
+            tensor=options.tensor,
+            times_per_shard=options.times_per_shard,
+            statistics_period=_pair(options.statistics_period),
+            area_weighted=options.area_weighted,
+            keep_faults=options.keep_faults,
+            threads=options.threads,
+        )
+        print(describe_archive(archive))
+    except (ValueError, OSError) as error:
+        print(f"prepare: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("prepare: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def source_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `open_source` from the command line."""
+    variables, levels, static = options.variables, options.levels, options.static
+    if options.channels == "era5":
+        variables, levels, static = [channel.name for channel in ERA5.dynamic], None, list(ERA5.static)
+    select = dict(text.split("=", 1) for text in options.select)
+    storage = {}
+    if options.anonymous:
+        storage = {"token": "anon"} if options.source.startswith("gs://") else {"anon": True}
+    return {
+        "variables": variables,
+        "levels_hpa": levels,
+        "static": static,
+        "period": _pair(options.period),
+        "step_hours": options.step,
+        "crop_south_pole": options.crop_south_pole,
+        "coarsen": options.coarsen,
+        "exclude": options.exclude,
+        "select": {name: int(value) if value.lstrip("-").isdigit() else value for name, value in select.items()},
+        "storage_options": storage,
+    }
+
+
+def describe_plan(source: Source, plan: Plan, dest: str | os.PathLike) -> str:
+    """What will be made, before it is made."""
+    lat, lon = source.grid.shape
+    lines = [
+        f"source    {source.name}",
+        f"times     {len(source.times)}, {_time(source.times[0])} to {_time(source.times[-1])}",
+        f"          every {source.step_hours} h, {len(source.missing_times)} missing between them",
+        f"grid      {lat} x {lon}, latitude {source.grid.latitude[0]:g} to {source.grid.latitude[-1]:g}",
+        f"channels  {len(source.channels)}:",
+    ]
+    for variable, indices in group_by_variable(source.channels).items():
+        levels = [str(source.channels[index].level_hpa) for index in indices if source.channels[index].level_hpa]
+        lines.append(f"            {variable}" + (f" on {' '.join(levels)} hPa" if levels else ""))
+    lines += [
+        f"static    {' '.join(source.static) or 'none'}",
+        f"archive   {dest}",
+        f"          {plan.dtype}, {_size(plan.total_bytes)} before compression",
+        f"          made for meshes up to domain={plan.domain} tensor={plan.tensor}",
+        f"          {plan.shards} files of {plan.times_per_shard} times, up to {_size(plan.shard_bytes)} each",
+        f"          chunks of {' x '.join(map(str, plan.chunk))} (time, channel, latitude, longitude)",
+        f"reading   {_size(plan.frame_bytes * len(source.times))} as float32 with {plan.threads} threads, in at most "
+        f"{_size(plan.memory_bytes)} of memory beyond a bare process",
+    ]
+    return "\n".join(lines)
+
+
+def describe_archive(archive: Archive) -> str:
+    """Statistics of what was made."""
+    statistics = archive.statistics
+    hours = archive.attributes["tendency_hours"]
+    title = f"{'channel':<32}{'mean':>12}{'std':>12}{f'{hours} h std':>12}{'minimum':>12}{'maximum':>12}{'missing':>10}"
+    lines = [f"published {archive.path}", f"checksum  {archive.attributes['checksum']}", "", title]
+    for index, channel in enumerate(archive.channels):
+        numbers = (getattr(statistics, name)[index] for name in ("mean", "std", "tendency_std", "minimum", "maximum"))
+        row = "".join(f"{number:>12.5g}" for number in numbers)
+        lines.append(f"{channel.name:<32}{row}{statistics.missing[index]:>10}")
+    if archive.attributes["faults"]:
+        faults = archive.attributes["faults"]
+        lines += ["", f"{len(faults)} faulty fields were kept, the first:", *(f"  {fault}" for fault in faults[:10])]
+    return "\n".join(lines)
+
+
+def _pair(values: Sequence[str] | None) -> tuple[str, str] | None:
+    return None if values is None else (values[0], values[1])
+
+
+def _time(time) -> str:
+    return str(time.astype("datetime64[h]"))
+
+
+def _size(count: int) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}" if unit != "bytes" else f"{count} bytes"
+        count /= 1024
+    return f"{count:.3g} TiB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

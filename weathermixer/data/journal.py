@@ -1,0 +1,80 @@
+"""The journal of an archive in the making: one entry per finished shard, so that a prepare that was killed goes on.
+
+An entry is written once its shard is committed, whole or not at all (TensorStore renames files into place, object
+stores put objects at once), and holds the shard's statistics and checksums: finished shards are never read again.
+"""
+
+import contextlib
+import io
+import json
+import os
+import zlib
+from typing import Any
+
+import numpy as np
+
+from weathermixer.data import storage
+
+FOLDER = ".prepare"
+
+
+class Journal:
+    """Entries of finished shards, under `.prepare` in the archive that is being made."""
+
+    def __init__(self, working_path: str):
+        self._folder = storage.open_folder(storage.join(working_path, FOLDER))
+
+    def open_recipe(self, plan: dict[str, Any]) -> dict[str, Any] | None:
+        """What `write_recipe` wrote, None at the first start; ValueError where it was for another plan."""
+        recipe = storage.read_json(self._folder, "recipe.json")
+        if recipe is None:
+            return None
+        plan = json.loads(json.dumps(plan))
+        different = sorted(
+            key for key in plan.keys() | recipe["plan"].keys() if plan.get(key) != recipe["plan"].get(key)
+        )
+        if different:
+            raise ValueError(
+                f"{self._folder.url} was begun with other options ({', '.join(different)} differ): give the same ones "
+                "to go on, or delete it to start afresh"
+            )
+        return recipe
+
+    def write_recipe(self, plan: dict[str, Any], **more: Any) -> dict[str, Any]:
+        """Keeps what every later start must agree with, and what it must not measure again."""
+        recipe = {"plan": plan, **more}
+        storage.write_json(self._folder, "recipe.json", recipe)
+        return recipe
+
+    def write_entry(self, shard: int, **arrays: np.ndarray) -> None:
+        """Marks a shard as finished."""
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        content = buffer.getvalue()
+        self._folder.write(_key(shard), zlib.crc32(content).to_bytes(4, "little") + content).result()
+
+    def finished(self) -> set[int]:
+        """Shards that have an entry."""
+        keys = [key.decode() for key in self._folder.list().result()]
+        return {int(key.removeprefix("shard-")) for key in keys if key.startswith("shard-")}
+
+    def read_entry(self, shard: int) -> dict[str, np.ndarray]:
+        """An entry's arrays; ValueError where it is damaged."""
+        content = bytes(self._folder.read(_key(shard)).result().value)
+        if zlib.crc32(content[4:]) != int.from_bytes(content[:4], "little"):
+            raise ValueError(f"{self._folder.url}{_key(shard)} is damaged: delete it, and its shard is made again")
+        with np.load(io.BytesIO(content[4:])) as arrays:
+            return dict(arrays)
+
+
+def remove_journal(path: str) -> None:
+    """Deletes the journal of an archive that is published."""
+    folder = storage.open_folder(path)
+    folder.delete_range(folder.KeyRange(FOLDER + "/", FOLDER + "0")).result()
+    if storage.is_local(path):
+        with contextlib.suppress(OSError):
+            os.rmdir(os.path.join(path, FOLDER))
+
+
+def _key(shard: int) -> str:
+    return f"shard-{shard:08d}"

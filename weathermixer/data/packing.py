@@ -1,0 +1,77 @@
+"""How physical values are kept in 16 bits: float16 of the standardized value, or packed int16; float32 as it is.
+
+physical = stored * scale[channel] + offset[channel]
+"""
+
+import numpy as np
+from jaxtyping import Float
+
+DTYPES = ("float16", "int16", "float32")
+# int16 covers the sample's range and this share of it on each side: a record's extremes lie beyond any sample's
+INT16_MARGIN = 0.5
+INT16_LARGEST = 32767
+
+
+def choose_packing(
+    sample: Float[np.ndarray, "time channel lat lon"], dtype: str
+) -> tuple[Float[np.ndarray, " channel"], Float[np.ndarray, " channel"]]:
+    """(scale, offset) per channel for frames like those of a sample; both are exact in float32.
+
+    float16: offset is the mean and scale the standard deviation. int16: the range and a margin over 65534 steps.
+    float32: scale 1 and offset 0, so that values are kept bit by bit.
+    """
+    channels = sample.shape[1]
+    if dtype == "float32":
+        return np.ones(channels), np.zeros(channels)
+    values = sample.transpose(1, 0, 2, 3).reshape(channels, -1)
+    scale, offset = np.ones(channels), np.zeros(channels)
+    for channel in range(channels):
+        finite = values[channel][np.isfinite(values[channel])].astype(np.float64)
+        if not len(finite):
+            continue  # no value at all: any packing will do
+        if dtype == "float16":
+            scale[channel], offset[channel] = finite.std(), finite.mean()
+        else:
+            low, high = finite.min(), finite.max()
+            scale[channel] = (high - low) * (1 + 2 * INT16_MARGIN) / (2 * INT16_LARGEST)
+            offset[channel] = (low + high) / 2
+    scale, offset = scale.astype(np.float32).astype(np.float64), offset.astype(np.float32).astype(np.float64)
+    return np.where(scale > 0, scale, 1.0), offset
+
+
+def pack(
+    frames: Float[np.ndarray, "time channel lat lon"],
+    scale: Float[np.ndarray, " channel"],
+    offset: Float[np.ndarray, " channel"],
+    dtype: str,
+) -> np.ndarray:
+    """Physical float32 frames -> stored values.
+
+    Raises UnpackableError where a value cannot be stored: beyond the type's range, or missing in int16.
+    """
+    if dtype == "float32":
+        return frames
+    scaled = frames - offset.astype(np.float32)[:, None, None]
+    scaled /= scale.astype(np.float32)[:, None, None]
+    largest = float(INT16_LARGEST) if dtype == "int16" else float(np.finfo(np.float16).max)
+    outside = np.abs(scaled) > largest if dtype == "float16" else ~(np.abs(scaled) <= largest)
+    outside &= ~np.isinf(frames) if dtype == "float16" else True
+    if outside.any():
+        index = np.argwhere(outside)[0]
+        raise UnpackableError(int(index[0]), int(index[1]), float(frames[tuple(index)]))
+    return np.rint(scaled, out=scaled).astype(np.int16) if dtype == "int16" else scaled.astype(np.float16)
+
+
+def unpack(
+    stored: np.ndarray, scale: Float[np.ndarray, " channel"], offset: Float[np.ndarray, " channel"]
+) -> Float[np.ndarray, "time channel lat lon"]:
+    """Stored values -> physical float64 frames."""
+    return stored.astype(np.float64) * scale[:, None, None] + offset[:, None, None]
+
+
+class UnpackableError(ValueError):
+    """A value that the chosen type cannot hold, at [time, channel] of the block."""
+
+    def __init__(self, time: int, channel: int, value: float):
+        super().__init__(f"value {value} cannot be stored")
+        self.time, self.channel, self.value = time, channel, value
