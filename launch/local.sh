@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Several processes of one run on this machine, as if they were several hosts:
+#
+#   launch/local.sh 2 python -m experiments.train --config=experiments/configs/quickstart.py --workdir=runs/two
+#
+# Every process learns its place from three variables (weathermixer/distributed.py). On a machine without GPUs,
+# JAX_NUM_CPU_DEVICES=4 gives each of them four simulated devices. Ctrl-C and SIGTERM reach all; where one fails, the
+# others are stopped, and its exit status is this script's. Needs bash 5.1.
+set -euo pipefail
+
+if (($# < 2)) || ! [[ $1 =~ ^[1-9][0-9]*$ ]]; then
+  echo "usage: $0 NUMBER_OF_PROCESSES COMMAND [ARGUMENT ...]" >&2
+  exit 2
+fi
+export JAX_NUM_PROCESSES=$1
+shift
+port=$(python -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')
+export JAX_COORDINATOR_ADDRESS=${JAX_COORDINATOR_ADDRESS:-localhost:$port}
+
+processes=()
+for ((i = 0; i < JAX_NUM_PROCESSES; i++)); do
+  JAX_PROCESS_ID=$i PYTHONUNBUFFERED=1 "$@" &
+  processes+=($!)
+done
+trap 'kill -TERM "${processes[@]}" 2>/dev/null || true' INT TERM
+
+status=0
+for ((left = JAX_NUM_PROCESSES; left > 0; )); do
+  code=0
+  wait -n -p finished || code=$?
+  [[ ${finished:-} ]] || continue # it was a signal, which the trap has passed on
+  ((left--)) || true
+  if ((code && !status)); then
+    status=$code
+    kill -TERM "${processes[@]}" 2>/dev/null || true
+  fi
+done
+exit "$status"

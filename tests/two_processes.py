@@ -1,0 +1,48 @@
+"""Run by test_distributed.py in two processes: joins, adds over both, saves, stops with the other one on SIGTERM."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from weathermixer.checkpoint import open_checkpoints
+from weathermixer.distributed import describe, initialize, preempted
+from weathermixer.mesh import make_mesh, sharding, use_mesh
+from weathermixer.telemetry import open_log
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")  # in one piece, so that two processes' lines do not mix
+    sys.stdout.flush()
+
+
+def main(workdir: str) -> None:
+    initialize(heartbeat_timeout_seconds=10)
+    mesh = make_mesh(1, 4, 1)
+    say(f"joined: {describe()}")
+    with (
+        use_mesh(mesh),
+        open_log(workdir, first_step=0, last_step=1_000_000, every=100_000, batch_size=1, flops_per_step=1.0) as log,
+        open_checkpoints(f"{workdir}/checkpoints", every=2, keep=2) as checkpoints,
+    ):
+        values = np.arange(8, dtype=np.float32)
+        x = jax.make_array_from_callback((8,), sharding(mesh, "lat"), lambda box: values[box])
+        add = jax.jit(lambda x: (x + 1, jnp.sum(x)))
+        for step in range(1, 1_000_000):
+            x, total = add(x)
+            log.step(step, {"total": total})
+            assert float(total) == 28 + 8 * (step - 1)
+            if preempted(step):
+                checkpoints.save(step, {"x": x}, {}, force=True)
+                say(f"stopped at {step}")
+                return
+            if step == 2:
+                checkpoints.save(step, {"x": x}, {})
+                checkpoints.wait()
+                say("saved")
+            jax.block_until_ready(x)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
