@@ -1,0 +1,106 @@
+"""Layers on cut arrays: parameters born sharded, the dense layer on either dimension, LayerNorm, dropout."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import reshard
+from jaxtyping import Array, Float, Key
+
+from weathermixer.jigsaw import Over, mix
+from weathermixer.mesh import spec
+
+EPSILON = 1e-5  # of every LayerNorm (Jigsaw's published settings)
+ACTIVATION = ("batch", "token", "embed")
+
+
+def parameter(init: Callable, rngs: nnx.Rngs, names: tuple[str, ...], shape: tuple[int, ...]) -> nnx.Param:
+    """A float32 parameter whose dimensions carry these logical names, initialized on its own shards.
+
+    The sharding goes to the initializer itself: placed after the fact, every device would first hold the whole kernel.
+    """
+    return nnx.Param(init(rngs.params(), shape, jnp.float32, out_sharding=spec(*names)), names=names)
+
+
+def kernel_init(fan_in: int) -> Callable:
+    """Uniform in +-1/sqrt(fan_in), the initialization of the published model's linear layers."""
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key, shape, dtype, *, out_sharding):
+        return jax.random.uniform(key, shape, dtype, -bound, bound, out_sharding=out_sharding)
+
+    return init
+
+
+def constant_init(value: float) -> Callable:
+    """The constant `value`."""
+
+    def init(key, shape, dtype, *, out_sharding):
+        return jnp.full(shape, value, dtype, out_sharding=out_sharding)
+
+    return init
+
+
+class Dense(nnx.Module):
+    """An affine map of the channels, or of the tokens, of an activation.
+
+        over="channel":  y[b,t,o] = sum_i x[b,t,i] kernel[i,o] + bias[o]
+        over="token":    y[b,o,d] = sum_i x[b,i,d] kernel[i,o] + bias[o]
+
+    Parameters: kernel [inputs, outputs], bias [outputs] (the transpose of a PyTorch Linear's weight, and its bias).
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, over: Over, rngs: nnx.Rngs):
+        self.over = over
+        names = ("token_in", "token_out") if over == "token" else ("embed_in", "embed_out")
+        bias = "token_vector" if over == "token" else "embed_vector"
+        self.kernel = parameter(kernel_init(inputs), rngs, names, (inputs, outputs))
+        self.bias = parameter(constant_init(0.0), rngs, (bias,), (outputs,))
+
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t2 d2"]:
+        y = mix(x, self.kernel[...].astype(x.dtype), over=self.over)
+        return y + dense_bias(self.bias[...].astype(x.dtype), self.over)
+
+
+def dense_bias(bias: Float[Array, " o"], over: Over) -> Float[Array, "..."]:
+    """A bias on the dimension that a mixing produced, cut and shaped to be added to the activation."""
+    if over == "token":
+        return reshard(bias, spec("token"))[None, :, None]
+    return reshard(bias, spec("embed"))[None, None, :]
+
+
+class LayerNorm(nnx.Module):
+    """LayerNorm over the whole embedding, whatever its cut, with scale and bias; statistics in float32.
+
+        y = (x - mean) / sqrt(var + 1e-5) * scale + bias
+
+    Parameters: scale [embed], bias [embed].
+    """
+
+    def __init__(self, embed: int, *, rngs: nnx.Rngs):
+        self.scale = parameter(constant_init(1.0), rngs, ("embed_vector",), (embed,))
+        self.bias = parameter(constant_init(0.0), rngs, ("embed_vector",), (embed,))
+
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(axis=-1, keepdims=True)
+        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+        scale, bias = (reshard(p[...], spec("embed"))[None, None, :] for p in (self.scale, self.bias))
+        return (centred * jax.lax.rsqrt(variance + EPSILON) * scale + bias).astype(x.dtype)
+
+
+def dropout(x: Float[Array, "b t d"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "b t d"]:
+    """Inverted dropout of an activation, drawn over its logical shape, so that every mesh drops the same elements."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape, out_sharding=spec(*ACTIVATION))
+    return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
+
+
+def fold_key(key: Any, number: int) -> Any:
+    """The key of part `number`, or None where nothing is random."""
+    return None if key is None else jax.random.fold_in(key, np.uint32(number))

@@ -1,0 +1,183 @@
+"""WeatherMixer: encode, mix, decode, blend (Kieckhefen et al. 2025, arXiv 2507.05753, section 4)."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from weathermixer.jigsaw import mix
+from weathermixer.mesh import check_divides
+from weathermixer.model.heads import Blend, Increment
+from weathermixer.model.layers import Dense, LayerNorm, constant_init, dense_bias, fold_key, kernel_init, parameter
+from weathermixer.model.mixer import MixerBlock
+from weathermixer.model.patching import patch, unpatch
+
+HEADS = ("blend", "increment")
+REMATERIALIZE = ("none", "block")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelShape:
+    """The sizes of a WeatherMixer. The defaults, but for the grid and the channels, are the published 1.06 B model's.
+
+    Attributes:
+      grid: (lat, lon) points.
+      channels: length of the channel dimension, static fields and padding included.
+      predicted: how many channels, the first ones, are predicted.
+      patch: (rows, columns) of a token.
+      embed: features of a token (D).
+      token_hidden: hidden size of token mixing (H).
+      embed_hidden: hidden size of channel mixing (F).
+      blocks: mixer blocks.
+      head: "blend" (published) or "increment".
+      dropout_rate: in the MLPs.
+    """
+
+    grid: tuple[int, int] = (720, 1440)
+    channels: int = 72
+    predicted: int = 69
+    patch: tuple[int, int] = (1, 60)
+    embed: int = 4320
+    token_hidden: int = 8640
+    embed_hidden: int = 4320
+    blocks: int = 3
+    head: str = "blend"
+    dropout_rate: float = 0.0
+
+    def __post_init__(self):
+        for what, size, part in zip(("latitude", "longitude"), self.grid, self.patch, strict=True):
+            if size % part:
+                raise ValueError(
+                    f"{what}={size} is not divisible by the patch's {part}: choose model.patch to divide it"
+                )
+        if self.head not in HEADS:
+            raise ValueError(f"head={self.head!r} is not one of {HEADS}")
+        if not 0 < self.predicted <= self.channels:
+            raise ValueError(f"predicted={self.predicted} channels of {self.channels}: it must be 1 to {self.channels}")
+
+    @property
+    def tokens(self) -> int:
+        return (self.grid[0] // self.patch[0]) * (self.grid[1] // self.patch[1])
+
+    @property
+    def features(self) -> int:
+        """Features of a patch, before encoding and after decoding."""
+        return self.channels * self.patch[0] * self.patch[1]
+
+    def check_mesh(self, mesh) -> None:
+        """Raises a ValueError that names every size that does not divide over `mesh`."""
+        check_divides(
+            mesh,
+            channels=("channel", self.channels),
+            patch_rows=("lat", self.grid[0] // self.patch[0]),
+            tokens=("token_vector", self.tokens),
+            token_hidden=("token_vector", self.token_hidden),
+            features=("embed_vector", self.features),
+            embed=("embed_vector", self.embed),
+            embed_hidden=("embed_vector", self.embed_hidden),
+        )
+
+
+class WeatherMixer(nnx.Module):
+    """Maps the standardized state to the standardized state one step (6 h) later.
+
+        e = encode(patch(x));  h = e
+        repeat `repeats` times, for each block:  h = block(h)
+        decoded = unpatch(kernel_h^T LN(h) + kernel_e^T e + bias);   y = head(decoded, x)
+
+    Parameters, in the order that foreign weights must take: tokens latitude-major; patch features (channel, row, column),
+    channels as in ChannelSet (dynamic, static, padding); every kernel [contracted, produced].
+      encode.kernel [features, embed], encode.bias [embed]
+      blocks[i].token_norm, .token_mlp, .channel_norm, .channel_mlp: see MixerBlock
+      norm.scale, norm.bias [embed]
+      decode_kernel [2, embed, features] (0: for LN(h), 1: for e), decode_bias [features]
+      head: see Blend; none for Increment
+    A PyTorch Linear's weight is [produced, contracted]: transpose it. A decoder bias of one value per channel is repeated
+    over the patch.
+    """
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        *,
+        rngs: nnx.Rngs,
+        tendency: Sequence[float] | None = None,
+        compute_dtype: jnp.dtype = jnp.float32,
+        rematerialize: str = "none",
+    ):
+        """Initializes on the current mesh (weathermixer.mesh.use_mesh), every parameter on its own shards.
+
+        Args:
+          shape: the sizes.
+          rngs: the stream `params` is used.
+          tendency: [channel] standardized 6 h tendency standard deviation, for head="increment".
+          compute_dtype: of activations and products; parameters, statistics and the head stay float32.
+          rematerialize: "none" or "block" (keep the blocks' inputs, compute the rest again in the backward pass).
+
+        Raises ValueError where a size does not divide over the mesh or an option is unknown.
+        """
+        shape.check_mesh(jax.sharding.get_abstract_mesh())
+        if rematerialize not in REMATERIALIZE:
+            raise ValueError(f"rematerialize={rematerialize!r} is not one of {REMATERIALIZE}")
+        self.shape = shape
+        self.compute_dtype = jnp.dtype(compute_dtype)
+        self.rematerialize = rematerialize
+        self.encode = Dense(shape.features, shape.embed, over="channel", rngs=rngs)
+        self.blocks = nnx.List(
+            MixerBlock(
+                tokens=shape.tokens,
+                embed=shape.embed,
+                token_hidden=shape.token_hidden,
+                embed_hidden=shape.embed_hidden,
+                dropout_rate=shape.dropout_rate,
+                rngs=rngs,
+            )
+            for _ in range(shape.blocks)
+        )
+        self.norm = LayerNorm(shape.embed, rngs=rngs)
+        names = ("stack", "embed_in", "embed_out")
+        init = kernel_init(2 * shape.embed)
+        self.decode_kernel = parameter(init, rngs, names, (2, shape.embed, shape.features))
+        self.decode_bias = parameter(constant_init(0.0), rngs, ("embed_vector",), (shape.features,))
+        if shape.head == "blend":
+            self.head = Blend(shape.channels, rngs=rngs)
+        else:
+            if tendency is None or len(tendency) != shape.channels:
+                raise ValueError(
+                    f"head='increment' needs tendency, one value for each of the {shape.channels} channels"
+                )
+            self.head = Increment(tendency)
+
+    def __call__(
+        self, x: Float[Array, "b c lat lon"], *, repeats: int = 1, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "b c lat lon"]:
+        """The standardized state `repeats` steps later, zero on channels that are not predicted.
+
+        Args:
+          x: standardized dynamic channels and static fields.
+          repeats: latent rollout: how often the blocks are applied between one encode and one decode.
+          key: of dropout; None means none.
+        """
+        encoded = self.encode(patch(x.astype(self.compute_dtype), self.shape.patch))
+        h = encoded
+        for repeat in range(repeats):
+            for index, block in enumerate(self.blocks):
+                h = self._apply_block(block, h, fold_key(key, repeat * self.shape.blocks + index))
+        decoded = unpatch(self._decode(h, encoded), self.shape.patch, self.shape.grid).astype(jnp.float32)
+        predicted = np.arange(self.shape.channels) < self.shape.predicted
+        return self.head(decoded, x, predicted)
+
+    def _apply_block(self, block, h, key):
+        def run(block, h, key):
+            return block(h, key)
+
+        return (jax.checkpoint(run) if self.rematerialize == "block" else run)(block, h, key)
+
+    def _decode(self, h, encoded):
+        kernel = self.decode_kernel[...].astype(self.compute_dtype)
+        y = mix(self.norm(h), kernel[0], over="channel") + mix(encoded, kernel[1], over="channel")
+        return y + dense_bias(self.decode_bias[...].astype(self.compute_dtype), "channel")
