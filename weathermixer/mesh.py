@@ -5,6 +5,7 @@ The mesh is always (data, domain, tensor), of Explicit axis type, so that a shar
 Axes of size one count as cut too: there is one code path for all meshes.
 """
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -119,6 +120,39 @@ def ways(mesh: Mesh | AbstractMesh, name: str) -> int:
     for axis in axes:
         ways *= 1 if axis is None else mesh.shape[axis]
     return ways
+
+
+def instances(mesh: Mesh | AbstractMesh) -> int:
+    """How many model instances a mesh holds."""
+    return mesh.shape["data"]
+
+
+def instance_devices(mesh: Mesh | AbstractMesh) -> int:
+    """How many devices hold one model instance together."""
+    return mesh.shape["domain"] * mesh.shape["tensor"]
+
+
+def cut_axes(array_spec: PartitionSpec) -> set[str]:
+    """The mesh axes over which an array with this spec is cut."""
+    return {axis for entry in array_spec if entry for axis in (entry if isinstance(entry, tuple) else (entry,))}
+
+
+def cut_over_data(array_spec: PartitionSpec, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """The spec of a parameter's array that is cut over the instances too (ZeRO), where a dimension's part divides.
+
+    The first dimension whose part on a device is divisible by `data` is cut once more, within its part; an array
+    without one, a few small vectors, stays as it is.
+    """
+    if "data" in cut_axes(array_spec):
+        return array_spec
+    entries = tuple(array_spec) + (None,) * (len(shape) - len(array_spec))
+    for dimension, (entry, size) in enumerate(zip(entries, shape, strict=True)):
+        axes = () if entry is None else entry if isinstance(entry, tuple) else (entry,)
+        part = size // math.prod(mesh.shape[axis] for axis in axes)
+        if part % mesh.shape["data"] == 0:
+            cut = (*axes, "data") if axes else "data"
+            return PartitionSpec(*entries[:dimension], cut, *entries[dimension + 1 :])
+    return array_spec
 
 
 def check_divides(mesh: Mesh | AbstractMesh, **sizes: tuple[str, int]) -> None:
