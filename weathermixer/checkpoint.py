@@ -70,6 +70,10 @@ class Checkpoints:
         """Waits until the save under way is complete; raises what it raised."""
         self._manager.wait_until_finished()
 
+    @property
+    def directory(self) -> epath.Path:
+        return self._manager.directory
+
     def steps(self) -> list[int]:
         """The steps that were saved and kept, ascending; the last may still be in writing (see wait)."""
         return sorted(self._manager.all_steps())
@@ -86,7 +90,7 @@ class Checkpoints:
         Saving only finite states is the caller's duty.
         """
         if self._every is None:
-            raise ValueError(f"the checkpoints in {self._manager.directory} were opened to read: pass every= to write")
+            raise ValueError(f"the checkpoints in {self.directory} were opened to read: pass every= to write")
         if (step % self._every and not force) or step in self._manager.all_steps():
             return False
         meta = {**meta, "step": step, "software": software_versions()}
@@ -104,7 +108,7 @@ class Checkpoints:
         """
         step = self._known(step)
         named = _named(target)
-        _check_matches(named, self._saved(step), where=f"{self._manager.directory}/{step}", partial=partial)
+        _check_matches(named, self._saved(step), where=f"{self.directory}/{step}", partial=partial)
         item = _nested(named)
         arguments = ocp.args.PyTreeRestore(
             item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
@@ -121,9 +125,9 @@ class Checkpoints:
         self.wait()  # a save under way can be read only when it is complete
         steps = self.steps()
         if not steps:
-            raise ValueError(f"there are no checkpoints in {self._manager.directory}")
+            raise ValueError(f"there are no checkpoints in {self.directory}")
         if step is not None and step not in steps:
-            raise ValueError(f"there is no checkpoint of step {step} in {self._manager.directory}: it has {steps}")
+            raise ValueError(f"there is no checkpoint of step {step} in {self.directory}: it has {steps}")
         return steps[-1] if step is None else step
 
     def _saved(self, step: int) -> dict[str, Any]:
