@@ -11,11 +11,11 @@ from flax import nnx
 from jax.sharding import reshard
 from jaxtyping import Array, Float, Key
 
-from weathermixer.jigsaw import Over, mix
-from weathermixer.mesh import spec
+from weathermixer.jigsaw import ACTIVATION, mix
+from weathermixer.mesh import spec, ways
+from weathermixer.schedule import Over, Schedule, choose_schedule, kernel_names
 
 EPSILON = 1e-5  # of every LayerNorm (Jigsaw's published settings)
-ACTIVATION = ("batch", "token", "embed")
 
 
 def parameter(init: Callable, rngs: nnx.Rngs, names: tuple[str, ...], shape: tuple[int, ...]) -> nnx.Param:
@@ -51,19 +51,32 @@ class Dense(nnx.Module):
         over="channel":  y[b,t,o] = sum_i x[b,t,i] kernel[i,o] + bias[o]
         over="token":    y[b,o,d] = sum_i x[b,i,d] kernel[i,o] + bias[o]
 
-    Parameters: kernel [inputs, outputs], bias [outputs] (the transpose of a PyTorch Linear's weight, and its bias).
+    Parameters: kernel [inputs, outputs], bias [outputs] (the transpose of a PyTorch Linear's weight, and its bias). How
+    the kernel is cut follows from its schedule, what it computes does not.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, over: Over, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, *, over: Over, schedule: Schedule, rngs: nnx.Rngs):
         self.over = over
-        names = ("token_in", "token_out") if over == "token" else ("embed_in", "embed_out")
+        self.schedule = resolve_schedule(schedule, inputs, outputs, over)
+        names = kernel_names(over, self.schedule)
         bias = "token_vector" if over == "token" else "embed_vector"
         self.kernel = parameter(kernel_init(inputs), rngs, names, (inputs, outputs))
         self.bias = parameter(constant_init(0.0), rngs, (bias,), (outputs,))
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t2 d2"]:
-        y = mix(x, self.kernel[...].astype(x.dtype), over=self.over)
+        y = mix(x, self.kernel[...], over=self.over, schedule=self.schedule)
         return y + dense_bias(self.bias[...].astype(x.dtype), self.over)
+
+
+def resolve_schedule(schedule: Schedule, inputs: int, outputs: int, over: Over) -> Schedule:
+    """The schedule of one contraction on the current mesh: the one asked for, or for "auto" the cheapest."""
+    mesh = jax.sharding.get_abstract_mesh()
+    along, across = ways(mesh, "token"), ways(mesh, "embed")
+    if over == "channel":
+        along, across = across, along
+    # what decides does not depend on how many rows there are: one per device keeps the bytes whole numbers
+    sizes = dict(rows=along * across, contracted=inputs, produced=outputs)
+    return choose_schedule(schedule, **sizes, along=along, across=across)
 
 
 def dense_bias(bias: Float[Array, " o"], over: Over) -> Float[Array, "..."]:

@@ -4,8 +4,8 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from weathermixer.jigsaw import Over
 from weathermixer.model.layers import Dense, LayerNorm, dropout, fold_key
+from weathermixer.schedule import Over, Schedule
 
 
 class Mlp(nnx.Module):
@@ -14,9 +14,11 @@ class Mlp(nnx.Module):
     Parameters: up.kernel [size, hidden], up.bias [hidden], down.kernel [hidden, size], down.bias [size].
     """
 
-    def __init__(self, size: int, hidden: int, *, over: Over, dropout_rate: float, rngs: nnx.Rngs):
-        self.up = Dense(size, hidden, over=over, rngs=rngs)
-        self.down = Dense(hidden, size, over=over, rngs=rngs)
+    def __init__(
+        self, size: int, hidden: int, *, over: Over, schedule: Schedule, dropout_rate: float, rngs: nnx.Rngs
+    ):
+        self.up = Dense(size, hidden, over=over, schedule=schedule, rngs=rngs)
+        self.down = Dense(hidden, size, over=over, schedule=schedule, rngs=rngs)
         self.dropout_rate = dropout_rate
 
     def __call__(self, x: Float[Array, "b t d"], key: Key[Array, ""] | None) -> Float[Array, "b t d"]:
@@ -39,13 +41,15 @@ class MixerBlock(nnx.Module):
         embed: int,
         token_hidden: int,
         embed_hidden: int,
+        schedule: Schedule,
         dropout_rate: float,
         rngs: nnx.Rngs,
     ):
+        options = dict(schedule=schedule, dropout_rate=dropout_rate, rngs=rngs)
         self.token_norm = LayerNorm(embed, rngs=rngs)
-        self.token_mlp = Mlp(tokens, token_hidden, over="token", dropout_rate=dropout_rate, rngs=rngs)
+        self.token_mlp = Mlp(tokens, token_hidden, over="token", **options)
         self.channel_norm = LayerNorm(embed, rngs=rngs)
-        self.channel_mlp = Mlp(embed, embed_hidden, over="channel", dropout_rate=dropout_rate, rngs=rngs)
+        self.channel_mlp = Mlp(embed, embed_hidden, over="channel", **options)
 
     def __call__(self, h: Float[Array, "b t d"], key: Key[Array, ""] | None) -> Float[Array, "b t d"]:
         h = h + self.token_mlp(self.token_norm(h), fold_key(key, 0))

@@ -12,9 +12,19 @@ from jaxtyping import Array, Float, Key
 from weathermixer.jigsaw import mix
 from weathermixer.mesh import check_divides
 from weathermixer.model.heads import Blend, Increment
-from weathermixer.model.layers import Dense, LayerNorm, constant_init, dense_bias, fold_key, kernel_init, parameter
+from weathermixer.model.layers import (
+    Dense,
+    LayerNorm,
+    constant_init,
+    dense_bias,
+    fold_key,
+    kernel_init,
+    parameter,
+    resolve_schedule,
+)
 from weathermixer.model.mixer import MixerBlock
 from weathermixer.model.patching import patch, unpatch
+from weathermixer.schedule import Schedule, kernel_names
 
 HEADS = ("blend", "increment")
 REMATERIALIZE = ("none", "block")
@@ -108,6 +118,7 @@ class WeatherMixer(nnx.Module):
         tendency: Sequence[float] | None = None,
         compute_dtype: jnp.dtype = jnp.float32,
         rematerialize: str = "none",
+        schedule: Schedule = "auto",
     ):
         """Initializes on the current mesh (weathermixer.mesh.use_mesh), every parameter on its own shards.
 
@@ -117,6 +128,7 @@ class WeatherMixer(nnx.Module):
           tendency: [channel] standardized 6 h tendency standard deviation, for head="increment".
           compute_dtype: of activations and products; parameters, statistics and the head stay float32.
           rematerialize: "none" or "block" (keep the blocks' inputs, compute the rest again in the backward pass).
+          schedule: of the contractions, see weathermixer.schedule.
 
         Raises ValueError where a size does not divide over the mesh or an option is unknown.
         """
@@ -126,20 +138,22 @@ class WeatherMixer(nnx.Module):
         self.shape = shape
         self.compute_dtype = jnp.dtype(compute_dtype)
         self.rematerialize = rematerialize
-        self.encode = Dense(shape.features, shape.embed, over="channel", rngs=rngs)
+        self.encode = Dense(shape.features, shape.embed, over="channel", schedule=schedule, rngs=rngs)
         self.blocks = nnx.List(
             MixerBlock(
                 tokens=shape.tokens,
                 embed=shape.embed,
                 token_hidden=shape.token_hidden,
                 embed_hidden=shape.embed_hidden,
+                schedule=schedule,
                 dropout_rate=shape.dropout_rate,
                 rngs=rngs,
             )
             for _ in range(shape.blocks)
         )
         self.norm = LayerNorm(shape.embed, rngs=rngs)
-        names = ("stack", "embed_in", "embed_out")
+        self.decode_schedule = resolve_schedule(schedule, shape.embed, shape.features, "channel")
+        names = ("stack", *kernel_names("channel", self.decode_schedule))
         init = kernel_init(2 * shape.embed)
         self.decode_kernel = parameter(init, rngs, names, (2, shape.embed, shape.features))
         self.decode_bias = parameter(constant_init(0.0), rngs, ("embed_vector",), (shape.features,))
@@ -178,6 +192,6 @@ class WeatherMixer(nnx.Module):
         return (jax.checkpoint(run) if self.rematerialize == "block" else run)(block, h, key)
 
     def _decode(self, h, encoded):
-        kernel = self.decode_kernel[...].astype(self.compute_dtype)
-        y = mix(self.norm(h), kernel[0], over="channel") + mix(encoded, kernel[1], over="channel")
+        kernel, options = self.decode_kernel[...], dict(over="channel", schedule=self.decode_schedule)
+        y = mix(self.norm(h), kernel[0], **options) + mix(encoded, kernel[1], **options)
         return y + dense_bias(self.decode_bias[...].astype(self.compute_dtype), "channel")

@@ -1,0 +1,250 @@
+"""From a config to the objects of a run: data, model, optimizer, state. Programs share it, so that they agree."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import nnx
+from jax.sharding import AbstractMesh, Mesh
+from ml_collections import ConfigDict
+
+import weathermixer
+from weathermixer.checkpoint import open_checkpoints
+from weathermixer.data.archive import Archive, open_archive
+from weathermixer.data.prepare import prepare
+from weathermixer.data.simulate import simulate
+from weathermixer.data.sources import open_source
+from weathermixer.data.standardization import Standardization, make_standardization
+from weathermixer.mesh import make_mesh, use_mesh
+from weathermixer.model import ModelShape, WeatherMixer
+from weathermixer.losses import make_loss_weights
+from weathermixer.optimizer import make_learning_rate, make_optimizer
+from weathermixer.state import TrainState, describe, make_state
+from weathermixer.steps import make_loss, make_train_step
+from weathermixer.variables import ChannelSet
+
+CONFIG_FILE = "config.json"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained model with its data: what scores and forecasts are made from."""
+
+    workdir: pathlib.Path
+    config: ConfigDict
+    mesh: Mesh
+    archive: Archive
+    channel_set: ChannelSet
+    standardization: Standardization
+    apply: Callable
+    params: Any
+    step: int
+
+
+def cache_directory() -> pathlib.Path:
+    """Where data that was made on first use is kept: $WEATHERMIXER_CACHE, or the user's cache folder."""
+    default = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "weathermixer"
+    return pathlib.Path(os.environ.get("WEATHERMIXER_CACHE", default)).expanduser()
+
+
+def open_data(config: ConfigDict, data: str | None) -> Archive:
+    """The archive at `data`, or the one made of config.data.source, on first use, in the cache.
+
+    Raises ValueError where neither is there.
+    """
+    if data:
+        return open_archive(data)
+    source = os.path.expandvars(config.data.source)
+    if not source:
+        raise ValueError("this config has no data of its own: give --data=ARCHIVE, made by python -m experiments.prepare")
+    if "$" in source:
+        raise ValueError(f"config.data.source={config.data.source!r}: the environment variable in it is not set")
+    cache = cache_directory()
+    # the archive is cut for any mesh that fits a small grid: its chunks are small either way
+    made_by = hashlib.sha256(json.dumps([source, weathermixer.__version__]).encode()).hexdigest()[:8]
+    path = cache / f"{pathlib.Path(source).stem}-{made_by}.archive"
+    if not path.exists():
+        logging.info("making the archive %s, once", path)
+        if source == "simulated":
+            source = simulate(cache / "simulation.zarr")
+        elif "://" not in source and not os.path.exists(source):
+            raise ValueError(f"config.data.source={source!r} is not there: give its path, or --data=ARCHIVE")
+        prepare(open_source(source), path)
+    return open_archive(path)
+
+
+def make_channel_set(config: ConfigDict, archive: Archive) -> ChannelSet:
+    """The channels of a run: those named in the config, or all of the archive's."""
+    names = tuple(config.data.channels) or tuple(channel.name for channel in archive.channels)
+    static = tuple(archive.static) if tuple(config.data.static) == ("*",) else tuple(config.data.static)
+    archive.channel_indices(names)  # raises for those that are not there
+    return ChannelSet.from_names(names, static, config.data.channel_multiple)
+
+
+def make_model_shape(config: ConfigDict, grid: tuple[int, int], channel_set: ChannelSet) -> ModelShape:
+    """The model's sizes on a grid of (lat, lon) points."""
+    model = config.model
+    return ModelShape(
+        grid=grid,
+        channels=channel_set.size,
+        predicted=len(channel_set.dynamic),
+        patch=tuple(model.patch),
+        embed=model.embed,
+        token_hidden=model.token_hidden,
+        embed_hidden=model.embed_hidden,
+        blocks=model.blocks,
+        head=model.head,
+        dropout_rate=model.dropout_rate,
+    )
+
+
+def compute_dtype(config: ConfigDict) -> jnp.dtype:
+    """Of activations and products: bfloat16 where the hardware is made for it."""
+    if config.model.compute_dtype == "auto":
+        return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+    return jnp.dtype(config.model.compute_dtype)
+
+
+def make_model(
+    config: ConfigDict, shape: ModelShape, tendency: np.ndarray, mesh: Mesh | AbstractMesh
+) -> tuple[Callable, Callable]:
+    """The model as two functions on the mesh in use: make_params(key) -> params, apply(params, x, *, repeats, key)."""
+
+    def build(key):
+        return WeatherMixer(
+            shape,
+            rngs=nnx.Rngs(params=key),
+            tendency=tuple(np.asarray(tendency, np.float64).tolist()),
+            compute_dtype=compute_dtype(config),
+            rematerialize=config.model.rematerialize,
+            schedule=config.model.schedule,
+        )
+
+    abstract = jax.sharding.use_abstract_mesh if isinstance(mesh, AbstractMesh) else use_mesh
+    with abstract(mesh):
+        graph = nnx.split(nnx.eval_shape(build, jax.random.key(0)))[0]
+
+    def make_params(key):
+        return nnx.split(build(key))[1]
+
+    def apply(params, x, *, repeats=1, key=None):
+        return nnx.merge(graph, params)(x, repeats=repeats, key=key)
+
+    return make_params, apply
+
+
+def training_steps(config: ConfigDict, starts: int) -> tuple[int, int]:
+    """(steps of the run, steps of the warm-up) for so many training pairs."""
+    per_epoch = starts / config.training.batch_size
+    steps = config.training.steps or round(config.training.epochs * per_epoch)
+    if steps < 1:
+        raise ValueError(f"training.steps={steps}: nothing to train; set training.steps or training.epochs")
+    return steps, min(round(config.optimizer.warmup_epochs * per_epoch), steps // 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What a training step needs, as functions on the mesh in use: the same on any mesh, concrete or abstract.
+
+    apply(params, x, *, repeats, key), loss(params, batch, standardization, key), train_step(state, batch,
+    standardization) -> (state, metrics), initial_state() to be jitted; `steps` is the length of the run.
+    """
+
+    shape: ModelShape
+    steps: int
+    apply: Callable
+    loss: Callable
+    train_step: Callable
+    initial_state: Callable[[], TrainState]
+
+
+def make_training(
+    config: ConfigDict,
+    *,
+    latitude: np.ndarray,
+    longitudes: int,
+    channel_set: ChannelSet,
+    tendency: np.ndarray,
+    starts: int,
+    mesh: Mesh | AbstractMesh,
+) -> Training:
+    """Puts model, loss and optimizer of a config together for a grid, its channels and so many training pairs.
+
+    Args:
+      latitude: [lat] degrees north, for the loss's weights.
+      tendency: [channel] standardized 6 h tendency standard deviation.
+    """
+    shape = make_model_shape(config, (len(latitude), longitudes), channel_set)
+    make_params, apply = make_model(config, shape, tendency, mesh)
+    steps, warmup = training_steps(config, starts)
+    options, decay = config.optimizer, config.training.ema_decay
+    rates = dict(start=options.start_rate, end=options.end_rate, warmup_steps=warmup, total_steps=steps)
+    processor_rate = make_learning_rate(peak=options.peak_rate, **rates)
+    optimizer = make_optimizer(
+        options.kind,
+        processor_rate=processor_rate,
+        coder_rate=make_learning_rate(peak=options.coder_peak_rate, **rates),
+        beta1=options.beta1,
+        beta2=options.beta2,
+        weight_decay=options.weight_decay,
+        clip_norm=options.clip_norm,
+    )
+    area, channel = make_loss_weights(
+        config.loss.form,
+        config.loss.channel_weights,
+        latitude=latitude,
+        channel_set=channel_set,
+        tendency=tendency,
+    )
+    loss = make_loss(apply, area=area, channel=channel, repeats=config.training.lead_steps)
+    train_step = make_train_step(
+        loss,
+        optimizer,
+        learning_rate=processor_rate,
+        ema_decay=decay or None,
+        seed=config.seed if shape.dropout_rate else None,
+    )
+
+    def initial_state():
+        return make_state(make_params(jax.random.key(config.seed)), optimizer, ema=decay > 0)
+
+    return Training(shape, steps, apply, loss, train_step, initial_state)
+
+
+def open_run(workdir: str | os.PathLike, *, data: str | None = None, mesh: Mesh | None = None) -> Run:
+    """Opens a trained run, with the moving average of its parameters where there is one, on any mesh.
+
+    Raises ValueError where the workdir holds no run or no checkpoint.
+    """
+    workdir = pathlib.Path(workdir)
+    if not (workdir / CONFIG_FILE).exists():
+        raise ValueError(f"{workdir} holds no run: it has no {CONFIG_FILE}; train one there first")
+    config = ConfigDict(json.loads((workdir / CONFIG_FILE).read_text()))
+    archive = open_data(config, data)
+    mesh = mesh or make_mesh(config.mesh.data, config.mesh.domain, config.mesh.tensor)
+    channel_set = make_channel_set(config, archive)
+    with use_mesh(mesh):
+        standardization = make_standardization(archive, channel_set, mesh)
+        shape = make_model_shape(config, archive.grid.shape, channel_set)
+        make_params, apply = make_model(config, shape, tendency(archive, channel_set), mesh)
+        target = describe(jax.eval_shape(make_params, jax.random.key(0)), mesh)
+        part = "ema" if config.training.ema_decay > 0 else "params"
+        with open_checkpoints(workdir / CHECKPOINTS) as checkpoints:
+            step = checkpoints.latest_step()
+            params = checkpoints.restore({part: target}, partial=True)[part]
+    return Run(workdir, config, mesh, archive, channel_set, standardization, apply, params, step)
+
+
+def tendency(archive: Archive, channel_set: ChannelSet) -> np.ndarray:
+    """[channel] standard deviation of each channel's 6 h change in units of its own, zero where nothing is predicted."""
+    chosen = archive.channel_indices(channel_set.names)
+    return channel_set.pad(archive.statistics.tendency_std[chosen] / archive.statistics.std[chosen])

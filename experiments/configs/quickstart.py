@@ -1,0 +1,43 @@
+"""A small WeatherMixer on a simulated dry atmosphere: no download, no account, a few minutes on two CPU cores.
+
+    python -m experiments.train --config=experiments/configs/quickstart.py --workdir=DIR
+
+Simulates the weather first (cached), and ends with scores, a forecast and a map in DIR.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import base
+
+
+def get_config() -> ConfigDict:
+    """64 x 32 points, 33 channels, 2 x 4 patches."""
+    config = base.get_config()
+    config.data.source = "simulated"
+    config.data.train = ("2000-01-01", "2002-04-20")
+    config.data.validation = ("2002-04-22", "2002-05-10")
+    config.data.test = ("2002-05-12", "2002-06-30")
+
+    config.model.patch = (2, 4)
+    config.model.embed = 192
+    config.model.token_hidden = 256
+    config.model.embed_hidden = 384
+    config.model.blocks = 2
+    config.model.head = "increment"
+
+    config.loss.channel_weights = "tendency"
+    config.optimizer.kind = "adamw"
+    config.optimizer.weight_decay = 1e-2
+    config.optimizer.peak_rate = 2e-3
+    config.optimizer.coder_peak_rate = 2e-3
+    config.optimizer.warmup_epochs = 0.2
+
+    config.training.batch_size = 16
+    config.training.steps = 1000
+    config.training.ema_decay = 0.99
+    config.training.checkpoint_every = 500
+    config.evaluation.every = 500
+    config.evaluation.max_starts = 64
+    config.evaluation.batch_size = 16
+    config.evaluation.final = True
+    return config

@@ -1,0 +1,22 @@
+"""The published 1.06 B model on ERA5 at 0.25 degrees, 69 + 3 channels (Jigsaw, section 5).
+
+    python -m experiments.train --config=experiments/configs/reference.py --data=ERA5_ARCHIVE --workdir=DIR \
+        --config.mesh.domain=8 --config.mesh.tensor=2
+
+The archive is made by experiments.prepare with --channels era5 --crop-south-pole --domain 8 --tensor 2.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import base
+
+
+def get_config() -> ConfigDict:
+    """base.get_config(), whose defaults are the published ones, on the published channels and with their dropout."""
+    config = base.get_config()
+    config.data.static = ("land_sea_mask", "soil_type", "geopotential_at_surface")
+    config.data.channel_multiple = 8
+    config.model.dropout_rate = 1e-3
+    config.model.rematerialize = "block"
+    config.loss.form = "published"
+    return config

@@ -1,0 +1,75 @@
+"""Adam as published, or AdamW: one global gradient norm, warm-up and cosine, a rate per group of parameters."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+KINDS = ("adam", "adamw")
+# encode and decode learn at a rate of their own (Jigsaw's published settings); all else is the processor
+CODERS = ("encode", "decode_kernel", "decode_bias")
+
+
+def make_learning_rate(*, start: float, peak: float, end: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
+    """Linear from `start` to `peak` in `warmup_steps`, then a cosine to `end` at `total_steps`.
+
+    Raises ValueError where the warm-up is not shorter than the whole.
+    """
+    if not 0 <= warmup_steps < total_steps:
+        raise ValueError(f"warm-up of {warmup_steps} steps does not fit in {total_steps} steps of training")
+    warmup = optax.linear_schedule(start, peak, max(warmup_steps, 1))
+    cosine = optax.cosine_decay_schedule(peak, total_steps - warmup_steps, alpha=end / peak)
+    return optax.join_schedules([warmup, cosine], [warmup_steps])
+
+
+def make_optimizer(
+    kind: str,
+    *,
+    processor_rate: optax.Schedule,
+    coder_rate: optax.Schedule,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    epsilon: float = 1e-8,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = 1.0,
+) -> optax.GradientTransformation:
+    """The optimizer of a WeatherMixer's parameters; its moments are float32 and cut as the parameters are.
+
+    Args:
+      kind: "adam", where `weight_decay` is an L2 term added to the clipped gradient (published), or "adamw", where it
+        acts on kernels alone, apart from the gradient.
+      processor_rate, coder_rate: learning rates of the mixer blocks and the rest, and of encode and decode.
+      clip_norm: bound of the norm of the whole gradient, over all parameters and devices; None for none.
+
+    Raises ValueError for an unknown kind.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"optimizer kind={kind!r} is not one of {KINDS}")
+    adam = optax.scale_by_adam(beta1, beta2, epsilon, mu_dtype=jnp.float32)
+    if kind == "adam":
+        steps = [optax.add_decayed_weights(weight_decay), adam]
+    else:
+        steps = [adam, optax.add_decayed_weights(weight_decay, mask=_kernels)]
+    if clip_norm is not None:
+        steps = [optax.clip_by_global_norm(clip_norm), *steps]
+    rates = {"coder": optax.scale_by_learning_rate(coder_rate), "processor": optax.scale_by_learning_rate(processor_rate)}
+    return optax.chain(*steps, optax.partition(rates, _groups))
+
+
+def _groups(params: Any) -> Any:
+    """The group of every parameter, by the name of its module."""
+    return _map_named(lambda names, _: "coder" if names[0] in CODERS else "processor", params)
+
+
+def _kernels(params: Any) -> Any:
+    return _map_named(lambda names, leaf: "kernel" in names[-1], params)
+
+
+def _map_named(f: Callable, params: Any) -> Any:
+    def named(path, leaf):
+        names = [str(entry.key) for entry in path if hasattr(entry, "key")]
+        return f(names, leaf)
+
+    return jax.tree_util.tree_map_with_path(named, params)

@@ -1,0 +1,39 @@
+"""All that training carries from step to step, cut over the mesh, made or described without a whole copy anywhere."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Steps done, parameters, the optimizer's moments, and the parameters' moving average (None: not kept).
+
+    The number of steps done is all that data order and dropout depend on, beside the run's seed.
+    """
+
+    step: Int[Array, ""]
+    params: Any
+    moments: Any
+    ema: Any
+
+
+def make_state(params: Any, optimizer: optax.GradientTransformation, *, ema: bool) -> TrainState:
+    """The state before the first step; to be traced under jit, so that everything is born on its own shards."""
+    average = jax.tree.map(jnp.copy, params) if ema else None
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
+
+
+def describe(tree: Any, mesh: Mesh) -> Any:
+    """The ShapeDtypeStructs, with shardings on `mesh`, of a tree that jax.eval_shape returned: what a restore aims at."""
+
+    def on_mesh(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, leaf.sharding.spec))
+
+    return jax.tree.map(on_mesh, tree)

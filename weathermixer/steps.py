@@ -1,0 +1,65 @@
+"""One training step, and the loss on data that is not trained on."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from weathermixer.data.loader import Batch
+from weathermixer.data.standardization import Standardization, standardize
+from weathermixer.losses import weighted_mse
+from weathermixer.state import TrainState
+
+Apply = Callable[..., Float[Array, "b c lat lon"]]
+
+
+def make_loss(
+    apply: Apply, *, area: Float[np.ndarray, " lat"], channel: Float[np.ndarray, " c"], repeats: int
+) -> Callable[..., Float[Array, ""]]:
+    """The loss(params, batch, standardization, key) of a forecast `repeats` steps ahead (weathermixer.losses)."""
+
+    def loss(params: Any, batch: Batch, standardization: Standardization, key: Array | None) -> Float[Array, ""]:
+        x, target = (standardize(frames, standardization) for frames in (batch.inputs, batch.targets))
+        prediction = apply(params, x, repeats=repeats, key=key)
+        return weighted_mse(prediction, target, area=area, channel=channel)
+
+    return loss
+
+
+def make_train_step(
+    loss: Callable[..., Float[Array, ""]],
+    optimizer: optax.GradientTransformation,
+    *,
+    learning_rate: optax.Schedule,
+    ema_decay: float | None,
+    seed: int | None,
+) -> Callable[[TrainState, Batch, Standardization], tuple[TrainState, dict[str, Array]]]:
+    """The jitted train_step(state, batch, standardization) -> (state, metrics); the state it is given is donated.
+
+    Args:
+      loss: of make_loss.
+      learning_rate: reported beside the loss and the gradient's norm.
+      ema_decay: of the parameters' moving average, ema = decay * ema + (1 - decay) * params; None where none is kept.
+      seed: of dropout, which is drawn anew from (seed, step); None for none.
+    """
+
+    def train_step(state: TrainState, batch: Batch, standardization: Standardization):
+        key = None if seed is None else jax.random.fold_in(jax.random.key(seed), state.step)
+        value, gradient = jax.value_and_grad(loss)(state.params, batch, standardization, key)
+        updates, moments = optimizer.update(gradient, state.moments, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema_decay is not None:
+            ema = jax.tree.map(lambda average, new: average + (1 - ema_decay) * (new - average), ema, params)
+        metrics = {
+            "loss": value,
+            "grad_norm": optax.global_norm(gradient),
+            "learning_rate": jnp.asarray(learning_rate(state.step), jnp.float32),
+        }
+        return TrainState(state.step + 1, params, moments, ema), metrics
+
+    return jax.jit(train_step, donate_argnums=0)
