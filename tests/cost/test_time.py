@@ -7,7 +7,6 @@ import pytest
 from weathermixer.cost import find_hardware
 from weathermixer.cost.hardware import HARDWARE
 from weathermixer.cost.layout import Layout, StepOptions
-from weathermixer.cost.memory import memory_parts
 from weathermixer.cost.time import step_time, transfer_seconds
 from weathermixer.cost.traffic import Group, Transfer
 from weathermixer.cost.work import parameters
@@ -52,19 +51,6 @@ def test_a_transfer_takes_its_slowest_link():
     assert transfer_seconds(Transfer("x", Group(8, 1), 1000.0, 3), machine) == pytest.approx(10 + 3)
     assert transfer_seconds(Transfer("x", Group(2, 8), 1000.0, 0), machine) == pytest.approx(100)
     assert transfer_seconds(Transfer("x", Group(16, 1), 1000.0, 0), machine) == pytest.approx(1000 / 8 / 10)
-
-
-def test_state_by_hand():
-    n = parameters(BIG) * 4
-    parts = memory_parts(BIG, Layout(4, 2, 2), StepOptions(batch=4, ema=True))
-    assert [parts[name] for name in ("parameters", "moments", "ema", "gradients")] == [n / 4, n / 2, n / 4, n / 4]
-    cut = memory_parts(BIG, Layout(4, 2, 2), StepOptions(batch=4, ema=True, zero="moments"))
-    assert [cut[name] for name in ("parameters", "moments", "ema")] == [n / 4, n / 8, n / 16]
-    all_cut = memory_parts(BIG, Layout(4, 2, 2), StepOptions(batch=4, ema=True, zero="parameters"))
-    assert all_cut["parameters"] == n / 16
-    kept = memory_parts(BIG, Layout(1, 1, 1), StepOptions(batch=1))["activations"]
-    again = memory_parts(BIG, Layout(1, 1, 1), StepOptions(batch=1, rematerialize="block"))["activations"]
-    assert again < 0.6 * kept
 
 
 def test_unknown_names_are_refused():

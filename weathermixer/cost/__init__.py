@@ -5,13 +5,14 @@ bytes that it exchanges and reads, time.py what a step takes. No arrays and no d
 milliseconds.
 """
 
-from weathermixer.cost.hardware import HARDWARE, Hardware, find_hardware
+from weathermixer.cost.hardware import HARDWARE, Hardware, find_device, find_hardware
 from weathermixer.cost.work import executed_flops, forward_flops, parameter_parts, parameters, train_flops
 
 __all__ = [
     "HARDWARE",
     "Hardware",
     "executed_flops",
+    "find_device",
     "find_hardware",
     "forward_flops",
     "parameter_parts",

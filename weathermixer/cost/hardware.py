@@ -59,3 +59,8 @@ def find_hardware(name: str, **overrides: float | int) -> Hardware:
     if unknown:
         raise ValueError(f"hardware has no field {unknown}, choose from {sorted(fields)}")
     return dataclasses.replace(HARDWARE[name], **overrides)
+
+
+def find_device(device_kind: str) -> Hardware | None:
+    """The table's entry for a device as JAX names its kind, such as `NVIDIA H200`; None where it has none."""
+    return next((entry for name, entry in HARDWARE.items() if name in device_kind.lower().split()), None)

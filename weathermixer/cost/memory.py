@@ -8,28 +8,34 @@ from weathermixer.cost.layout import Layout, StepOptions
 from weathermixer.cost.work import Shape, contractions, parameters
 
 FLOAT32 = 4
+NORM_KEEPS = 3  # float32 arrays of its input's size: centred, scaled by the deviation, and the latter's product
+GELU_KEEPS = 4  # arrays of the hidden layer: before, after, and two factors of the derivative
+HEAD_KEEPS = {"blend": 13, "increment": 1}  # float32 fields on the grid
 
 
 def activation_bytes(shape: Shape, options: StepOptions) -> float:
-    """Bytes kept for the backward pass by one sample on one model instance, all its devices together.
+    """Bytes that differentiation keeps of one sample on one model instance, all its devices together.
 
-    Of encode its patches and its result; of a block, for each MLP, the input and result of the norm and the hidden
-    layer before and after its GELU, or under rematerialize="block" its input alone; then the norm before decode. The
-    head keeps fields on the grid in float32.
+    Of encode its patches and its result; of a block, for each MLP, the norm's float32 arrays and result and the hidden
+    layer's arrays, or under rematerialize="block" the block's input alone; then the last norm's, and the head's fields.
+    This is what the traced program keeps; the compiler may keep less and make some again.
     """
     s, item = shape, options.compute_bytes
     state = s.tokens * s.embed
-    grid = s.channels * s.grid[0] * s.grid[1]
-    block = state if options.rematerialize == "block" else block_activations(shape)
-    tokens = s.tokens * s.features + state + s.blocks * options.repeats * block + 2 * state
-    fields = (6 if s.head == "blend" else 2) * grid
-    return float(tokens * item + fields * FLOAT32)
+    norm = state * (NORM_KEEPS * FLOAT32 + item)
+    if options.rematerialize == "block":
+        blocks = (s.blocks * options.repeats - 1) * state * item  # the first one's input is encode's result
+    else:
+        blocks = s.blocks * options.repeats * block_bytes(shape, options)
+    fields = HEAD_KEEPS[s.head] * s.channels * s.grid[0] * s.grid[1]
+    return float((s.tokens * s.features + state) * item + blocks + norm + fields * FLOAT32)
 
 
-def block_activations(shape: Shape) -> int:
-    """Numbers that a mixer block keeps for its backward pass: two norms' input and result, two hidden layers twice."""
-    s = shape
-    return 4 * s.tokens * s.embed + 2 * s.token_hidden * s.embed + 2 * s.tokens * s.embed_hidden
+def block_bytes(shape: Shape, options: StepOptions) -> int:
+    """Bytes that a mixer block keeps for its backward pass: of two norms and of two hidden layers."""
+    s, item = shape, options.compute_bytes
+    norms = 2 * s.tokens * s.embed * (NORM_KEEPS * FLOAT32 + item)
+    return norms + GELU_KEEPS * (s.token_hidden * s.embed + s.tokens * s.embed_hidden) * item
 
 
 def temporary_bytes(shape: Shape, layout: Layout, options: StepOptions) -> float:
@@ -44,9 +50,10 @@ def temporary_bytes(shape: Shape, layout: Layout, options: StepOptions) -> float
     numbers = 2 * gathered + batch * 3 * largest / layout.instance
     if options.compute_dtype != "float32":
         numbers += parameters(shape) / layout.instance
+    total = numbers * options.compute_bytes
     if options.rematerialize == "block":
-        numbers += batch * block_activations(shape) / layout.instance
-    return float(numbers * options.compute_bytes)
+        total += batch * block_bytes(shape, options) / layout.instance
+    return float(total)
 
 
 def memory_parts(shape: Shape, layout: Layout, options: StepOptions) -> dict[str, float]:

@@ -1,0 +1,54 @@
+"""Memory in closed form against hand-made figures and against what the traced model keeps."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from weathermixer.account import kept_for_backward
+from weathermixer.cost.layout import Layout, StepOptions
+from weathermixer.cost.memory import activation_bytes, memory_parts
+from weathermixer.cost.work import parameters
+from weathermixer.mesh import make_abstract_mesh, sharding
+from weathermixer.model import ModelShape, WeatherMixer
+
+BIG = ModelShape(embed=4896, embed_hidden=4896)  # the published 16-TFLOP model
+
+
+def test_state_by_hand():
+    n = parameters(BIG) * 4
+    parts = memory_parts(BIG, Layout(4, 2, 2), StepOptions(batch=4, ema=True))
+    assert [parts[name] for name in ("parameters", "moments", "ema", "gradients")] == [n / 4, n / 2, n / 4, n / 4]
+    cut = memory_parts(BIG, Layout(4, 2, 2), StepOptions(batch=4, ema=True, zero="moments"))
+    assert [cut[name] for name in ("parameters", "moments", "ema")] == [n / 4, n / 8, n / 16]
+    all_cut = memory_parts(BIG, Layout(4, 2, 2), StepOptions(batch=4, ema=True, zero="parameters"))
+    assert all_cut["parameters"] == n / 16
+    # two frames of 16-bit values in use and two put on the devices ahead
+    assert parts["batch"] == 4 * 72 * 720 * 1440 * 2 / 4
+
+
+@pytest.mark.parametrize(
+    "compute_dtype, rematerialize", [("bfloat16", "none"), ("float32", "none"), ("bfloat16", "block")]
+)
+@pytest.mark.parametrize("head, repeats", [("blend", 1), ("increment", 2)])
+def test_activations_are_what_differentiation_keeps(head, repeats, compute_dtype, rematerialize):
+    """The formula is the traced program's count, but for the norms' statistics of one number a row."""
+    shape, mesh = ModelShape(embed=1000, token_hidden=3000, embed_hidden=2000, head=head), make_abstract_mesh(1, 1, 1)
+    options = StepOptions(batch=1, repeats=repeats, compute_dtype=compute_dtype, rematerialize=rematerialize)
+    dtype = jnp.dtype(compute_dtype)
+
+    def make():
+        return WeatherMixer(
+            shape, rngs=nnx.Rngs(0), compute_dtype=dtype, rematerialize=rematerialize, tendency=[1.0] * shape.channels
+        )
+
+    with jax.sharding.use_abstract_mesh(mesh):
+        graph, params = nnx.split(nnx.eval_shape(make))
+        x = jax.ShapeDtypeStruct(
+            (1, 72, 720, 1440), jnp.float32, sharding=sharding(mesh, "batch", "channel", "lat", "lon")
+        )
+        kept, _ = kept_for_backward(
+            lambda params, x: jnp.square(nnx.merge(graph, params)(x, repeats=repeats)).sum(), params, x, mesh=mesh
+        )
+    traced = sum(array.device for array in kept)
+    assert activation_bytes(shape, options) == pytest.approx(traced, rel=0.01)
