@@ -89,6 +89,22 @@ def make_account(mesh: Mesh | AbstractMesh, state: Mapping[str, Any], batch: Map
     return entries
 
 
+def account_step(mesh: Mesh | AbstractMesh, state: Any, batch: Any, *, loss: Callable, rest: tuple = ()) -> list[Entry]:
+    """The account of a training step on the mesh in use, from its TrainState and batch, real or described.
+
+    Args:
+      loss: loss(params, batch, *rest), whose differentiation keeps activations.
+      rest: further arguments of the loss.
+
+    A gradient is as large as its parameter, and cut as it is.
+    """
+    activations, copies = kept_for_backward(loss, state.params, batch, *rest, mesh=mesh)
+    own = {"parameters": state.params, "gradients": state.params, "moments": state.moments, "ema": state.ema}
+    own["copies"] = copies  # of kernels and the like, made on the way
+    shared = {"batch": batch, "activations": activations}
+    return [entry for entry in make_account(mesh, own, shared) if entry.instance]
+
+
 def format_account(entries: list[Entry], compiled: Any = None) -> str:
     """A readable table of the account; with a compiled step, XLA's count of arguments, results and temporaries below.
 

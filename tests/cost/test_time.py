@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from weathermixer.cost import find_hardware
+from weathermixer.cost import find_device, find_hardware
 from weathermixer.cost.hardware import HARDWARE
 from weathermixer.cost.layout import Layout, StepOptions
 from weathermixer.cost.time import step_time, transfer_seconds
@@ -61,3 +61,14 @@ def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="compute_dtype='int8' has no peak"):
         find_hardware("h200").peak("int8")
     assert find_hardware("h200", node_size=4).node_size == 4
+
+
+def test_devices_are_found_by_the_name_jax_gives():
+    names = {
+        "NVIDIA H200": "h200",
+        "NVIDIA H100 80GB HBM3": "h100",
+        "NVIDIA A100-SXM4-80GB": "a100",
+        "NVIDIA B200": "b200",
+    }
+    assert {kind: find_device(kind).name for kind in names} == names
+    assert find_device("cpu") is None and find_device("Tesla V100-SXM2-16GB") is None

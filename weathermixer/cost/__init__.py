@@ -13,6 +13,7 @@ __all__ = [
     "Hardware",
     "executed_flops",
     "find_device",
+    "find_device",
     "find_hardware",
     "forward_flops",
     "parameter_parts",
