@@ -13,7 +13,6 @@ __all__ = [
     "Hardware",
     "executed_flops",
     "find_device",
-    "find_device",
     "find_hardware",
     "forward_flops",
     "parameter_parts",

@@ -62,11 +62,6 @@ def find_hardware(name: str, **overrides: float | int) -> Hardware:
 
 
 def find_device(device_kind: str) -> Hardware | None:
-    """The table's entry for a device as JAX names its kind, such as `NVIDIA H200`; None where it has none."""
-    return next((entry for name, entry in HARDWARE.items() if name in device_kind.lower().split()), None)
-
-
-def find_device(device_kind: str) -> Hardware | None:
     """The table's entry of an accelerator by the name that jax gives it ("NVIDIA H200"); None where it has none."""
     words = device_kind.lower().replace("-", " ").split()
     return next((HARDWARE[word] for word in words if word in HARDWARE and word != "cpu"), None)
