@@ -51,9 +51,13 @@ def test_xarray_opens_it(make_archive):
 
 
 def test_chunks_are_cut_for_the_mesh():
-    # 69 + 3 channels at 0.25 degrees for domain=8, tensor=2: a chunk holds 4 of 36 channels and a band of 90 rows
-    assert chunk_shape(69, 3, 720, 1440, itemsize=2, domain=8, tensor=2) == (1, 4, 90, 1440)
-    assert chunk_shape(69, 3, 32, 64, itemsize=2, domain=1, tensor=1) == (1, 72, 32, 64)
+    # 69 + 3 channels at 0.25 degrees for domain=8, tensor=2: 3 divides the 36 of a part and the 69 that are stored
+    assert chunk_shape(69, 3, 720, 1440, itemsize=2, domain=8, tensor=2) == (1, 3, 90, 1440)
+    assert chunk_shape(72, 0, 720, 1440, itemsize=2, domain=8, tensor=1) == (1, 4, 90, 1440)
+    assert chunk_shape(72, 0, 720, 1440, itemsize=4, domain=1, tensor=1) == (1, 1, 720, 1440)
+    # small grids: whole parts, even where the last chunk is not full
+    assert chunk_shape(69, 3, 32, 64, itemsize=2, domain=1, tensor=1) == (1, 69, 32, 64)
+    assert chunk_shape(69, 3, 32, 64, itemsize=2, domain=1, tensor=2) == (1, 36, 32, 64)
     assert chunk_shape(5, 0, 32, 64, itemsize=2, domain=2, tensor=2) == (1, 3, 16, 64)
 
 

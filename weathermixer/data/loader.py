@@ -1,25 +1,37 @@
 """From the archive to the devices: each process reads the boxes of its own devices, each distinct box once.
 
-A box is what one device holds of a global array [batch, channel, lat, lon]: some samples, a channel group, a latitude
-band. Values stay as stored: widening and standardizing happen on the device.
+Values stay as stored: widening and standardizing happen on the device. Reading is TensorStore's, in threads of its own;
+one more thread plans ahead, waits and hands over, so that reads, copies to the devices and computing overlap. A slow
+store shows as waiting, in the account and after a while in the log; remote stores are asked again, with growing delays.
 """
 
 import dataclasses
+import itertools
+import logging
 import queue
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
-import tensorstore as ts
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, Num
 
+from weathermixer.data import storage
+from weathermixer.data.agreement import Agreement
 from weathermixer.data.archive import Archive
-from weathermixer.data.sampling import sample_starts
-from weathermixer.mesh import check_divides, sharding
+from weathermixer.data.reader import Closed, Pending, Reader, Unreadable
+from weathermixer.data.sampling import replace_start, sample_starts
 from weathermixer.variables import ChannelSet
+
+# the log tells of a batch that is waited for longer, again and again
+SLOW_SECONDS = 60.0
+# a sample is replaced so many times before the archive counts as broken
+REPLACEMENTS = 16
+logger = logging.getLogger(__name__)
+_loaders = itertools.count()
 
 
 @jax.tree_util.register_dataclass
@@ -31,6 +43,27 @@ class Batch:
     targets: Num[Array, "b n lat lon"]
 
 
+@dataclasses.dataclass(frozen=True)
+class Account:
+    """What a loader has done in this process since it began.
+
+    bytes_needed: the boxes of the frames asked for, as stored before compression, each distinct one once.
+    bytes_read: from storage, by TensorStore's own count: compressed, with the shards' indices (and with what else the
+      process read through TensorStore meanwhile, a checkpoint for one).
+    frames_read, frames_shared: boxes of frames that were read, and that another sample had at hand.
+    wait_seconds: how long the consumer waited for its batches.
+    skipped: what could not be read and was replaced, in words.
+    """
+
+    batches: int
+    frames_read: int
+    frames_shared: int
+    bytes_needed: int
+    bytes_read: int
+    wait_seconds: float
+    skipped: tuple[str, ...]
+
+
 def read_frames(
     archive: Archive, channel_set: ChannelSet, mesh: Mesh, indices: Int[np.ndarray, " b"]
 ) -> Num[Array, "b n lat lon"]:
@@ -38,63 +71,9 @@ def read_frames(
 
     Raises ValueError where the mesh does not divide the sizes, a channel is absent or a chunk cannot be read.
     """
-    return _finish(_start(archive, channel_set, mesh, indices))
-
-
-@dataclasses.dataclass
-class _Pending:
-    """Frames that are being read: one host buffer per distinct box, and the devices that it goes to."""
-
-    shape: tuple[int, int, int, int]
-    sharding: jax.sharding.NamedSharding
-    buffers: list[tuple[np.ndarray, list[jax.Device]]]
-    reads: list[tuple[str, ts.WriteFutures]]
-
-
-def _start(archive: Archive, channel_set: ChannelSet, mesh: Mesh, indices: Int[np.ndarray, " b"]) -> _Pending:
-    shape = (len(indices), channel_set.size, *archive.grid.shape)
-    check_divides(
-        mesh, batch=("batch", shape[0]), channels=("channel", shape[1]), latitude=("lat", shape[2]),
-        longitude=("lon", shape[3]),
-    )  # fmt: skip
-    chosen = archive.channel_indices(channel_set.names)
-    where = sharding(mesh, "batch", "channel", "lat", "lon")
-    owners: dict[tuple, list[jax.Device]] = {}
-    for device, box in where.addressable_devices_indices_map(shape).items():
-        bounds = tuple(part.indices(size)[:2] for part, size in zip(box, shape, strict=True))
-        owners.setdefault(bounds, []).append(device)
-    buffers, reads = [], []
-    for (rows, channels, lats, lons), devices in owners.items():
-        wanted = chosen[channels[0] : channels[1]]
-        size = (rows[1] - rows[0], channels[1] - channels[0], lats[1] - lats[0], lons[1] - lons[0])
-        buffer = np.empty(size, archive.store.dtype.numpy_dtype)
-        buffer[:, len(wanted) :] = 0
-        buffers.append((buffer, devices))
-        for row, time in enumerate(indices[rows[0] : rows[1]]) if len(wanted) else ():
-            source = archive.store[int(time), _as_slice(wanted), lats[0] : lats[1], lons[0] : lons[1]]
-            what = (
-                f"{archive.path}: cannot read time {archive.times[time]:.16}, channels {wanted[0]} to {wanted[-1]}, "
-                f"latitudes {lats[0]} to {lats[1] - 1}"
-            )
-            reads.append((what, ts.array(buffer[row, : len(wanted)]).write(source)))
-    return _Pending(shape, where, buffers, reads)
-
-
-def _finish(pending: _Pending) -> jax.Array:
-    for what, future in pending.reads:
-        try:
-            future.result()
-        except Exception as error:
-            raise ValueError(f"{what}: {error}") from error
-    parts = [jax.device_put(buffer, device) for buffer, devices in pending.buffers for device in devices]
-    return jax.make_array_from_single_device_arrays(pending.shape, pending.sharding, parts)
-
-
-def _as_slice(indices: Int[np.ndarray, " n"]) -> slice | np.ndarray:
-    """A slice where the indices are consecutive, which is read without a gather."""
-    if np.all(np.diff(indices) == 1):
-        return slice(int(indices[0]), int(indices[-1]) + 1)
-    return indices
+    reader = Reader(archive, channel_set, mesh, len(indices))
+    (frames,) = reader.finish(reader.start([indices]), threading.Event())
+    return frames
 
 
 def make_batches(
@@ -109,41 +88,110 @@ def make_batches(
     first_step: int,
     last_step: int,
     prefetch: int = 2,
+    block: int = 1,
+    on_error: str = "stop",
 ) -> "Batches":
-    """Iterates over the batches of steps first_step ... last_step - 1, read ahead in the background."""
+    """Iterates over the batches of steps first_step ... last_step - 1, read ahead in the background.
+
+    Args:
+      starts: indices of the inputs' times (sampling.valid_starts); the order is sampling.sample_starts'.
+      prefetch: how many batches are being read at a time, at least 1.
+      block: shuffles runs of so many consecutive starts; a frame that is a target and then an input is read once.
+      on_error: "stop" raises a ValueError that names time, channels and latitudes of what cannot be read; "skip"
+        replaces the sample, on all processes by the same one, and counts it (they talk once per step then).
+    """
+    if prefetch < 1:
+        raise ValueError(f"prefetch={prefetch} must be at least 1")
+    if on_error not in ("stop", "skip"):
+        raise ValueError(f"on_error={on_error!r} must be 'stop' or 'skip'")
+    if lead_hours < 1 or lead_hours % archive.step_hours:
+        raise ValueError(f"lead_hours={lead_hours} is not a positive multiple of step_hours={archive.step_hours}")
     lead = lead_hours // archive.step_hours
 
-    def start(step: int) -> tuple[_Pending, _Pending]:
-        chosen = sample_starts(starts, seed=seed, step=step, batch_size=batch_size)
-        return _start(archive, channel_set, mesh, chosen), _start(archive, channel_set, mesh, chosen + lead)
+    def choose(step: int) -> Int[np.ndarray, " b"]:
+        return sample_starts(starts, seed=seed, step=step, batch_size=batch_size, block=block)
 
-    return Batches(start, range(first_step, last_step), prefetch)
+    def replace(step: int, row: int, attempt: int) -> int:
+        return replace_start(starts, seed=seed, step=step, row=row, attempt=attempt)
+
+    return Batches(
+        Reader(archive, channel_set, mesh, batch_size),
+        range(first_step, last_step),
+        choose=choose,
+        replace=replace if on_error == "skip" else None,
+        lead=lead,
+        prefetch=prefetch,
+        # with blocks, an input was a target `lead` steps ago
+        keep=lead if block > 1 else 0,
+    )
 
 
 class Batches(Iterator[Batch]):
-    """Batches in order; `prefetch` of them are being read at a time, one more waits on the devices.
+    """Batches in order, read by a thread; to be closed, or used in `with`. An error surfaces in the consumer."""
 
-    An error surfaces in the consumer. `close` stops the reading; it is called at the end and by `with`.
-    """
-
-    def __init__(self, start, steps: range, prefetch: int):
-        self._ready: queue.Queue = queue.Queue(maxsize=1)
+    def __init__(
+        self,
+        reader: Reader,
+        steps: range,
+        *,
+        choose: Callable[[int], np.ndarray],
+        replace: Callable[[int, int, int], int] | None,
+        lead: int,
+        prefetch: int,
+        keep: int,
+    ):
+        self._reader, self._steps, self._choose, self._replace, self._lead = reader, steps, choose, replace, lead
+        self._prefetch = prefetch
+        self._recent: deque[dict] = deque(maxlen=keep)
+        self._agreement = Agreement(f"weathermixer/loader/{next(_loaders)}")
+        self._batches = self._frames_read = self._frames_shared = self._bytes_needed = 0
+        self._wait_seconds = 0.0
+        self._skipped: list[str] = []
+        self._bytes_before = storage.bytes_read()
+        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=1)
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._work, args=(start, steps, prefetch), daemon=True)
+        self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
         self._thread.start()
+
+    @property
+    def host_bytes(self) -> int:
+        """Bound of the host memory: batches in flight, decoded and encoded, two ready, and those of frames kept."""
+        return (2 * self._prefetch + 2 + self._recent.maxlen) * 2 * self._reader.bytes
+
+    def account(self) -> Account:
+        """What was read so far; the difference of two accounts is what happened between."""
+        return Account(
+            self._batches,
+            self._frames_read,
+            self._frames_shared,
+            self._bytes_needed,
+            storage.bytes_read() - self._bytes_before,
+            self._wait_seconds,
+            tuple(self._skipped),
+        )
 
     def __next__(self) -> Batch:
         if self._closed.is_set():
             raise StopIteration
-        item = self._ready.get()
+        since = time.perf_counter()
+        while True:
+            try:
+                item = self._ready.get(timeout=SLOW_SECONDS)
+                break
+            except queue.Empty:
+                logger.warning("waiting for data for %.0f s, and on", time.perf_counter() - since)
+        self._wait_seconds += time.perf_counter() - since
         if isinstance(item, Batch):
+            self._batches += 1
             return item
         self.close()
         raise item
 
     def close(self) -> None:
+        """Stops reading; whoever asks for another batch finds the end."""
         self._closed.set()
         self._thread.join()
+        self._recent.clear()
 
     def __enter__(self) -> "Batches":
         return self
@@ -151,30 +199,58 @@ class Batches(Iterator[Batch]):
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _work(self, start, steps: range, prefetch: int) -> None:
-        pending: deque = deque()
+    def _work(self) -> None:
+        pending: deque[tuple[int, np.ndarray, Pending]] = deque()
         try:
-            upcoming = iter(steps)
-            for step in upcoming:
-                pending.append(start(step))
-                if len(pending) == max(prefetch, 1) and not self._hand_over(pending):
-                    return
+            for step in self._steps:
+                chosen = self._choose(step)
+                pending.append((step, chosen, self._start(chosen, share=True)))
+                if len(pending) == self._prefetch:
+                    self._put(self._finish(*pending.popleft()))
             while pending:
-                if not self._hand_over(pending):
-                    return
+                self._put(self._finish(*pending.popleft()))
             self._put(StopIteration())
+        except Closed:
+            pass
         except Exception as error:  # raised again in the consumer
             self._put(error)
 
-    def _hand_over(self, pending: deque) -> bool:
-        inputs, targets = pending.popleft()
-        return self._put(Batch(_finish(inputs), _finish(targets)))
+    def _start(self, chosen: np.ndarray, *, share: bool) -> Pending:
+        pending = self._reader.start([chosen, chosen + self._lead], self._recent if share else ())
+        self._frames_read += pending.frames_read
+        self._frames_shared += pending.frames_shared
+        self._bytes_needed += pending.bytes_needed
+        if share:
+            self._recent.append(pending.frames)
+        return pending
 
-    def _put(self, item) -> bool:
-        while not self._closed.is_set():
+    def _finish(self, step: int, chosen: np.ndarray, pending: Pending) -> Batch:
+        """Waits for a batch; where rows cannot be read, stops, or replaces them until all processes have theirs."""
+        for attempt in range(REPLACEMENTS):
+            failed: dict[int, str] = {}
             try:
-                self._ready.put(item, timeout=0.1)
-                return True
+                arrays = self._reader.finish(pending, self._closed)
+            except Unreadable as error:
+                if self._replace is None:
+                    raise
+                failed = error.failed
+            if self._replace is not None:
+                failed = self._agreement.reach(f"{step}/{attempt}", failed)
+            if not failed:
+                return Batch(*arrays)
+            chosen = chosen.copy()
+            for row, problem in failed.items():
+                self._skipped.append(f"step {step}, row {row}: {problem}")
+                logger.warning("replaced a sample: %s", self._skipped[-1])
+                chosen[row] = self._replace(step, row, attempt)
+            pending = self._start(chosen, share=False)
+        raise ValueError(f"step {step}: {REPLACEMENTS} samples in a row cannot be read: {self._skipped[-1]}")
+
+    def _put(self, item: Batch | BaseException) -> None:
+        while True:
+            if self._closed.is_set():
+                raise Closed
+            try:
+                return self._ready.put(item, timeout=0.1)
             except queue.Full:
                 continue
-        return False

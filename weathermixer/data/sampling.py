@@ -65,6 +65,12 @@ def sample_starts(
     return chosen
 
 
+def replace_start(starts: Int[np.ndarray, " start"], *, seed: int, step: int, row: int, attempt: int) -> int:
+    """Another start for a batch row whose sample cannot be read, the same on every process."""
+    word = np.random.PCG64(np.random.SeedSequence((seed, step, row, attempt, _REPLACEMENT))).random_raw()
+    return int(starts[word % len(starts)])
+
+
 def _epoch_order(starts, seed: int, epoch: int, batch_size: int, block: int) -> Int[np.ndarray, " start"]:
     # raw words of a bit generator, not Generator.permutation: numpy promises that the former never change
     source = np.random.PCG64(np.random.SeedSequence((seed, epoch)))
@@ -85,3 +91,7 @@ def _epoch_order(starts, seed: int, epoch: int, batch_size: int, block: int) -> 
     walks = blocks[:whole].reshape(-1, batch_size, block).transpose(0, 2, 1).ravel()
     rest = np.concatenate([blocks[whole:].ravel(), rest])
     return np.concatenate([walks, rest[np.argsort(source.random_raw(len(rest)), kind="stable")]])
+
+
+# keeps the draws of replacements apart from those of epochs
+_REPLACEMENT = 0x5EED

@@ -14,6 +14,7 @@ import numpy as np
 import tensorstore as ts
 
 Spec = dict[str, Any]
+BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 
 
 def kvstore_spec(path: str | os.PathLike) -> Spec:
@@ -91,7 +92,7 @@ def write_array(
         "data_type": values.dtype.name,
         "fill_value": 0,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [max(size, 1) for size in values.shape]}},
-        "codecs": [_BYTES, {"name": "zstd", "configuration": {"level": 3}}, {"name": "crc32c"}],
+        "codecs": [BYTES, {"name": "zstd", "configuration": {"level": 3}}, {"name": "crc32c"}],
         "dimension_names": list(dimensions),
         "attributes": dict(attributes),
     }
@@ -151,4 +152,9 @@ def read_text_array(path: str | os.PathLike, *, context: ts.Context | None = Non
     return tuple(values)
 
 
-_BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
+def bytes_read() -> int:
+    """Bytes that this process has read from storage through TensorStore, by its own counters."""
+    counters = ts.experimental_collect_matching_metrics("/tensorstore/kvstore/")
+    counters += ts.experimental_collect_matching_metrics("/tensorstore/file/mmap_bytes")
+    names = ("bytes_read", "mmap_bytes")
+    return sum(entry["value"] for counter in counters if counter["name"].endswith(names) for entry in counter["values"])

@@ -1,0 +1,151 @@
+"""What is read, and how often: bytes counted by TensorStore's own metrics against the boxes' sizes."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from weathermixer.data import reader, storage
+from weathermixer.data.archive import open_archive
+from weathermixer.data.boxes import find_boxes, needed_bytes, read_amplification, touched_bytes
+from weathermixer.data.loader import make_batches
+from weathermixer.mesh import make_mesh
+from weathermixer.variables import ChannelSet
+
+NAMES = tuple(f"temperature_{level}" for level in (50, 100, 200, 300, 500, 700, 850, 1000))
+# TensorStore reads gaps of up to 4095 bytes along with what is on both sides; a chunk of the finest cut is longer here
+SHAPE = (16, 1200)
+FRAME_BYTES = 8 * 16 * 1200 * 2
+MESHES_OF_8 = [shape for shape in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(shape) == 8]
+
+
+def uncompressed(make_archive, *, domain, tensor, memory_map=False):
+    archive = make_archive(
+        names=NAMES, static=(), times=8, shape=SHAPE, domain=domain, tensor=tensor, compressor="none", checksum=False
+    )
+    return open_archive(archive.path, memory_map=memory_map)
+
+
+def read_by(monkeypatch, archive, channels, mesh, devices, times):
+    """Bytes read and needed, and shards' indices read, by a process that has these devices."""
+    monkeypatch.setattr(reader, "find_boxes", lambda mesh, shape: find_boxes(mesh, shape, devices))
+    one = reader.Reader(archive, channels, mesh, len(times))
+    before = storage.bytes_read()
+    pending = one.start([np.asarray(times)])
+    for frame in pending.frames.values():
+        frame.read.result()
+    counted = storage.bytes_read() - before
+    shards = {time // 4 for time, _, _ in pending.frames}
+    chunk = archive.store.chunk_layout.read_chunk.shape
+    index = len(shards) * (16 * 4 * (8 // chunk[1]) * (16 // chunk[2]) + 4)
+    return counted - index, pending.bytes_needed
+
+
+def test_a_process_reads_just_its_bytes(make_archive, monkeypatch):
+    archive = uncompressed(make_archive, domain=8, tensor=8)
+    channels = ChannelSet(archive.channels)
+    for mesh_shape in MESHES_OF_8:
+        mesh = make_mesh(*mesh_shape)
+        for device in (mesh.devices[0, 0, 0], mesh.devices[-1, -1, -1]):
+            read, needed = read_by(monkeypatch, archive, channels, mesh, [device], list(range(mesh_shape[0])))
+            assert read == needed == FRAME_BYTES // (mesh_shape[1] * mesh_shape[2])
+        assert read_amplification(archive, channels, mesh) == 1.0
+
+
+@pytest.mark.parametrize("made_for", [(1, 1), (2, 1), (2, 4)])
+def test_the_figure_is_honest_on_other_meshes(make_archive, monkeypatch, made_for):
+    archive = uncompressed(make_archive, domain=made_for[0], tensor=made_for[1])
+    channels = ChannelSet(archive.channels)
+    for mesh_shape in MESHES_OF_8:
+        mesh = make_mesh(*mesh_shape)
+        device = mesh.devices[-1, -1, -1]
+        boxes = find_boxes(mesh, (mesh_shape[0], 8, *SHAPE), [device])
+        read, needed = read_by(monkeypatch, archive, channels, mesh, [device], list(range(mesh_shape[0])))
+        assert read == touched_bytes(archive, channels, boxes)
+        assert needed == needed_bytes(archive, channels, boxes)
+        # the archive's chunks are its own parts, so a box that is smaller pays for a whole one
+        cuts = zip(mesh_shape[1:], made_for, strict=True)
+        assert (
+            read / needed == read_amplification(archive, channels, mesh) == np.prod([max(1, a // b) for a, b in cuts])
+        )
+
+
+def test_devices_of_one_process_share_what_they_touch(make_archive, monkeypatch):
+    archive = uncompressed(make_archive, domain=1, tensor=1)
+    channels, mesh = ChannelSet(archive.channels), make_mesh(1, 8, 1)
+    for _ in range(20):  # without a TensorStore batch one in ten is read twice
+        read, needed = read_by(monkeypatch, archive, channels, mesh, mesh.devices.ravel().tolist(), [3])
+        assert read == needed == FRAME_BYTES
+    assert read_amplification(archive, channels, mesh, processes=[mesh.devices.ravel().tolist()]) == 1.0
+
+
+def test_mapped_files_are_counted_too(make_archive, monkeypatch):
+    archive = uncompressed(make_archive, domain=8, tensor=8, memory_map=True)
+    mesh = make_mesh(1, 8, 1)
+    read, needed = read_by(monkeypatch, archive, ChannelSet(archive.channels), mesh, [mesh.devices[0, 3, 0]], [5])
+    assert read == needed
+
+
+def test_static_and_padding_channels_are_not_read(make_archive, monkeypatch):
+    archive = uncompressed(make_archive, domain=1, tensor=8)
+    channels, mesh = ChannelSet(archive.channels[:4], (), multiple=8), make_mesh(1, 1, 8)
+    assert read_by(monkeypatch, archive, channels, mesh, [mesh.devices[0, 0, 3]], [0]) == (
+        FRAME_BYTES // 8,
+        FRAME_BYTES // 8,
+    )
+    pending = reader.Reader(archive, channels, mesh, 1).start([np.array([0])])
+    assert pending.frames_read == 1 and pending.bytes_needed == FRAME_BYTES // 8
+    monkeypatch.setattr(reader, "find_boxes", lambda mesh, shape: find_boxes(mesh, shape, [mesh.devices[0, 0, 4]]))
+    pending = reader.Reader(archive, channels, mesh, 1).start([np.array([0])])
+    assert pending.frames_read == pending.bytes_needed == 0
+
+
+@pytest.mark.parametrize("data", [1, 4])
+def test_blocks_share_frames(make_archive, data):
+    archive = make_archive(times=65, dtype="float32", compressor="none", checksum=False, domain=2, tensor=2, static=())
+    channels, mesh = ChannelSet(archive.channels), make_mesh(data, 2, 1)
+    whole = archive.store.read().result()
+    options = dict(starts=np.arange(64), seed=2, lead_hours=6, first_step=0, last_step=16)
+    accounts = {}
+    for block in (1, 4):
+        seen = []
+        with make_batches(archive, channels, mesh, batch_size=data, block=block, **options) as batches:
+            for batch in batches:
+                inputs, targets = np.asarray(batch.inputs), np.asarray(batch.targets)
+                for one, next_one in zip(inputs, targets, strict=True):
+                    (start,) = np.flatnonzero((whole == one).all(axis=(1, 2, 3)))
+                    np.testing.assert_array_equal(whole[start + 1], next_one)
+                    seen.append(start)
+            accounts[block] = batches.account()
+        if data == 4:
+            assert sorted(seen) == list(range(64))
+    frame = 4 * 8 * 16 * 4
+    for account in accounts.values():
+        assert account.batches == 16
+        assert account.frames_read + account.frames_shared == 2 * 16 * data * 2  # bands of inputs and targets
+        assert account.bytes_needed == account.frames_read * frame / 2
+    assert accounts[1].frames_shared < 0.1 * accounts[1].frames_read
+    # a block of 4 pairs is 5 frames instead of 8; the starts that fill no row of blocks are drawn singly
+    assert accounts[4].bytes_needed < 0.8 * accounts[1].bytes_needed
+    assert accounts[4].bytes_read < 0.8 * accounts[1].bytes_read
+
+
+def test_memory_has_a_stated_bound(make_archive):
+    archive = make_archive()
+    channels = ChannelSet(archive.channels)
+    options = dict(starts=np.arange(8), seed=0, batch_size=2, lead_hours=12, first_step=0, last_step=1)
+    for prefetch, block, held in ((1, 1, 4), (3, 1, 8), (2, 5, 8)):
+        with make_batches(archive, channels, make_mesh(2, 2, 2), prefetch=prefetch, block=block, **options) as batches:
+            assert batches.host_bytes == held * 2 * 2 * archive.store[0].size * 2
+
+
+def test_requests_that_make_no_sense_are_named(make_archive):
+    archive = make_archive()
+    good = dict(starts=np.arange(8), seed=0, batch_size=1, lead_hours=6, first_step=0, last_step=1)
+    for changes, message in (
+        (dict(prefetch=0), "prefetch=0 must be at least 1"),
+        (dict(on_error="ignore"), "on_error='ignore' must be 'stop' or 'skip'"),
+        (dict(lead_hours=9), "lead_hours=9 is not a positive multiple of step_hours=6"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_batches(archive, ChannelSet(archive.channels), make_mesh(1, 1, 1), **(good | changes))

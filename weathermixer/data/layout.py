@@ -1,0 +1,59 @@
+"""How an archive's frames are cut into shards and chunks, and encoded."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from weathermixer.data.storage import BYTES
+
+# Decoding is quickest where a chunk and its decoded copy stay in a core's cache; chunks of a few pages cost by number
+CHUNK_BYTES = 2**20
+SMALL_CHUNK_BYTES = 2**14
+
+
+def chunk_shape(
+    channels: int, static: int, lat: int, lon: int, *, itemsize: int, domain: int, tensor: int
+) -> tuple[int, int, int, int]:
+    """The inner chunk: a band of lat / domain rows, and as many of a tensor part's channels as fit CHUNK_BYTES.
+
+    A tensor part is 1 / tensor of the model's channel dimension: stored channels and static fields, padded to a
+    multiple. A chunk's channels divide it, and divide the stored channels too where that leaves no tiny chunks.
+    """
+    part = -(-(channels + static) // tensor)
+    row = lat // domain * lon * itemsize
+    fits = [size for size in range(1, part + 1) if part % size == 0 and size * row <= max(CHUNK_BYTES, row)]
+    even = max(size for size in fits if channels % size == 0)
+    return 1, even if even * row >= SMALL_CHUNK_BYTES else min(fits[-1], channels), lat // domain, lon
+
+
+def fields_metadata(
+    shape: Sequence[int], chunk: Sequence[int], dtype: str, times_per_shard: int, *, compressor: str, checksum: bool
+) -> dict[str, Any]:
+    """The Zarr v3 metadata of `fields`: shards of whole frames, chunks encoded by themselves, an index at the end."""
+    compressors = {"none": [], "zstd": [{"name": "blosc", "configuration": _zstd(np.dtype(dtype).itemsize)}]}
+    if compressor not in compressors:
+        raise ValueError(f"compressor={compressor!r} must be one of {sorted(compressors)}")
+    crc32c = {"name": "crc32c"}
+    sharding = {
+        "chunk_shape": list(chunk),
+        # the checksum covers what is stored: neither blosc nor zstd notices every flipped bit
+        "codecs": [BYTES, *compressors[compressor], *([crc32c] if checksum else [])],
+        "index_codecs": [BYTES, crc32c],
+        "index_location": "end",
+    }
+    shard = [times_per_shard, -(-shape[1] // chunk[1]) * chunk[1], *shape[2:]]
+    return {
+        "shape": list(shape),
+        "data_type": dtype,
+        "fill_value": 0,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard}},
+        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+        "dimension_names": ["time", "channel", "latitude", "longitude"],
+        "attributes": {"comment": "physical value in SI units = stored * scale[channel] + offset[channel]"},
+    }
+
+
+def _zstd(itemsize: int) -> dict[str, Any]:
+    # shuffling bytes, not bits: smaller (1.5 against 1.4 times, 1.4 against 1.2 on analyses of wind) and decoded faster
+    return {"cname": "zstd", "clevel": 3, "shuffle": "shuffle", "typesize": itemsize, "blocksize": 0}

@@ -1,0 +1,174 @@
+"""Reads of global arrays: settled once per loader, started many at a time, finished in order."""
+
+import dataclasses
+import threading
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+import tensorstore as ts
+from jax.sharding import Mesh
+from jaxtyping import Int
+
+from weathermixer.data.archive import Archive
+from weathermixer.data.boxes import Box, as_slice, find_boxes, frames_shape
+from weathermixer.mesh import sharding
+from weathermixer.variables import ChannelSet
+
+Key = tuple[int, tuple[int, int], tuple[int, int]]
+
+
+class Unreadable(ValueError):
+    """Frames that could not be read; `failed` has a message for each row of the batch that misses one."""
+
+    def __init__(self, failed: dict[int, str]):
+        super().__init__("; ".join(sorted(set(failed.values()))))
+        self.failed = failed
+
+
+class Closed(Exception):
+    """Nobody waits for this read any more."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Frame:
+    """One time in one region, [channel, lat, lon], zero on static and padding channels, and its read in flight."""
+
+    values: np.ndarray
+    read: ts.WriteFutures | None
+    what: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """A box of one array: its rows' frames and their buffer [row, channel, lat, lon]; `copied` rows lie elsewhere."""
+
+    box: Box
+    buffer: np.ndarray
+    frames: list[Frame]
+    copied: set[int]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pending:
+    """Arrays that are being read; `frames` are all that they use, `read` of which were not shared."""
+
+    arrays: list[list[Part]]
+    frames: dict[Key, Frame]
+    frames_read: int
+    frames_shared: int
+    bytes_needed: int
+
+
+class Reader:
+    """Reads arrays [batch, channel, lat, lon] of one shape: the boxes of this process, each distinct frame's once."""
+
+    def __init__(self, archive: Archive, channel_set: ChannelSet, mesh: Mesh, batch_size: int):
+        self.archive = archive
+        self.shape = frames_shape(archive, channel_set, mesh, batch_size)
+        self.sharding = sharding(mesh, "batch", "channel", "lat", "lon")
+        self.boxes = find_boxes(mesh, self.shape)
+        self.dtype = archive.store.dtype.numpy_dtype
+        chosen = archive.channel_indices(channel_set.names)
+        self._wanted = {box.channels: chosen[slice(*box.channels)] for box in self.boxes}
+        self._views = {
+            (channels, lats): archive.store[:, as_slice(self._wanted[channels]), slice(*lats)]
+            for _, channels, lats in self.boxes
+            if len(self._wanted[channels])
+        }
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of this process's boxes of one array."""
+        return sum(self._size(box) for box in self.boxes) * self.dtype.itemsize
+
+    def start(self, arrays: Sequence[Int[np.ndarray, " b"]], recent: Sequence[dict[Key, Frame]] = ()) -> Pending:
+        """Begins to read the times of each array; what they share with each other or with `recent` is read once."""
+        known = {key: frame for frames in recent for key, frame in frames.items()}
+        used: dict[Key, Frame] = {}
+        pending: list[list[Part]] = []
+        shared, needed, fresh = 0, 0, 0
+        # one TensorStore batch: a chunk that several boxes touch, and a shard's index, are read once
+        with ts.Batch() as batch:
+            for times in arrays:
+                pending.append([])
+                for box in self.boxes:
+                    buffer = np.empty(self._dimensions(box), self.dtype)
+                    part = Part(box, buffer, [], set())
+                    for row, time in enumerate(times[slice(*box.rows)]):
+                        key = (int(time), box.channels, box.lats)
+                        frame = used.get(key) or known.get(key)
+                        if frame is None:
+                            frame = self._read(key, buffer[row], batch)
+                            fresh += frame.read is not None
+                            needed += self._needed(key)
+                        else:
+                            shared += frame.read is not None
+                            part.copied.add(row)
+                        used[key] = frame
+                        part.frames.append(frame)
+                    pending[-1].append(part)
+        return Pending(pending, used, fresh, shared, needed)
+
+    def finish(self, pending: Pending, closed: threading.Event) -> list[jax.Array]:
+        """Waits for the reads and puts the arrays on the devices; raises Unreadable, or Closed once `closed` is set."""
+        failed: dict[int, str] = {}
+        for parts in pending.arrays:
+            for part in parts:
+                for row, frame in enumerate(part.frames):
+                    if problem := _wait(frame, closed):
+                        failed[part.box.rows[0] + row] = problem
+                    elif row in part.copied and len(part.frames) > 1:
+                        part.buffer[row] = frame.values
+        if failed:
+            raise Unreadable(failed)
+        return [self._assemble(parts) for parts in pending.arrays]
+
+    def _assemble(self, parts: list[Part]) -> jax.Array:
+        # a single frame goes to the device from wherever it was read to
+        buffers = [part.frames[0].values[None] if len(part.frames) == 1 else part.buffer for part in parts]
+        devices = [self.boxes[part.box] for part in parts]
+        placed = [jax.device_put(buffer, device) for buffer, there in zip(buffers, devices) for device in there]
+        return jax.make_array_from_single_device_arrays(self.shape, self.sharding, placed)
+
+    def _read(self, key: Key, values: np.ndarray, batch: ts.Batch) -> Frame:
+        time, channels, lats = key
+        wanted = self._wanted[channels]
+        values[len(wanted) :] = 0
+        if not len(wanted):
+            return Frame(values, None, "")
+        names, latitude = self.archive.channels, self.archive.grid.latitude
+        what = (
+            f"{self.archive.path}: cannot read time {self.archive.times[time]:.16}, channels {names[wanted[0]].name} "
+            f"to {names[wanted[-1]].name}, latitudes {latitude[lats[0]]:g} to {latitude[lats[1] - 1]:g}"
+        )
+        # straight into the buffer that goes to the device: one copy after decoding, and no allocation per read
+        target = ts.array(values[: len(wanted)])
+        return Frame(values, target.write(self._views[channels, lats][time], batch=batch), what)
+
+    def _dimensions(self, box: Box) -> list[int]:
+        return [stop - start for start, stop in box] + [self.shape[3]]
+
+    def _size(self, box: Box) -> int:
+        return int(np.prod(self._dimensions(box)))
+
+    def _needed(self, key: Key) -> int:
+        _, channels, lats = key
+        return len(self._wanted[channels]) * (lats[1] - lats[0]) * self.shape[3] * self.dtype.itemsize
+
+
+def _wait(frame: Frame, closed: threading.Event) -> str | None:
+    """Waits for a frame; what went wrong, or None."""
+    if frame.read is None:
+        return None
+    while not frame.read.commit.done():
+        if closed.is_set():
+            raise Closed
+        try:
+            frame.read.commit.result(timeout=0.5)
+        except TimeoutError:
+            continue
+        except Exception as error:  # whatever TensorStore raises: named here, raised by `finish`
+            return f"{frame.what}: {error}"
+    error = frame.read.commit.exception()
+    return None if error is None else f"{frame.what}: {error}"
