@@ -9,9 +9,9 @@ from jaxtyping import Float, UInt32
 
 from weathermixer.data import storage
 
-# covered by the digest: everything that readers use, besides the fields, whose checksums stand for them
-SMALL_ARRAYS = ("time", "latitude", "longitude", "scale", "offset", "static", "mean", "std", "tendency_std", "minimum")
-SMALL_ARRAYS += ("maximum", "missing")
+NUMBERS = ("time", "latitude", "longitude", "scale", "offset", "static", "mean", "std", "tendency_std", "minimum")
+NUMBERS += ("maximum", "missing", "checksum")
+TEXTS = ("channel", "static_channel")
 FAULTS_SHOWN = 10
 
 
@@ -51,16 +51,20 @@ def checksums(stored: np.ndarray) -> UInt32[np.ndarray, "time channel"]:
     return np.array(sums, np.uint32).reshape(time, channel)
 
 
-def digest_archive(target: str, sums: UInt32[np.ndarray, "time channel"]) -> str:
-    """One SHA-256 over all that an archive holds: values of its small arrays, names, and the fields' checksums.
+def digest_archive(target: str) -> tuple[str, dict[str, str]]:
+    """(one SHA-256 over all that an archive holds, the manifest: a SHA-256 for each of its arrays but `fields`).
 
-    It depends on values, not on how they are compressed or when they were written.
+    `checksum`, the CRC-32 of every field, stands for those. Digests are of values: they do not depend on compression,
+    on the layout of chunks, or on when an archive was made.
     """
-    digest = hashlib.sha256(sums.astype("<u4").tobytes())
-    for name in SMALL_ARRAYS:
+    manifest = {}
+    for name in NUMBERS:
         values = storage.read_array(storage.join(target, name)).result()
-        digest.update(f"{name} {values.dtype.name} {values.shape}".encode())
-        digest.update(np.ascontiguousarray(values).tobytes())
-    for name in ("channel", "static_channel"):
-        digest.update("\n".join(storage.read_text_array(storage.join(target, name))).encode())
-    return digest.hexdigest()
+        header = f"{values.dtype.name} {values.shape}\n".encode()
+        content = np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes()
+        manifest[name] = hashlib.sha256(header + content).hexdigest()
+    for name in TEXTS:
+        lines = "\n".join(storage.read_text_array(storage.join(target, name)))
+        manifest[name] = hashlib.sha256(lines.encode()).hexdigest()
+    whole = "\n".join(f"{name} {digest}" for name, digest in sorted(manifest.items()))
+    return hashlib.sha256(whole.encode()).hexdigest(), manifest

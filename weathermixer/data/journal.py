@@ -5,24 +5,53 @@ stores put objects at once), and holds the shard's statistics and checksums: fin
 """
 
 import contextlib
+import fcntl
 import io
 import json
 import os
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import tensorstore as ts
 
 from weathermixer.data import storage
+from weathermixer.data.archive import working_path
 
 FOLDER = ".prepare"
+
+
+@contextlib.contextmanager
+def open_journal(path: str) -> Iterator["Journal"]:
+    """The journal of the archive that is to be at `path`, held by one prepare at a time where files can be locked.
+
+    Raises ValueError where the archive exists, where another prepare is at work, or where nothing can be written.
+    """
+    document = storage.read_json(storage.open_folder(path), "zarr.json")
+    if document is not None and (storage.is_local(path) or document.get("attributes", {}).get("complete", True)):
+        raise ValueError(f"{path} exists: delete it or choose another name")
+    target = working_path(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            if storage.is_local(path):
+                os.makedirs(os.path.join(target, FOLDER), exist_ok=True)
+                lock = stack.enter_context(open(os.path.join(target, FOLDER, "lock"), "w"))
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder = storage.open_folder(storage.join(target, FOLDER))
+            folder.write("writable", b"").result()
+        except BlockingIOError:
+            raise ValueError(f"another prepare is writing {target}: wait for it, or stop it") from None
+        except Exception as error:
+            raise ValueError(f"{target} cannot be written: {error}") from None
+        yield Journal(folder)
 
 
 class Journal:
     """Entries of finished shards, under `.prepare` in the archive that is being made."""
 
-    def __init__(self, working_path: str):
-        self._folder = storage.open_folder(storage.join(working_path, FOLDER))
+    def __init__(self, folder: ts.KvStore):
+        self._folder = folder
 
     def open_recipe(self, plan: dict[str, Any]) -> dict[str, Any] | None:
         """What `write_recipe` wrote, None at the first start; ValueError where it was for another plan."""
@@ -70,7 +99,7 @@ class Journal:
 def remove_journal(path: str) -> None:
     """Deletes the journal of an archive that is published."""
     folder = storage.open_folder(path)
-    folder.delete_range(folder.KeyRange(FOLDER + "/", FOLDER + "0")).result()
+    folder.delete_range(ts.KvStore.KeyRange(FOLDER + "/", FOLDER + "0")).result()
     if storage.is_local(path):
         with contextlib.suppress(OSError):
             os.rmdir(os.path.join(path, FOLDER))

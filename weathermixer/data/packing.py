@@ -69,6 +69,16 @@ def unpack(
     return stored.astype(np.float64) * scale[:, None, None] + offset[:, None, None]
 
 
+def rounding_error(sample: Float[np.ndarray, "time channel lat lon"], dtype: str) -> Float[np.ndarray, " channel"]:
+    """Root mean square per channel of what storing a sample changes, in physical units."""
+    if dtype == "float32":
+        return np.zeros(sample.shape[1])
+    scale, offset = choose_packing(sample, dtype)
+    finite = np.where(np.isfinite(sample), sample, offset.astype(np.float32)[:, None, None])
+    error = unpack(pack(finite, scale, offset, dtype), scale, offset) - finite
+    return np.sqrt(np.square(error).mean(axis=(0, 2, 3)))
+
+
 class UnpackableError(ValueError):
     """A value that the chosen type cannot hold, at [time, channel] of the block."""
 

@@ -95,10 +95,12 @@ def choose_times(
     if not len(there):
         ends = f"{everywhere[0]} ... {everywhere[-1]}" if len(everywhere) else "no times that all variables have"
         raise ValueError(f"{source} has no times in {period}; it has {ends}")
+    own = np.median(np.diff(there).astype(np.int64)).astype("timedelta64[ns]") if len(there) > 1 else HOUR
     if step_hours is None:
-        own = int(np.median(np.diff(there)) / HOUR) if len(there) > 1 else 6
-        step_hours = max(6, own)
+        step_hours = max(6, int(own / HOUR))
     step = step_hours * HOUR
+    if step_hours < 1 or step % own != np.timedelta64(0, "ns"):
+        raise ValueError(f"step_hours={step_hours} is not a multiple of {own / HOUR:g} h, the step of {source}")
     phases = np.unique((there - EPOCH) % step)
     # 00, 06, 12, 18 UTC where there are such times, else the one other phase that the source has
     phase = phases[0] if len(phases) == 1 else np.timedelta64(0, "ns")

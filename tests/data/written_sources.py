@@ -1,0 +1,63 @@
+"""Small sources that tests write: known fields, to be turned into any order and format."""
+
+import pathlib
+
+import numpy as np
+import xarray as xr
+
+TIMES = np.datetime64("2019-12-30T00", "ns") + np.arange(20) * np.timedelta64(6, "h")
+LEVELS = (50, 500, 850, 1000)
+
+
+def make_dataset(
+    *, times: np.ndarray = TIMES, lat: int = 8, lon: int = 12, levels=LEVELS, poles: bool = False, seed: int = 0
+) -> xr.Dataset:
+    """Geopotential, temperature, 2 m temperature and two static fields, as WeatherBench 2 names and orders them."""
+    rng = np.random.default_rng(seed)
+    latitude = np.linspace(90, -90, lat) if poles else 90 - (np.arange(lat) + 0.5) * 180 / lat
+    longitude = np.arange(lon) * 360 / lon
+    hours = (times - times[0]) / np.timedelta64(1, "h")
+    wave = np.cos(np.deg2rad(latitude))[:, None] * np.sin(np.deg2rad(longitude) + hours[:, None, None] / 24)
+
+    def upper(mean, std):
+        noise = rng.normal(size=(len(times), len(levels), lat, lon))
+        values = np.asarray(mean)[:, None, None] + std * (wave[:, None] + 0.1 * noise)
+        return ("time", "level", "latitude", "longitude"), values.astype(np.float32)
+
+    height = np.log(1000 / np.asarray(levels))
+    return xr.Dataset(
+        {
+            "geopotential": upper(60000 * height + 1000, 900.0),
+            "temperature": upper(290 - 25 * height, 8.0),
+            "2m_temperature": (
+                ("time", "latitude", "longitude"),
+                (288 + 20 * wave + rng.normal(size=wave.shape)).astype(np.float32),
+            ),
+            "land_sea_mask": (("latitude", "longitude"), rng.uniform(size=(lat, lon)).astype(np.float32)),
+            "geopotential_at_surface": (
+                ("latitude", "longitude"),
+                (1e4 * rng.uniform(size=(lat, lon))).astype(np.float32),
+            ),
+        },
+        coords={"time": times, "level": np.asarray(levels), "latitude": latitude, "longitude": longitude},
+        attrs={"title": "made for a test"},
+    )
+
+
+def frames_of(dataset: xr.Dataset, channels) -> np.ndarray:
+    """[time, channel, lat, lon] of a dataset made here, the straight way."""
+    fields = []
+    for channel in channels:
+        array = dataset[channel.variable]
+        fields.append((array if channel.level_hpa is None else array.sel(level=channel.level_hpa)).values)
+    return np.stack(fields, axis=1)
+
+
+def write_zarr(dataset: xr.Dataset, path: pathlib.Path, *, zarr_format: int = 3, time_chunk: int = 3) -> pathlib.Path:
+    """Writes a Zarr store in chunks of some times and the whole globe, as WeatherBench 2 does."""
+    encoding = {
+        name: {"chunks": [time_chunk if dim == "time" else array.sizes[dim] for dim in array.dims]}
+        for name, array in dataset.data_vars.items()
+    }
+    dataset.to_zarr(path, zarr_format=zarr_format, consolidated=zarr_format == 2, encoding=encoding, mode="w")
+    return path

@@ -1,0 +1,121 @@
+"""Makes one shard of an archive from a source: reads, checks, packs, sums up. Nothing is written here."""
+
+import dataclasses
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt32
+
+from weathermixer.data.checks import check_frames, checksums
+from weathermixer.data.packing import UnpackableError, pack
+from weathermixer.data.planning import Plan
+from weathermixer.data.sources import Source
+from weathermixer.data.statistics import Partial, compute_partial, concatenate_partials, merge_partials, no_partial
+from weathermixer.variables import group_by_variable
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+    """What making a shard needs. partner [time] is the index of the time 6 h earlier, -1 where there is none."""
+
+    source: Source
+    plan: Plan
+    scale: Float[np.ndarray, " channel"]
+    offset: Float[np.ndarray, " channel"]
+    shift: Float[np.ndarray, " channel"]
+    row_weights: Float[np.ndarray, " lat"]
+    counted: Bool[np.ndarray, " time"]
+    partner: Int[np.ndarray, " time"]
+    lag: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Shard:
+    """A shard that is ready to be written: frames as stored, statistics, checksums [time, channel], faults found."""
+
+    frames: np.ndarray
+    partial: Partial
+    checksums: UInt32[np.ndarray, "time channel"]
+    faults: list[str]
+    tails: dict[str, np.ndarray]
+
+
+def find_pairs(
+    source: Source, period: tuple[str, str] | None
+) -> tuple[Bool[np.ndarray, " time"], Int[np.ndarray, " time"], int]:
+    """(times that count, index of the time 6 h earlier or -1, how many times back that can be).
+
+    Where the source's step does not divide 6 h, one step stands for them. ValueError where no time lies in the period.
+    """
+    times, step = source.times, source.step_hours
+    counted = np.ones(len(times), bool)
+    if period is not None:
+        first, last = (np.datetime64(date, "D") for date in period)
+        days = times.astype("datetime64[D]")
+        counted = (days >= first) & (days <= last)
+        if not counted.any():
+            raise ValueError(f"no time lies in the statistics' period {period}; there are {times[0]} ... {times[-1]}")
+    lag = 6 // step if 6 % step == 0 else 1
+    earlier = times - lag * step * np.timedelta64(1, "h")
+    index = np.minimum(np.searchsorted(times, earlier), len(times) - 1)
+    partner = np.where((times[index] == earlier) & counted & counted[index], index, -1)
+    return counted, partner, lag
+
+
+def make_shard(job: Job, part: slice, tails: Mapping[str, np.ndarray], pool: ThreadPoolExecutor) -> Shard:
+    """Reads, checks and packs the frames of one shard; `tails` are the last frames before it where they are at hand."""
+    times = np.arange(part.start, min(part.stop, len(job.source.times)))
+    frames = np.empty((len(times), len(job.source.channels), *job.source.grid.shape), job.plan.dtype)
+
+    def make(variable: str, channels: list[int]):
+        return _make_variable(job, variable, channels, times, tails.get(variable), frames)
+
+    groups = group_by_variable(job.source.channels)
+    made = list(pool.map(make, groups, groups.values()))
+    return Shard(
+        frames=frames,
+        partial=concatenate_partials([partial for partial, *_ in made]),
+        checksums=np.concatenate([sums for _, sums, *_ in made], axis=1),
+        faults=[fault for _, _, faults, _ in made for fault in faults],
+        tails={variable: tail for variable, (*_, tail) in zip(groups, made)},
+    )
+
+
+def _make_variable(job: Job, variable: str, channels: list[int], times, tail: np.ndarray | None, frames: np.ndarray):
+    """One variable of a shard, a block of times after another: fills `frames[:, channels]`."""
+    source, first = job.source, times[0]
+    some = slice(channels[0], channels[-1] + 1)
+    names = [source.channels[channel].name for channel in channels]
+    if tail is None:
+        needed = first > 0 and np.any(job.partner[times[times < first + job.lag]] >= 0)
+        tail = source.read(slice(max(0, first - job.lag), first) if needed else slice(0, 0), variables=[variable])
+    partial, sums, faults = no_partial(len(channels)), [], []
+    for start in range(0, len(times), job.plan.times_per_block):
+        block = times[start : start + job.plan.times_per_block]
+        values = source.read(block, variables=[variable])
+        faults += check_frames(values, source.times[block], names)
+        window = np.concatenate([tail, values])
+        partner = job.partner[block]
+        paired = partner >= 0
+        index = np.where(paired, partner - block[0] + len(tail), 0)
+        partial = merge_partials(
+            partial,
+            compute_partial(
+                values,
+                window[index],
+                counted=job.counted[block],
+                paired=paired,
+                shift=job.shift[some],
+                row_weights=job.row_weights,
+            ),
+        )
+        try:
+            stored = pack(values, job.scale[some], job.offset[some], job.plan.dtype)
+        except UnpackableError as error:
+            what = f"{names[error.channel]} at {source.times[block[error.time]]}: value {error.value}"
+            raise ValueError(f"{what} cannot be stored as {job.plan.dtype}: prepare with float16 or float32") from None
+        frames[start : start + len(block), some] = stored
+        sums.append(checksums(stored))
+        tail = window[-job.lag :]
+    return partial, np.concatenate(sums), faults, tail
