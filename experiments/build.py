@@ -23,9 +23,9 @@ from weathermixer.data.prepare import prepare
 from weathermixer.data.simulate import simulate
 from weathermixer.data.sources import open_source
 from weathermixer.data.standardization import Standardization, make_standardization
+from weathermixer.losses import make_loss_weights
 from weathermixer.mesh import make_mesh, use_mesh
 from weathermixer.model import ModelShape, WeatherMixer
-from weathermixer.losses import make_loss_weights
 from weathermixer.optimizer import make_learning_rate, make_optimizer
 from weathermixer.state import TrainState, describe, make_state
 from weathermixer.steps import make_loss, make_train_step
@@ -33,6 +33,17 @@ from weathermixer.variables import ChannelSet
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
+# what a resumed run may be given otherwise: it changes speed, memory or reporting, not what is computed
+FREE_TO_CHANGE = (
+    "data.source",
+    "data.prefetch",
+    "data.on_error",
+    "model.rematerialize",
+    "model.schedule",
+    "training.log_every",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +76,9 @@ def open_data(config: ConfigDict, data: str | None) -> Archive:
         return open_archive(data)
     source = os.path.expandvars(config.data.source)
     if not source:
-        raise ValueError("this config has no data of its own: give --data=ARCHIVE, made by python -m experiments.prepare")
+        raise ValueError(
+            "this config has no data of its own: give --data=ARCHIVE, made by python -m experiments.prepare"
+        )
     if "$" in source:
         raise ValueError(f"config.data.source={config.data.source!r}: the environment variable in it is not set")
     cache = cache_directory()
@@ -155,14 +168,16 @@ def training_steps(config: ConfigDict, starts: int) -> tuple[int, int]:
 class Training:
     """What a training step needs, as functions on the mesh in use: the same on any mesh, concrete or abstract.
 
-    apply(params, x, *, repeats, key), loss(params, batch, standardization, key), train_step(state, batch,
-    standardization) -> (state, metrics), initial_state() to be jitted; `steps` is the length of the run.
+    apply(params, x, *, repeats, key), loss(params, batch, standardization, key) and the same jitted as eval_loss,
+    train_step(state, batch, standardization) -> (state, metrics), initial_state() to be jitted; `steps` is the length
+    of the run.
     """
 
     shape: ModelShape
     steps: int
     apply: Callable
     loss: Callable
+    eval_loss: Callable
     train_step: Callable
     initial_state: Callable[[], TrainState]
 
@@ -217,7 +232,46 @@ def make_training(
     def initial_state():
         return make_state(make_params(jax.random.key(config.seed)), optimizer, ema=decay > 0)
 
-    return Training(shape, steps, apply, loss, train_step, initial_state)
+    return Training(shape, steps, apply, loss, jax.jit(loss), train_step, initial_state)
+
+
+def config_values(config: ConfigDict) -> dict[str, Any]:
+    """The config as plain JSON values."""
+    return json.loads(config.to_json())
+
+
+def check_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Raises ValueError where the workdir cannot be written, or holds a run of another model or other data."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot write to workdir={workdir}: {error}; choose another") from error
+    if not os.access(workdir, os.W_OK):
+        raise ValueError(f"cannot write to workdir={workdir}: permission denied; choose another")
+    path = workdir / CONFIG_FILE
+    if path.exists():
+        before, now = json.loads(path.read_text()), config_values(config)
+        for part in ("seed", "data", "model", "loss", "optimizer", "training"):
+            for name, value in _flat(part, now[part]).items():
+                if name not in FREE_TO_CHANGE and _flat(part, before.get(part)).get(name) != value:
+                    raise ValueError(
+                        f"{workdir} holds a run with {name}={_flat(part, before.get(part)).get(name)}, not {value}: "
+                        "resume it with its own config, or choose another workdir"
+                    )
+
+
+def _flat(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    return {key: leaf for part, inner in value.items() for key, leaf in _flat(f"{name}.{part}", inner).items()}
+
+
+def write_config(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Keeps the config in the workdir, from where scores and forecasts read it; the first process writes."""
+    if jax.process_index() == 0:
+        partial = workdir / (CONFIG_FILE + ".partial")
+        partial.write_text(json.dumps(config_values(config), indent=2))
+        partial.replace(workdir / CONFIG_FILE)
 
 
 def open_run(workdir: str | os.PathLike, *, data: str | None = None, mesh: Mesh | None = None) -> Run:

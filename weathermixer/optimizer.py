@@ -54,7 +54,10 @@ def make_optimizer(
         steps = [adam, optax.add_decayed_weights(weight_decay, mask=_kernels)]
     if clip_norm is not None:
         steps = [optax.clip_by_global_norm(clip_norm), *steps]
-    rates = {"coder": optax.scale_by_learning_rate(coder_rate), "processor": optax.scale_by_learning_rate(processor_rate)}
+    rates = {
+        "coder": optax.scale_by_learning_rate(coder_rate),
+        "processor": optax.scale_by_learning_rate(processor_rate),
+    }
     return optax.chain(*steps, optax.partition(rates, _groups))
 
 

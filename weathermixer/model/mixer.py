@@ -14,9 +14,7 @@ class Mlp(nnx.Module):
     Parameters: up.kernel [size, hidden], up.bias [hidden], down.kernel [hidden, size], down.bias [size].
     """
 
-    def __init__(
-        self, size: int, hidden: int, *, over: Over, schedule: Schedule, dropout_rate: float, rngs: nnx.Rngs
-    ):
+    def __init__(self, size: int, hidden: int, *, over: Over, schedule: Schedule, dropout_rate: float, rngs: nnx.Rngs):
         self.up = Dense(size, hidden, over=over, schedule=schedule, rngs=rngs)
         self.down = Dense(hidden, size, over=over, schedule=schedule, rngs=rngs)
         self.dropout_rate = dropout_rate

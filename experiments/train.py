@@ -1,0 +1,194 @@
+"""Trains a WeatherMixer, from a config to a checkpoint; the same command goes on where a run was stopped.
+
+  python -m experiments.train --config=experiments/configs/NAME.py --workdir=DIR [--data=ARCHIVE] [--config.FIELD=VALUE]
+
+Start with the embedded default, which simulates its own small atmosphere and ends with scores, a forecast and a map:
+
+  python -m experiments.train --config=experiments/configs/quickstart.py --workdir=/tmp/quickstart
+
+Configs: quickstart (simulated, minutes on a laptop), gfs_wind (real analyses, small), reference (the published 1.06 B model
+at 0.25 degrees). Every field of a config is documented in experiments/configs/base.py and can be set on the command line:
+--config.training.steps=200 --config.mesh.domain=4.
+
+DIR receives config.json, log.txt, metrics.jsonl, tensorboard/, checkpoints/ and, where the config asks for them, scores.json,
+forecast.zarr and forecast.png. To try meshes without GPUs: XLA_FLAGS=--xla_force_host_platform_device_count=8.
+On several machines start one process on each: see launch/.
+"""
+
+import math
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from experiments import build, evaluate, forecast
+from weathermixer import distributed
+from weathermixer.account import format_account, make_account
+from weathermixer.checkpoint import Checkpoints, open_checkpoints
+from weathermixer.cost import find_device, parameters, train_flops
+from weathermixer.data.loader import Batch, Batches, make_batches
+from weathermixer.data.sampling import valid_starts
+from weathermixer.data.standardization import make_standardization
+from weathermixer.mesh import check_divides, make_mesh, use_mesh
+from weathermixer.state import TrainState, describe
+from weathermixer.telemetry import RunLog, open_log
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "the run's config file, one of experiments/configs")
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; one that exists is resumed")
+_DATA = flags.DEFINE_string("data", None, "archive made by experiments.prepare; default: the config's own data")
+
+
+def train(config: ConfigDict, workdir: pathlib.Path, data: str | None = None) -> build.Run:
+    """Runs the training that a config describes, from its last checkpoint if there is one, and returns the trained run.
+
+    Raises ValueError, before long work starts, for what cannot work; FloatingPointError where the loss is not finite.
+    """
+    mesh = make_mesh(config.mesh.data, config.mesh.domain, config.mesh.tensor)
+    check_divides(mesh, batch_size=("batch", config.training.batch_size))
+    build.check_workdir(config, workdir)
+    archive = build.open_data(config, data)
+    channel_set = build.make_channel_set(config, archive)
+    lead_hours = config.training.lead_steps * archive.step_hours
+    starts, held_out = (
+        valid_starts(archive.times, tuple(config.data[period]), lead_hours, step_hours=archive.step_hours)
+        for period in ("train", "validation")
+    )
+
+    def open_batches(starts, first_step: int, last_step: int) -> Batches:
+        options = dict(seed=config.seed, batch_size=config.training.batch_size, lead_hours=lead_hours)
+        steps = dict(first_step=first_step, last_step=last_step)
+        reading = dict(prefetch=config.data.prefetch, block=config.data.block, on_error=config.data.on_error)
+        return make_batches(archive, channel_set, mesh, starts=starts, **options, **steps, **reading)
+
+    with use_mesh(mesh):
+        standardization = make_standardization(archive, channel_set, mesh)
+        training = build.make_training(
+            config,
+            latitude=archive.grid.latitude,
+            longitudes=archive.grid.shape[1],
+            channel_set=channel_set,
+            tendency=build.tendency(archive, channel_set),
+            starts=len(starts),
+            mesh=mesh,
+        )
+        with _open_checkpoints(config, workdir) as checkpoints:
+            first_step = checkpoints.latest_step() or 0
+            if first_step:
+                state = checkpoints.restore(describe(jax.eval_shape(training.initial_state), mesh))
+            else:
+                state = jax.jit(training.initial_state)()
+                build.write_config(config, workdir)
+            with (
+                _open_log(config, workdir, training, first_step) as log,
+                open_batches(starts, first_step, training.steps) as batches,
+            ):
+                log.note(f"{distributed.describe()}, mesh {dict(mesh.shape)}")
+                log.note(f"{archive.path}: {len(starts)} training pairs of {len(channel_set.dynamic)} channels")
+                log.note(f"{parameters(training.shape):,} parameters, steps {first_step} to {training.steps}")
+                guard = _Guard(checkpoints)
+                for step, batch in enumerate(log.watch(batches), first_step + 1):
+                    if step == first_step + 1:
+                        log.note(format_account(make_account(mesh, _parts(state), {"batch": batch})))
+                    state, metrics = training.train_step(state, batch, standardization)
+                    guard.watch(step, metrics)
+                    if log.step(step, metrics):
+                        guard.check()
+                    last = step == training.steps
+                    if config.evaluation.every and (last or step % config.evaluation.every == 0):
+                        with open_batches(held_out, 0, config.evaluation.batches) as some:
+                            log.record(
+                                step, {"validation_loss": _mean_loss(training, config, state, some, standardization)}
+                            )
+                    stop = distributed.preempted(step)
+                    if stop or last or step % config.training.checkpoint_every == 0:
+                        guard.check()
+                        checkpoints.save(step, state, {"config": build.config_values(config)}, force=True)
+                    if stop and not last:
+                        log.note(f"asked to stop: saved step {step}; the same command goes on from there")
+                        raise SystemExit(0)
+                for problem in batches.account().skipped:
+                    log.note(f"skipped a sample: {problem}")
+    params = state.ema if config.training.ema_decay else state.params
+    return build.Run(
+        workdir, config, mesh, archive, channel_set, standardization, training.apply, params, training.steps
+    )
+
+
+class _Guard:
+    """Notices a loss that is not finite without waiting for every step, and before such a state is saved."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+        self._unseen: dict[int, Any] = {}
+
+    def watch(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+        self._unseen[step] = (metrics["loss"], metrics["grad_norm"])
+
+    def check(self) -> None:
+        """Raises FloatingPointError naming the first bad step since the last check, and what is left to go on from."""
+        for step, (loss, grad_norm) in jax.device_get(self._unseen).items():
+            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+                last = self._checkpoints.latest_step()
+                good = f"the last good checkpoint is step {last}" if last else "no checkpoint was saved before"
+                raise FloatingPointError(
+                    f"step {step}: loss={loss}, grad_norm={grad_norm}; {good} ({self._checkpoints.directory}). "
+                    "Look at the data with experiments.prepare --verify, then lower config.optimizer.peak_rate, lengthen "
+                    "warmup_epochs, or set config.model.compute_dtype=float32."
+                )
+        self._unseen.clear()
+
+
+def _mean_loss(
+    training: build.Training, config: ConfigDict, state: TrainState, batches: Iterable[Batch], standardization: Any
+) -> float:
+    """The mean loss over some batches, with the parameters that would forecast."""
+    params = state.ema if config.training.ema_decay else state.params
+    losses = [training.eval_loss(params, batch, standardization, None) for batch in batches]
+    return sum(float(loss) for loss in losses) / len(losses)
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
+    """The state's parts for the account of memory; a gradient is as large as the parameters, and cut as they are."""
+    parts = {"parameters": state.params, "gradients": state.params, "moments": state.moments}
+    return parts if state.ema is None else parts | {"ema": state.ema}
+
+
+def _open_checkpoints(config: ConfigDict, workdir: pathlib.Path) -> Checkpoints:
+    options = config.training
+    return open_checkpoints(workdir / build.CHECKPOINTS, every=options.checkpoint_every, keep=options.keep_checkpoints)
+
+
+def _open_log(config: ConfigDict, workdir: pathlib.Path, training: build.Training, first_step: int) -> RunLog:
+    hardware = find_device(jax.devices()[0].device_kind)
+    batch_size = config.training.batch_size
+    return open_log(
+        workdir,
+        first_step=first_step,
+        last_step=training.steps,
+        every=config.training.log_every,
+        batch_size=batch_size,
+        flops_per_step=train_flops(training.shape, batch=batch_size, repeats=config.training.lead_steps),
+        peak_flops=hardware and hardware.peak(build.compute_dtype(config).name),
+    )
+
+
+def main(_) -> None:
+    logging.set_verbosity(logging.WARNING)  # Orbax tells of every file at INFO
+    distributed.initialize()
+    workdir = pathlib.Path(_WORKDIR.value).expanduser().resolve()
+    config = _CONFIG.value
+    try:
+        run = train(config, workdir, _DATA.value)
+        if config.evaluation.final:
+            evaluate.score(run)
+            forecast.write(run)
+    except (ValueError, FloatingPointError) as error:
+        raise app.UsageError(str(error)) if isinstance(error, ValueError) else error
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)
