@@ -2,11 +2,11 @@
 
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 
@@ -101,9 +101,53 @@ def test_mesh_that_does_not_divide_is_named(make_archive):
         read_frames(archive, full_set(archive, 1), make_mesh(2, 1, 4), np.array([0]))
 
 
+def damage(archive, *, time, band):
+    """Flips a bit of a chunk of an archive made with domain=2, four times per shard and all channels in a chunk."""
+    shard = pathlib.Path(archive.path, "fields", "c", str(time // 4), "0", "0", "0")
+    data = bytearray(shard.read_bytes())
+    index = np.frombuffer(data[-4 - 16 * 8 : -4], np.uint64).reshape(4, 2, 2)
+    offset, length = index[time % 4, band].tolist()
+    data[offset + length // 2] ^= 1
+    shard.write_bytes(data)
+
+
+def test_skipping_replaces_samples_and_counts_them(make_archive, caplog):
+    archive = make_archive(domain=2)
+    whole = archive.store.read().result()
+    damage(archive, time=4, band=1)
+    options = dict(starts=np.arange(12), seed=0, batch_size=2, lead_hours=6, first_step=0, last_step=6)
+    with make_batches(archive, full_set(archive), make_mesh(2, 2, 1), on_error="skip", **options) as batches:
+        pairs = [(np.asarray(batch.inputs)[:, :4], np.asarray(batch.targets)[:, :4]) for batch in batches]
+        skipped = batches.account().skipped
+    index = {frame.tobytes(): time for time, frame in enumerate(whole)}
+    seen = [index[frame.tobytes()] for inputs, _ in pairs for frame in inputs]
+    assert [index[frame.tobytes()] for _, targets in pairs for frame in targets] == [start + 1 for start in seen]
+    planned = [int(i) for step in range(6) for i in sample_starts(np.arange(12), seed=0, step=step, batch_size=2)]
+    changed = [position for position, (a, b) in enumerate(zip(seen, planned, strict=True)) if a != b]
+    assert [planned[position] for position in changed] in ([3, 4], [4, 3])
+    assert not {3, 4} & set(seen)
+    assert len(skipped) >= 2 and len(caplog.records) == len(skipped)
+    for position, problem in zip(changed, skipped, strict=False):
+        assert problem.startswith(
+            f"step {position // 2}, row {position % 2}: {archive.path}: cannot read time 2000-01-02"
+        )
+        assert "latitudes -11.25 to -78.75" in problem
+
+
+def test_skipping_ends_where_nothing_can_be_read(make_archive):
+    archive = make_archive(domain=2)
+    shutil.rmtree(pathlib.Path(archive.path, "fields", "c"))
+    options = dict(starts=np.arange(12), seed=0, batch_size=1, lead_hours=6, first_step=0, last_step=6)
+    with (
+        make_batches(archive, full_set(archive), make_mesh(1, 1, 1), on_error="skip", **options) as batches,
+        pytest.raises(ValueError, match="step 0: 16 samples in a row cannot be read: .*is missing"),
+    ):
+        next(batches)
+
+
 WORKER = """
 import sys, jax, numpy as np
-path, port, process = sys.argv[1], sys.argv[2], int(sys.argv[3])
+path, damaged, port, process = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=process)
@@ -111,39 +155,49 @@ from weathermixer.data.archive import open_archive
 from weathermixer.data.loader import make_batches
 from weathermixer.mesh import make_mesh
 from weathermixer.variables import ChannelSet
-archive = open_archive(path)
-channels = ChannelSet(archive.channels, tuple(archive.static), 2)
-for shape in [(1, 4, 1), (2, 2, 1), (1, 2, 2), (4, 1, 1)]:
-    mesh = make_mesh(*shape)
-    with make_batches(archive, channels, mesh, starts=np.arange(8), seed=0, batch_size=4, lead_hours=6, first_step=0,
-                      last_step=2) as batches:
-        for batch in batches:
-            total = jax.jit(lambda b: (b.inputs.astype("float32") ** 2).sum())(batch)
-            print(shape, float(total), flush=True)
+total = jax.jit(lambda b: (b.inputs.astype("float32") ** 2).sum())
+def run(path, mesh_shape, **options):
+    archive = open_archive(path)
+    channels = ChannelSet(archive.channels, tuple(archive.static), 2)
+    with make_batches(archive, channels, make_mesh(*mesh_shape), starts=np.arange(8), seed=0, batch_size=4,
+                      lead_hours=6, first_step=0, last_step=2, **options) as batches:
+        totals = [float(total(batch)) for batch in batches]
+        account = batches.account()
+    print("RESULT", *totals, account.bytes_needed, len(account.skipped), account.bytes_read > 0, flush=True)
+for mesh_shape in [(1, 4, 1), (2, 2, 1), (1, 2, 2), (4, 1, 1)]:
+    run(path, mesh_shape)
+run(damaged, (1, 4, 1), on_error="skip")
 """
 
 
-def test_two_processes(make_archive, tmp_path):
-    archive = make_archive()
+def test_two_processes(make_archive):
+    archive, damaged = make_archive(domain=4), make_archive(seed=1, domain=2)
+    squares = np.square(archive.store.read().result().astype(np.float32)).sum(axis=(1, 2, 3))
+    chosen = [sample_starts(np.arange(8), seed=0, step=step, batch_size=4) for step in range(2)]
+    damage(damaged, time=3, band=1)  # the south, which process 1 alone reads
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     root = pathlib.Path(__file__).parents[2]
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, archive.path, str(port), str(process)],
+            [sys.executable, "-c", WORKER, archive.path, damaged.path, str(port), str(process)],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"PYTHONPATH": str(root)},
         )
         for process in range(2)
     ]  # fmt: skip
     outputs = [worker.communicate(timeout=120)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], outputs
-    expected = [
-        np.square(archive.store.read().result().astype(np.float32)[sample_starts(np.arange(8), seed=0, step=step,
-        batch_size=4)]).sum() for step in range(2)
-    ]  # fmt: skip
-    for output in outputs:
-        lines = [line for line in output.splitlines() if line.startswith("(")]
-        totals = [float(line.split()[-1]) for line in lines]
-        np.testing.assert_allclose(totals, expected * 4, rtol=1e-5)
-    assert jax.process_count() == 1
+    results = [[line.split()[1:] for line in output.splitlines() if line.startswith("RESULT")] for output in outputs]
+    frame = archive.store[0].size * 2
+    frames = sum(len({*starts.tolist(), *(starts + 1).tolist()}) for starts in chosen)
+    for process in results:
+        for result in process[:4]:
+            np.testing.assert_allclose([float(x) for x in result[:2]], [squares[s].sum() for s in chosen], rtol=1e-5)
+            assert result[3:] == ["0", "True"]
+        # a process reads half of every frame where the instance is spread over both, and no frame twice
+        assert int(process[0][2]) == int(process[2][2]) == frames * frame // 2
+    # with an instance per process the two read what the rows need
+    assert sum(int(process[3][2]) for process in results) >= frames * frame
+    # the north was read well by process 0, but both replaced the same samples
+    assert results[0][4][:2] == results[1][4][:2] and results[0][4][3] == results[1][4][3] != "0"

@@ -239,7 +239,8 @@ def _create_fields(target: str, metadata: dict[str, Any]) -> ts.TensorStore:
 
 
 def _check(path, times, grid, channels, static, scale, offset, dtype, domain, tensor, times_per_shard, attributes):
-    if storage.read_json(storage.open_folder(path), "zarr.json") is not None and storage.is_local(path):
+    there = storage.read_json(storage.open_folder(path), "zarr.json")
+    if there is not None and (storage.is_local(path) or there.get("attributes", {}).get("complete", True)):
         raise ValueError(f"{path} exists: delete it or choose another name")
     if dtype not in ("float16", "int16", "float32"):
         raise ValueError(f"dtype={dtype!r} must be float16, int16 or float32")

@@ -14,6 +14,13 @@ import numpy as np
 import tensorstore as ts
 
 Spec = dict[str, Any]
+# TensorStore waits for a dead connection for half an hour, unless told by these before its first request:
+# fewer than 256 bytes per second for 30 s count as an error, which is retried
+_STALLS = {
+    "TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS": "30",
+    "TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "30",
+    "TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES": "256",
+}
 BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 
 
@@ -21,7 +28,9 @@ def kvstore_spec(path: str | os.PathLike) -> Spec:
     """The TensorStore key-value store spec of a folder: a file path, file://, s3://, gs:// or http(s)://.
 
     s3:// follows the usual environment: AWS_ENDPOINT_URL, AWS_REGION (or AWS_DEFAULT_REGION), AWS_NO_SIGN_REQUEST=YES
-    for public buckets, and the standard chain of credentials otherwise. Raises ValueError for other schemes.
+    for public buckets, and the standard chain of credentials otherwise. Requests to remote stores that fail for a
+    reason that passes, or stall, are sent again after 1, 2, 4 ... 32 s, 32 times (TensorStore's *_request_retries).
+    Raises ValueError for other schemes.
     """
     path = os.fspath(path)
     parts = urlsplit(path)
@@ -29,6 +38,8 @@ def kvstore_spec(path: str | os.PathLike) -> Spec:
     if "://" not in path or parts.scheme == "file":
         local = parts.path if parts.scheme == "file" else path
         return {"driver": "file", "path": os.path.abspath(os.path.expanduser(local)) + "/"}
+    for name, value in _STALLS.items():
+        os.environ.setdefault(name, value)
     if parts.scheme in ("gs", "s3") and not parts.netloc:
         raise ValueError(f"{path!r} names no bucket: write {parts.scheme}://bucket/path")
     if parts.scheme == "gs":
