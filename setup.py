@@ -9,6 +9,8 @@ HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "weathermixer" / "__init__.py").read_text()).group(1)
 
 NOTEBOOKS = ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"]
+GRIB = ["cfgrib>=0.9.15", "eccodes>=2.40"]
+CLOUD = ["fsspec>=2025.2", "aiohttp>=3.10", "gcsfs>=2025.2", "s3fs>=2025.2"]
 
 setup(
     name="weathermixer",
@@ -51,8 +53,8 @@ setup(
         "gpu": ["jax[cuda13]"],
         "gpu-cuda12": ["jax[cuda12]"],
         "notebooks": NOTEBOOKS,
-        "grib": ["cfgrib>=0.9.15", "eccodes>=2.40"],
-        "cloud": ["fsspec>=2025.2", "gcsfs>=2025.2", "s3fs>=2025.2"],
+        "grib": GRIB,
+        "cloud": CLOUD,
         "test": [
             "pytest>=8.4",
             "pytest-timeout>=2.4",
@@ -63,6 +65,8 @@ setup(
             "PyYAML>=6.0",
             "moto[s3,server]>=5.0",
             "boto3>=1.35",
+            *GRIB,
+            *CLOUD,
             *NOTEBOOKS,
         ],
     },

@@ -53,7 +53,7 @@ def _verify_times(archive: Archive, block: np.ndarray, sums: np.ndarray) -> list
         return _find_chunks(archive, int(block[0]))
     differs = checksums(values) != sums[block]
     return [
-        f"{archive.channels[channel].name} at {_when(archive, block[time])}: its values changed"
+        f"{archive.channels[channel].name} at {_when(archive, int(block[time]))}: its values changed"
         for time, channel in np.argwhere(differs)
     ]
 
