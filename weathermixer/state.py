@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 
@@ -31,9 +31,10 @@ def make_state(params: Any, optimizer: optax.GradientTransformation, *, ema: boo
 
 
 def describe(tree: Any, mesh: Mesh) -> Any:
-    """The ShapeDtypeStructs, with shardings on `mesh`, of a tree that jax.eval_shape returned: what a restore aims at."""
+    """ShapeDtypeStructs, with shardings on `mesh`, of a tree that jax.eval_shape returned: what a restore aims at."""
 
     def on_mesh(leaf):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, leaf.sharding.spec))
+        cut = PartitionSpec() if leaf.sharding is None else leaf.sharding.spec  # a count is not cut
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, cut))
 
     return jax.tree.map(on_mesh, tree)

@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     config.mesh.data = -1  # model instances side by side; -1: as many as the devices hold
     config.mesh.domain = 1  # latitude bands
     config.mesh.tensor = 1  # channel and feature groups
+    config.mesh.zero = "none"  # "moments" (EMA too) or "parameters": what is cut over `data` as well
 
     config.data = ConfigDict()
     # What to train on where no --data=ARCHIVE is given: "simulated" (made on first use, cached), or a source that

@@ -10,10 +10,20 @@ from ml_collections import ConfigDict
 
 from experiments.configs import base
 
+# Other sizes, as reference.py:NAME; the last is the paper's recipe carried on: blocks as the width grows
+SIZES = {
+    "1b": {},
+    "3.2b": dict(embed=14336, token_hidden=17280, embed_hidden=14336),
+    "10b": dict(embed=22528, token_hidden=17280, embed_hidden=22528, blocks=6),
+}
 
-def get_config() -> ConfigDict:
+
+def get_config(size: str = "1b") -> ConfigDict:
     """base.get_config(), whose defaults are the published ones, on the published channels and with their dropout."""
+    if size not in SIZES:
+        raise ValueError(f"reference.py:{size}: choose one of {sorted(SIZES)}")
     config = base.get_config()
+    config.model.update(SIZES[size])
     config.data.static = ("land_sea_mask", "soil_type", "geopotential_at_surface")
     config.data.channel_multiple = 8
     config.model.dropout_rate = 1e-3

@@ -27,14 +27,21 @@ def test_state_by_hand():
     assert parts["batch"] == 4 * 72 * 720 * 1440 * 2 / 4
 
 
-@pytest.mark.parametrize(
-    "compute_dtype, rematerialize", [("bfloat16", "none"), ("float32", "none"), ("bfloat16", "block")]
-)
-@pytest.mark.parametrize("head, repeats", [("blend", 1), ("increment", 2)])
-def test_activations_are_what_differentiation_keeps(head, repeats, compute_dtype, rematerialize):
+CASES = [  # head, repeats, compute dtype, rematerialize, dropout rate
+    ("blend", 1, "bfloat16", "none", 0.0),
+    ("increment", 2, "float32", "none", 0.1),
+    ("increment", 2, "bfloat16", "block", 0.1),
+]
+
+
+@pytest.mark.parametrize("head, repeats, compute_dtype, rematerialize, rate", CASES)
+def test_activations_are_what_differentiation_keeps(head, repeats, compute_dtype, rematerialize, rate):
     """The formula is the traced program's count, but for the norms' statistics of one number a row."""
-    shape, mesh = ModelShape(embed=1000, token_hidden=3000, embed_hidden=2000, head=head), make_abstract_mesh(1, 1, 1)
-    options = StepOptions(batch=1, repeats=repeats, compute_dtype=compute_dtype, rematerialize=rematerialize)
+    sizes = dict(embed=1000, token_hidden=3000, embed_hidden=2000, head=head, dropout_rate=rate)
+    shape, mesh = ModelShape(**sizes), make_abstract_mesh(1, 1, 1)
+    options = StepOptions(
+        batch=1, repeats=repeats, compute_dtype=compute_dtype, rematerialize=rematerialize, dropout=rate > 0
+    )
     dtype = jnp.dtype(compute_dtype)
 
     def make():
@@ -42,13 +49,17 @@ def test_activations_are_what_differentiation_keeps(head, repeats, compute_dtype
             shape, rngs=nnx.Rngs(0), compute_dtype=dtype, rematerialize=rematerialize, tendency=[1.0] * shape.channels
         )
 
+    def loss(params, x, key):
+        return jnp.square(nnx.merge(graph, params)(x, repeats=repeats, key=key if rate else None)).sum()
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
     with jax.sharding.use_abstract_mesh(mesh):
         graph, params = nnx.split(nnx.eval_shape(make))
-        x = jax.ShapeDtypeStruct(
-            (1, 72, 720, 1440), jnp.float32, sharding=sharding(mesh, "batch", "channel", "lat", "lon")
-        )
-        kept, _ = kept_for_backward(
-            lambda params, x: jnp.square(nnx.merge(graph, params)(x, repeats=repeats)).sum(), params, x, mesh=mesh
-        )
+        cut = sharding(mesh, "batch", "channel", "lat", "lon")
+        x = jax.ShapeDtypeStruct((1, 72, 720, 1440), jnp.float32, sharding=cut)
+        kept, _ = kept_for_backward(loss, params, x, key, mesh=mesh)
     traced = sum(array.device for array in kept)
+    if rate and rematerialize == "none":  # the zeros that dropped elements become are a constant to the compiler
+        dropped = 2 * 17280 * 1000 + 3000 * 1000 + 17280 * 2000
+        traced -= 3 * repeats * dropped * options.compute_bytes
     assert activation_bytes(shape, options) == pytest.approx(traced, rel=0.01)

@@ -61,6 +61,7 @@ class StepOptions:
       compute_dtype: of activations and products, "bfloat16" or "float32".
       rematerialize: "none" or "block", as in the model.
       schedule: of the contractions, as in weathermixer.schedule.
+      dropout: whether there is any.
       ema: whether an exponential moving average of the parameters is kept.
       zero: what is cut over the mesh's data axis as well: "none", "moments" (EMA included) or "parameters" (all).
       stored_bytes: of a number in the archive.
@@ -72,6 +73,7 @@ class StepOptions:
     compute_dtype: str = "bfloat16"
     rematerialize: str = "none"
     schedule: Schedule = "auto"
+    dropout: bool = False
     ema: bool = False
     zero: str = "none"
     stored_bytes: int = 2

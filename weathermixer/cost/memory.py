@@ -32,10 +32,11 @@ def activation_bytes(shape: Shape, options: StepOptions) -> float:
 
 
 def block_bytes(shape: Shape, options: StepOptions) -> int:
-    """Bytes that a mixer block keeps for its backward pass: of two norms and of two hidden layers."""
+    """Bytes that a mixer block keeps for its backward pass: of two norms, two hidden layers and dropout's masks."""
     s, item = shape, options.compute_bytes
-    norms = 2 * s.tokens * s.embed * (NORM_KEEPS * FLOAT32 + item)
-    return norms + GELU_KEEPS * (s.token_hidden * s.embed + s.tokens * s.embed_hidden) * item
+    state, hidden = 2 * s.tokens * s.embed, s.token_hidden * s.embed + s.tokens * s.embed_hidden
+    masks = (state + hidden) * options.dropout  # one byte each
+    return state * (NORM_KEEPS * FLOAT32 + item) + GELU_KEEPS * hidden * item + masks
 
 
 def temporary_bytes(shape: Shape, layout: Layout, options: StepOptions) -> float:
