@@ -1,0 +1,1 @@
+"""What simulated weather is made of: the atmosphere, a member of the ensemble, the record."""
