@@ -5,10 +5,11 @@ import itertools
 import numpy as np
 import pytest
 
-from weathermixer.data import reader, storage
+from weathermixer.data import storage
 from weathermixer.data.archive import open_archive
 from weathermixer.data.boxes import find_boxes, needed_bytes, read_amplification, touched_bytes
 from weathermixer.data.loader import make_batches
+from weathermixer.data.reader import Reader
 from weathermixer.mesh import make_mesh
 from weathermixer.variables import ChannelSet
 
@@ -26,10 +27,9 @@ def uncompressed(make_archive, *, domain, tensor, memory_map=False):
     return open_archive(archive.path, memory_map=memory_map)
 
 
-def read_by(monkeypatch, archive, channels, mesh, devices, times):
+def read_by(archive, channels, mesh, devices, times):
     """Bytes read and needed, and shards' indices read, by a process that has these devices."""
-    monkeypatch.setattr(reader, "find_boxes", lambda mesh, shape: find_boxes(mesh, shape, devices))
-    one = reader.Reader(archive, channels, mesh, len(times))
+    one = Reader(archive, channels, mesh, len(times), devices=devices)
     before = storage.bytes_read()
     pending = one.start([np.asarray(times)])
     for frame in pending.frames.values():
@@ -41,26 +41,26 @@ def read_by(monkeypatch, archive, channels, mesh, devices, times):
     return counted - index, pending.bytes_needed
 
 
-def test_a_process_reads_just_its_bytes(make_archive, monkeypatch):
+def test_a_process_reads_just_its_bytes(make_archive):
     archive = uncompressed(make_archive, domain=8, tensor=8)
     channels = ChannelSet(archive.channels)
     for mesh_shape in MESHES_OF_8:
         mesh = make_mesh(*mesh_shape)
         for device in (mesh.devices[0, 0, 0], mesh.devices[-1, -1, -1]):
-            read, needed = read_by(monkeypatch, archive, channels, mesh, [device], list(range(mesh_shape[0])))
+            read, needed = read_by(archive, channels, mesh, [device], list(range(mesh_shape[0])))
             assert read == needed == FRAME_BYTES // (mesh_shape[1] * mesh_shape[2])
         assert read_amplification(archive, channels, mesh) == 1.0
 
 
 @pytest.mark.parametrize("made_for", [(1, 1), (2, 1), (2, 4)])
-def test_the_figure_is_honest_on_other_meshes(make_archive, monkeypatch, made_for):
+def test_the_figure_is_honest_on_other_meshes(make_archive, made_for):
     archive = uncompressed(make_archive, domain=made_for[0], tensor=made_for[1])
     channels = ChannelSet(archive.channels)
     for mesh_shape in MESHES_OF_8:
         mesh = make_mesh(*mesh_shape)
         device = mesh.devices[-1, -1, -1]
         boxes = find_boxes(mesh, (mesh_shape[0], 8, *SHAPE), [device])
-        read, needed = read_by(monkeypatch, archive, channels, mesh, [device], list(range(mesh_shape[0])))
+        read, needed = read_by(archive, channels, mesh, [device], list(range(mesh_shape[0])))
         assert read == touched_bytes(archive, channels, boxes)
         assert needed == needed_bytes(archive, channels, boxes)
         # the archive's chunks are its own parts, so a box that is smaller pays for a whole one
@@ -70,33 +70,32 @@ def test_the_figure_is_honest_on_other_meshes(make_archive, monkeypatch, made_fo
         )
 
 
-def test_devices_of_one_process_share_what_they_touch(make_archive, monkeypatch):
+def test_devices_of_one_process_share_what_they_touch(make_archive):
     archive = uncompressed(make_archive, domain=1, tensor=1)
     channels, mesh = ChannelSet(archive.channels), make_mesh(1, 8, 1)
     for _ in range(20):  # without a TensorStore batch one in ten is read twice
-        read, needed = read_by(monkeypatch, archive, channels, mesh, mesh.devices.ravel().tolist(), [3])
+        read, needed = read_by(archive, channels, mesh, mesh.devices.ravel().tolist(), [3])
         assert read == needed == FRAME_BYTES
     assert read_amplification(archive, channels, mesh, processes=[mesh.devices.ravel().tolist()]) == 1.0
 
 
-def test_mapped_files_are_counted_too(make_archive, monkeypatch):
+def test_mapped_files_are_counted_too(make_archive):
     archive = uncompressed(make_archive, domain=8, tensor=8, memory_map=True)
     mesh = make_mesh(1, 8, 1)
-    read, needed = read_by(monkeypatch, archive, ChannelSet(archive.channels), mesh, [mesh.devices[0, 3, 0]], [5])
+    read, needed = read_by(archive, ChannelSet(archive.channels), mesh, [mesh.devices[0, 3, 0]], [5])
     assert read == needed
 
 
-def test_static_and_padding_channels_are_not_read(make_archive, monkeypatch):
+def test_static_and_padding_channels_are_not_read(make_archive):
     archive = uncompressed(make_archive, domain=1, tensor=8)
     channels, mesh = ChannelSet(archive.channels[:4], (), multiple=8), make_mesh(1, 1, 8)
-    assert read_by(monkeypatch, archive, channels, mesh, [mesh.devices[0, 0, 3]], [0]) == (
+    assert read_by(archive, channels, mesh, [mesh.devices[0, 0, 3]], [0]) == (
         FRAME_BYTES // 8,
         FRAME_BYTES // 8,
     )
-    pending = reader.Reader(archive, channels, mesh, 1).start([np.array([0])])
+    pending = Reader(archive, channels, mesh, 1, devices=[mesh.devices[0, 0, 3]]).start([np.array([0])])
     assert pending.frames_read == 1 and pending.bytes_needed == FRAME_BYTES // 8
-    monkeypatch.setattr(reader, "find_boxes", lambda mesh, shape: find_boxes(mesh, shape, [mesh.devices[0, 0, 4]]))
-    pending = reader.Reader(archive, channels, mesh, 1).start([np.array([0])])
+    pending = Reader(archive, channels, mesh, 1, devices=[mesh.devices[0, 0, 4]]).start([np.array([0])])
     assert pending.frames_read == pending.bytes_needed == 0
 
 

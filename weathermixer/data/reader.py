@@ -63,11 +63,20 @@ class Pending:
 class Reader:
     """Reads arrays [batch, channel, lat, lon] of one shape: the boxes of this process, each distinct frame's once."""
 
-    def __init__(self, archive: Archive, channel_set: ChannelSet, mesh: Mesh, batch_size: int):
+    def __init__(
+        self,
+        archive: Archive,
+        channel_set: ChannelSet,
+        mesh: Mesh,
+        batch_size: int,
+        *,
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        """`devices`, this process's by default, are those whose boxes are read (others': to measure and to test)."""
         self.archive = archive
         self.shape = frames_shape(archive, channel_set, mesh, batch_size)
         self.sharding = sharding(mesh, "batch", "channel", "lat", "lon")
-        self.boxes = find_boxes(mesh, self.shape)
+        self.boxes = find_boxes(mesh, self.shape, devices)
         self.dtype = archive.store.dtype.numpy_dtype
         chosen = archive.channel_indices(channel_set.names)
         self._wanted = {box.channels: chosen[slice(*box.channels)] for box in self.boxes}
@@ -111,7 +120,11 @@ class Reader:
         return Pending(pending, used, fresh, shared, needed)
 
     def finish(self, pending: Pending, closed: threading.Event) -> list[jax.Array]:
-        """Waits for the reads and puts the arrays on the devices; raises Unreadable, or Closed once `closed` is set."""
+        """Waits for the reads, and puts the arrays on the devices; raises as `wait` does."""
+        return [self._assemble(parts) for parts in self.wait(pending, closed)]
+
+    def wait(self, pending: Pending, closed: threading.Event) -> list[list[tuple[Box, np.ndarray]]]:
+        """Waits for the reads; the arrays' boxes on the host. Raises Unreadable, or Closed once `closed` is set."""
         failed: dict[int, str] = {}
         for parts in pending.arrays:
             for part in parts:
@@ -122,13 +135,14 @@ class Reader:
                         part.buffer[row] = frame.values
         if failed:
             raise Unreadable(failed)
-        return [self._assemble(parts) for parts in pending.arrays]
-
-    def _assemble(self, parts: list[Part]) -> jax.Array:
         # a single frame goes to the device from wherever it was read to
-        buffers = [part.frames[0].values[None] if len(part.frames) == 1 else part.buffer for part in parts]
-        devices = [self.boxes[part.box] for part in parts]
-        placed = [jax.device_put(buffer, device) for buffer, there in zip(buffers, devices) for device in there]
+        return [
+            [(part.box, part.frames[0].values[None] if len(part.frames) == 1 else part.buffer) for part in parts]
+            for parts in pending.arrays
+        ]
+
+    def _assemble(self, parts: list[tuple[Box, np.ndarray]]) -> jax.Array:
+        placed = [jax.device_put(buffer, device) for box, buffer in parts for device in self.boxes[box]]
         return jax.make_array_from_single_device_arrays(self.shape, self.sharding, placed)
 
     def _read(self, key: Key, values: np.ndarray, batch: ts.Batch) -> Frame:
