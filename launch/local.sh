@@ -3,9 +3,9 @@
 #
 #   launch/local.sh 2 python -m experiments.train --config=experiments/configs/quickstart.py --workdir=runs/two
 #
-# Every process learns its place from three variables (weathermixer/distributed.py). On a machine without GPUs,
-# JAX_NUM_CPU_DEVICES=4 gives each of them four simulated devices. Ctrl-C and SIGTERM reach all; where one fails, the
-# others are stopped, and its exit status is this script's. Needs bash 5.1.
+# Every process learns its place from three variables (weathermixer/distributed.py) and takes its share of the GPUs. On a
+# machine without GPUs, JAX_NUM_CPU_DEVICES=4 gives each of them four simulated devices. Ctrl-C and SIGTERM reach all;
+# where one fails, the others are stopped, and its exit status is this script's. Needs bash 5.1.
 set -euo pipefail
 
 if (($# < 2)) || ! [[ $1 =~ ^[1-9][0-9]*$ ]]; then
@@ -17,8 +17,19 @@ shift
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')
 export JAX_COORDINATOR_ADDRESS=${JAX_COORDINATOR_ADDRESS:-localhost:$port}
 
+gpus=0
+if [[ ${JAX_PLATFORMS:-} != cpu ]] && command -v nvidia-smi >/dev/null; then
+  gpus=$(tr ',' '\n' <<<"${CUDA_VISIBLE_DEVICES-$(nvidia-smi --query-gpu=index --format=csv,noheader)}" | grep -c .) || true
+fi
+if ((gpus % JAX_NUM_PROCESSES)); then
+  echo "$gpus GPUs cannot be shared by $JAX_NUM_PROCESSES processes evenly" >&2
+  exit 2
+fi
+share=$((gpus / JAX_NUM_PROCESSES))
+
 processes=()
 for ((i = 0; i < JAX_NUM_PROCESSES; i++)); do
+  ((gpus)) && export JAX_LOCAL_DEVICE_IDS=$(seq -s, $((i * share)) $((i * share + share - 1)))
   JAX_PROCESS_ID=$i PYTHONUNBUFFERED=1 "$@" &
   processes+=($!)
 done

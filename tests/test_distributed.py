@@ -162,6 +162,25 @@ def test_one_process_stops_on_sigterm():
     assert run.returncode == 0
 
 
+@pytest.mark.parametrize(("processes", "shares"), [(2, ["0,1", "2,3"]), (4, ["0", "1", "2", "3"]), (3, None)])
+def test_local_script_shares_the_gpus(tmp_path, processes, shares):
+    """On a machine whose nvidia-smi lists four."""
+    listing = tmp_path / "nvidia-smi"
+    listing.write_text("#!/bin/sh\nprintf '0\\n1\\n2\\n3\\n'\n")
+    listing.chmod(0o755)
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES")
+    }
+    environment["PATH"] = f"{tmp_path}:{os.path.dirname(sys.executable)}:{environment['PATH']}"
+    command = ["bash", str(ROOT / "launch/local.sh"), str(processes), "printenv", "JAX_LOCAL_DEVICE_IDS"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if shares is None:
+        assert run.returncode == 2
+        assert run.stderr == "4 GPUs cannot be shared by 3 processes evenly\n"
+    else:
+        assert sorted(run.stdout.split()) == shares
+
+
 def test_local_script_stops_all_when_one_fails():
     program = "import os, sys, time; sys.exit(3) if os.environ['JAX_PROCESS_ID'] == '1' else time.sleep(60)"
     run = subprocess.run(["bash", str(ROOT / "launch/local.sh"), "2", sys.executable, "-c", program], timeout=30)
