@@ -198,10 +198,11 @@ def write_statistics(path: str | os.PathLike, statistics: Statistics) -> None:
         storage.write_array(storage.join(target, name), values, dimensions=["channel"])
 
 
-def publish(path: str | os.PathLike, *, attributes: Mapping[str, Any] = {}) -> None:
+def publish(path: str | os.PathLike, *, attributes: Mapping[str, Any] = {}, members: Sequence[str] = ()) -> None:
     """Makes an archive readable, all at once: adds `attributes`, marks it complete and renames it into place.
 
-    Raises ValueError where arrays are absent, statistics for one.
+    `members` are arrays and groups added to those of `create_archive`. Raises ValueError where arrays are absent,
+    statistics for one.
     """
     path = os.fspath(path)
     target = working_path(path)
@@ -209,11 +210,11 @@ def publish(path: str | os.PathLike, *, attributes: Mapping[str, Any] = {}) -> N
     document = storage.read_json(folder, "zarr.json")
     if document is None:
         raise ValueError(f"nothing to publish at {target}: create_archive comes first")
-    members = {name: storage.read_json(folder, f"{name}/zarr.json") for name in _MEMBERS}
-    absent = [name for name, metadata in members.items() if metadata is None]
+    metadata = {name: storage.read_json(folder, f"{name}/zarr.json") for name in (*_MEMBERS, *members)}
+    absent = [name for name, found in metadata.items() if found is None]
     if absent:
         raise ValueError(f"{target} cannot be published: arrays {absent} are absent")
-    _write_group(target, document["attributes"] | dict(attributes) | {"complete": True}, members)
+    _write_group(target, document["attributes"] | dict(attributes) | {"complete": True}, metadata)
     if target != path:
         os.rename(target, path)
 

@@ -84,8 +84,16 @@ class Journal:
 
     def finished(self) -> set[int]:
         """Shards that have an entry."""
-        keys = [key.decode() for key in self._folder.list().result()]
-        return {int(key.removeprefix("shard-")) for key in keys if key.startswith("shard-")}
+        return self.marks("shard")
+
+    def mark(self, what: str, number: int) -> None:
+        """Marks some other piece of work as finished."""
+        self._folder.write(_key(number, what), b"").result()
+
+    def marks(self, what: str) -> set[int]:
+        """Numbers of the pieces that are finished."""
+        keys = [key.decode().rpartition("-") for key in self._folder.list().result()]
+        return {int(number) for name, _, number in keys if name == what}
 
     def read_entry(self, shard: int) -> dict[str, np.ndarray]:
         """An entry's arrays; ValueError where it is damaged."""
@@ -105,5 +113,5 @@ def remove_journal(path: str) -> None:
             os.rmdir(os.path.join(path, FOLDER))
 
 
-def _key(shard: int) -> str:
-    return f"shard-{shard:08d}"
+def _key(number: int, what: str = "shard") -> str:
+    return f"{what}-{number:08d}"

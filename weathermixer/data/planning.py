@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from weathermixer.data.archive import chunk_shape
+from weathermixer.data.layout import chunk_shape
 from weathermixer.data.packing import DTYPES
 from weathermixer.data.sources import Source
 

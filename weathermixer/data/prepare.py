@@ -15,6 +15,7 @@ import tensorstore as ts
 from weathermixer.data import storage
 from weathermixer.data.archive import Archive, create_archive, open_archive, publish, working_path, write_statistics
 from weathermixer.data.checks import describe_faults, digest_archive
+from weathermixer.data.climatology import climatology_members, contributions, is_long_enough, write_climatology
 from weathermixer.data.journal import Journal, open_journal, remove_journal
 from weathermixer.data.packing import DTYPES, choose_packing, rounding_error
 from weathermixer.data.planning import Plan, make_plan
@@ -40,6 +41,7 @@ def prepare(
     statistics_period: tuple[str, str] | None = None,
     area_weighted: bool = False,
     keep_faults: bool = False,
+    climatology: bool | None = None,
     threads: int | None = None,
     attributes: Mapping[str, Any] | None = None,
 ) -> Archive:
@@ -52,6 +54,8 @@ def prepare(
       statistics_period: first and last date of the times that count in the statistics; None: all.
       area_weighted: whether the statistics weigh values by their cells' area.
       keep_faults: keeps missing, infinite and constant fields instead of stopping; they are counted and named.
+      climatology: whether to add the climatology by hour and day of the year, of the times that count in the
+        statistics; None: where they span ten years (see `climatology`).
       threads: variables read at once; None: one for each core, at most 8.
       attributes: more attributes for the archive.
 
@@ -63,6 +67,8 @@ def prepare(
         source, dtype=dtype, domain=domain, tensor=tensor, times_per_shard=times_per_shard, threads=threads
     )
     counted, partner, lag = find_pairs(source, statistics_period)
+    wanted = is_long_enough(source.times[counted]) if climatology is None else climatology
+    terms = contributions(source.times, counted) if wanted else []
     options = {"statistics_period": statistics_period, "area_weighted": area_weighted, "keep_faults": keep_faults}
     with open_journal(path) as journal:
         description = plan.describe(source) | options
@@ -86,7 +92,13 @@ def prepare(
         job = Job(source, plan, scale, offset, shift, row_weights, counted, partner, lag)
         _write_shards(job, store, journal, path, keep_faults=keep_faults)
         more = _conclude(job, journal, path, rounding=recipe["rounding"])
-        publish(path, attributes=more)
+        members = ["checksum"]
+        if terms:
+            write_climatology(
+                working_path(path), store, terms, source, scale=scale, offset=offset, center=shift, journal=journal
+            )
+            members += climatology_members(source.channels)
+        publish(path, attributes=more, members=members)
     remove_journal(path)
     return open_archive(path)
 
