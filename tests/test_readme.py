@@ -40,13 +40,15 @@ def shell_blocks(text: str) -> str:
 PARSE_FLAGS = """
 import importlib, json, os, sys
 from absl import flags
-importlib.import_module(sys.argv[1])
-for arguments in json.loads(sys.argv[2]):
+module, shown = sys.argv[1:]
+importlib.import_module(module)
+for arguments in json.loads(shown):
     if os.fork() == 0:
-        flags.FLAGS([sys.argv[1], *arguments])
+        sys.argv = [module, *arguments]  # where ml_collections looks for changes of the config's fields
+        flags.FLAGS(sys.argv)
         os._exit(0)
     if os.wait()[1]:
-        sys.exit(f"{sys.argv[1]} does not accept {arguments}")
+        sys.exit(f"{module} does not accept {arguments}")
 """
 
 SHOWN: dict[str, list[list[str]]] = {}
