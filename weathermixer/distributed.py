@@ -39,16 +39,19 @@ class Place:
             raise ValueError(f"coordinator address {self.coordinator!r} must be host:port")
 
 
-def initialize(*, heartbeat_timeout_seconds: int = 30, initialization_timeout_seconds: int = 300) -> None:
+def initialize(
+    *, saves_when_stopped: bool = True, heartbeat_timeout_seconds: int = 30, initialization_timeout_seconds: int = 300
+) -> None:
     """Joins this process with the others of its run; to be called once, before anything that looks for devices.
 
-    Where a process dies, the others stop after `heartbeat_timeout_seconds`. Raises ValueError where the environment
+    A program that has nothing to save says so with `saves_when_stopped`: SIGTERM then simply ends it. Where a process
+    dies, the others stop after `heartbeat_timeout_seconds`. Raises ValueError where the environment
     contradicts itself, or where one sees no GPU that its job has.
     """
     place = find_place(os.environ)
     if place is None:
         # SIGTERM asks a run to save and stop; with several processes JAX watches for it, and lets them agree on a step
-        if threading.current_thread() is threading.main_thread():
+        if saves_when_stopped and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, lambda *_: _terminated.set())
         return
     # JAX ends a process that finds no coordinator, without an exception: this line says what it was waiting for

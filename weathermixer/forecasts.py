@@ -60,9 +60,21 @@ def make_forecast(
             x = standardize(read_frames(archive, channel_set, mesh, starts[chosen]), standardization)
             forecasts = rollout(apply, params, x, static=standardization.static, lead_steps=lead_steps, mode=mode)
             for lead, (_, prediction) in enumerate(forecasts):
-                fields = np.asarray(_gather_physical(prediction, standardization))
+                fields = gather_physical(prediction, standardization)
                 yield chosen[real], lead, fields[real, : len(channel_set.dynamic)]
                 bar.update(int(real.sum()))
+
+
+def gather_physical(
+    fields: Float[Array, "b n lat lon"], standardization: Standardization
+) -> Float[np.ndarray, "b n lat lon"]:
+    """Standardized fields in SI units, whole, in the memory of every process."""
+    return np.asarray(_replicate_physical(fields, standardization))
+
+
+@jax.jit
+def _replicate_physical(fields: Array, standardization: Standardization) -> Array:
+    return reshard(to_physical(fields, standardization), PartitionSpec())
 
 
 def write_forecast(
@@ -185,8 +197,3 @@ def _publish(partial: pathlib.Path, path: pathlib.Path) -> None:
     if path.exists():
         shutil.rmtree(path)
     partial.rename(path)
-
-
-@jax.jit
-def _gather_physical(prediction: Array, standardization: Standardization) -> Array:
-    return reshard(to_physical(prediction, standardization), PartitionSpec())

@@ -1,0 +1,161 @@
+"""Scores a trained run beside persistence and climatology: RMSE, bias and ACC as WeatherBench 2 defines them.
+
+  python -m experiments.evaluate --workdir=DIR [--data=ARCHIVE] [--period FIRST LAST] [--leads=6,24,72]
+
+Prints a table and writes DIR/scores.json. Everything that is not given is taken from the run's config. The climatology
+is fitted to the training period: by hour of day, and by day of year too where that spans two years.
+
+Examples:
+  # what the config's evaluation says, on the data that the run was trained with
+  python -m experiments.evaluate --workdir=runs/quickstart
+  # three days ahead by latent rollout, on another archive of the same channels, on four latitude bands
+  python -m experiments.evaluate --workdir=runs/era5 --data=s3://bucket/era5.archive --period 2018-01-01 2018-12-31 \\
+    --leads=24,48,72 --mode=latent --mesh=1,4,1
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+import xarray as xr
+
+from experiments import build
+from weathermixer import distributed
+from weathermixer.climatology import make_climatology
+from weathermixer.data.sampling import in_period
+from weathermixer.evaluation import evaluate
+from weathermixer.mesh import make_mesh
+from weathermixer.rollout import MODES
+from weathermixer.scores import format_scores, write_scores
+
+SCORES_FILE = "scores.json"
+
+
+def score(
+    run: build.Run,
+    *,
+    period: tuple[str, str] | None = None,
+    lead_hours: Sequence[int] | None = None,
+    mode: str | None = None,
+    batch_size: int | None = None,
+    max_starts: int | None = None,
+    output: str | os.PathLike | None = None,
+) -> xr.Dataset:
+    """Scores a run over a period, prints the table and writes the JSON file (default: scores.json in the workdir).
+
+    What is None is taken from the run's config. Raises ValueError for an empty period and for leads that do not fit.
+    """
+    options, archive = run.config.evaluation, run.archive
+    period = period or tuple(run.config.data[options.period])
+    starts = spread(np.flatnonzero(in_period(archive.times, period)), max_starts or options.max_starts)
+    if not len(starts):
+        raise ValueError(
+            f"period {period[0]} to {period[1]} is empty: the archive {archive.path} holds times from "
+            f"{archive.times[0]:.13} to {archive.times[-1]:.13}"
+        )
+    training = np.flatnonzero(in_period(archive.times, tuple(run.config.data.train)))
+    data = (archive, run.channel_set, run.standardization, run.mesh)
+    batch_size = batch_size or options.batch_size
+    # the first process speaks; its bars are for a terminal
+    first = jax.process_index() == 0
+    progress = first and sys.stderr.isatty()
+    scores = evaluate(
+        run.apply,
+        run.params,
+        *data,
+        starts=starts,
+        lead_hours=lead_hours or tuple(options.lead_hours),
+        step_hours=archive.step_hours,
+        batch_size=batch_size,
+        climatology=make_climatology(*data, indices=training, batch_size=batch_size, progress=progress),
+        mode=mode or options.mode,
+        until=archive.times[in_period(archive.times, period)][-1],
+        progress=progress,
+    )
+    scores = scores.assign_attrs(step=run.step)
+    if first:
+        print(format_scores(scores), flush=True)
+        write_scores(scores, output or run.workdir / SCORES_FILE)
+    return scores
+
+
+def spread(starts: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of the starts, evenly spread; all where count is 0."""
+    if not count or count >= len(starts):
+        return starts
+    return starts[np.linspace(0, len(starts) - 1, count).round().astype(int)]
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say which run is opened, and where."""
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the trained run")
+    parser.add_argument("--data", metavar="ARCHIVE", help="archive to use; default: the config's own data")
+    parser.add_argument("--mode", choices=MODES, help="how steps follow each other; default: the config's")
+    parser.add_argument(
+        "--mesh", metavar="DATA,DOMAIN,TENSOR", help="mesh to run on, as -1,1,1; default: the one it was trained on"
+    )
+
+
+def open_run(options: argparse.Namespace) -> build.Run:
+    """The run that `add_run_options` chose; ValueError for a mesh that is not three integers."""
+    mesh = None
+    if options.mesh:
+        sizes = options.mesh.split(",")
+        if len(sizes) != 3 or not all(size.strip().lstrip("-").isdigit() for size in sizes):
+            raise ValueError(f"--mesh={options.mesh}: give three integers, data,domain,tensor, as 1,4,2")
+        mesh = make_mesh(*map(int, sizes))
+    return build.open_run(options.workdir, data=options.data, mesh=mesh)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line's options."""
+    description, _, epilog = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.evaluate",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_run_options(parser)
+    parser.add_argument(
+        "--period", nargs=2, metavar=("FIRST", "LAST"), help="dates of the starts, both included; default: the config's"
+    )
+    parser.add_argument("--leads", metavar="H,H,...", help="lead times in hours, as 6,24,72; default: the config's")
+    parser.add_argument("--max_starts", type=int, metavar="N", help="score so many forecasts, evenly spread; 0: all")
+    parser.add_argument("--batch_size", type=int, metavar="N", help="forecasts at a time; default: the config's")
+    parser.add_argument("--output", metavar="FILE", help=f"JSON file of the scores; default: {SCORES_FILE} in DIR")
+    return parser
+
+
+def parse_leads(text: str | None) -> tuple[int, ...] | None:
+    """(6, 24, 72) from "6,24,72"; ValueError for anything but integers."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(lead) for lead in text.split(","))
+    except ValueError:
+        raise ValueError(f"--leads={text}: give hours with commas between them, as 6,24,72") from None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = make_parser().parse_args(arguments)
+    distributed.initialize(saves_when_stopped=False)
+    try:
+        score(
+            open_run(options),
+            period=options.period and tuple(options.period),
+            lead_hours=parse_leads(options.leads),
+            mode=options.mode,
+            batch_size=options.batch_size,
+            max_starts=options.max_starts,
+            output=options.output,
+        )
+    except ValueError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()

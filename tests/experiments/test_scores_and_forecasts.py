@@ -1,0 +1,175 @@
+"""The programs that score a run and forecast with it, on a run made by hand and on real analyses."""
+
+import json
+import os
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray as xr
+
+from experiments import build
+from experiments.configs import base
+from experiments.evaluate import make_parser as make_evaluate_parser
+from experiments.evaluate import open_run, parse_leads, score, spread
+from experiments.forecast import find_starts, parse_starts, write
+from tests.archives import make_archive
+from weathermixer.data.archive import open_archive
+from weathermixer.data.prepare import prepare
+from weathermixer.data.sources import open_source
+from weathermixer.data.standardization import make_standardization
+from weathermixer.mesh import make_mesh
+from weathermixer.variables import ChannelSet
+
+CHANNELS = ChannelSet.make(["2m_temperature"], ["geopotential"], [500, 850], static=["land_sea_mask"], multiple=4)
+TIMES = np.datetime64("2020-01-01T00", "ns") + np.arange(60) * np.timedelta64(6, "h")
+
+
+def persist(params, x, *, repeats=1, key=None):
+    return x * params * (np.arange(4) < 3).astype(np.float32)[None, :, None, None]
+
+
+def make_run(workdir, archive, channels, mesh) -> build.Run:
+    config = base.get_config()
+    config.data.train = ("2020-01-01", "2020-01-08")
+    config.data.test = ("2020-01-09", "2020-01-15")
+    config.evaluation.lead_hours = (6, 24)
+    config.evaluation.forecast_hours = 30
+    standardization = make_standardization(archive, channels, mesh)
+    workdir.mkdir()
+    return build.Run(workdir, config, mesh, archive, channels, standardization, persist, jnp.float32(1.0), 500)
+
+
+@pytest.fixture
+def run(tmp_path):
+    fields = np.cumsum(np.random.default_rng(0).normal(size=(60, 3, 8, 12)), axis=0).astype(np.float32)
+    static = {"land_sea_mask": (np.random.default_rng(1).random((8, 12)) < 0.3).astype(np.float32)}
+    archive = make_archive(tmp_path / "archive", fields, times=TIMES, channel_set=CHANNELS, static=static)
+    return make_run(tmp_path / "run", archive, CHANNELS, make_mesh(2, 2, 2))
+
+
+def test_score_takes_what_is_not_given_from_the_config(run, capsys):
+    scores = score(run)
+    np.testing.assert_allclose(scores.rmse.sel(source="model"), scores.rmse.sel(source="persistence"), rtol=1e-6)
+    # 28 times from the 9th to the 15th, the last valid time being the 15th, 18 h
+    assert scores.samples.values.tolist() == [27, 24] and scores.attrs["first_start"] == "2020-01-09T00"
+    table = capsys.readouterr().out
+    assert "z500" in table and "24 h (24 samples)" in table
+    found = json.loads((run.workdir / "scores.json").read_text())
+    assert (
+        found["rmse"]["model"]["geopotential_500"]
+        == scores.rmse.sel(source="model", channel="geopotential_500").values.tolist()
+    )
+    assert found["step"] == 500
+
+
+def test_score_takes_what_is_given(run, tmp_path):
+    other = tmp_path / "other.json"
+    scores = score(
+        run,
+        period=("2020-01-10", "2020-01-11"),
+        lead_hours=(12,),
+        mode="latent",
+        max_starts=4,
+        batch_size=2,
+        output=other,
+    )
+    assert scores.samples.values.tolist() == [
+        3
+    ]  # of four starts spread over two days, the last has no valid time there
+    assert json.loads(other.read_text())["mode"] == "latent" and not (run.workdir / "scores.json").exists()
+
+
+def test_a_period_without_data_is_named(run):
+    with pytest.raises(ValueError, match=r"period 1999 to 2000 is empty.*2020-01-01T00 to 2020-01-15T18"):
+        score(run, period=("1999", "2000"))
+
+
+def test_forecast_writes_file_and_map(run, capsys):
+    write(run)
+    with xr.open_zarr(run.workdir / "forecast.zarr", chunks=None) as forecast:
+        np.testing.assert_array_equal(forecast.time, TIMES[[32]])
+        np.testing.assert_array_equal(forecast.prediction_timedelta / np.timedelta64(1, "h"), [6, 12, 18, 24, 30])
+        analysis = np.asarray(run.archive.store[32].read().result())
+        np.testing.assert_allclose(forecast["2m_temperature"][0, 4], analysis[0], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(forecast.geopotential[0, 0], analysis[1:], rtol=1e-5, atol=1e-5)
+        assert "500 steps" in forecast.attrs["title"] and forecast.attrs["initial_conditions"] == "test"
+    assert (run.workdir / "forecast.png").read_bytes()[:4] == b"\x89PNG"
+    assert "forecast.zarr" in capsys.readouterr().out
+
+
+def test_forecast_from_several_starts_to_netcdf_beyond_the_record(run, tmp_path):
+    starts = [TIMES[58], TIMES[3], TIMES[59]]
+    output = tmp_path / "new folder" / "three.nc"
+    write(
+        run, starts=starts, hours=12, output=output, plot=tmp_path / "map.png", plot_hours=12, channel="2m_temperature"
+    )
+    with xr.open_dataset(output) as forecast:
+        np.testing.assert_array_equal(forecast.time, np.array(starts))
+        assert np.isfinite(forecast.geopotential.values).all() and forecast.sizes["prediction_timedelta"] == 2
+    assert (tmp_path / "map.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hours": 7}, r"lead_hours=\[7\].*multiples of 6"),
+        (
+            {"starts": [np.datetime64("2020-01-02T03")]},
+            r"start=2020-01-02T03 is not in.*nearest time is 2020-01-02T0[06]",
+        ),
+        ({"channel": "10m_u_component_of_wind"}, r"channel='10m_u_component_of_wind' is not predicted.*2m_temperature"),
+        ({"output": "forecast.grib"}, r"output='forecast.grib' must end with .zarr or .nc"),
+    ],
+)
+def test_what_cannot_be_forecast_is_refused_before_it_runs(run, options, message):
+    with pytest.raises(ValueError, match=message):
+        write(run, **options)
+    assert list(run.workdir.iterdir()) == []
+
+
+def test_starts_leads_and_meshes_are_read_from_the_command_line(tmp_path, run):
+    assert parse_leads("6,24") == (6, 24) and parse_leads(None) is None and parse_starts(None) is None
+    starts = parse_starts("2020-01-02T00, 2020-01-03")
+    np.testing.assert_array_equal(find_starts(run.archive, starts), [4, 8])
+    with pytest.raises(ValueError, match="--leads=6;24"):
+        parse_leads("6;24")
+    with pytest.raises(ValueError, match="--start=yesterday"):
+        parse_starts("yesterday")
+    options = make_evaluate_parser().parse_args([f"--workdir={tmp_path}", "--mesh=2,2"])
+    with pytest.raises(ValueError, match="--mesh=2,2: give three integers"):
+        open_run(options)
+
+
+def test_starts_are_spread_over_the_period():
+    assert spread(np.arange(10), 0).tolist() == list(range(10)) == spread(np.arange(10), 10).tolist()
+    assert spread(np.arange(10, 20), 4).tolist() == [10, 13, 16, 19]
+
+
+@pytest.mark.skipif("WEATHERMIXER_REAL_DATA" not in os.environ, reason="WEATHERMIXER_REAL_DATA: no folder of real data")
+def test_persistence_and_climatology_of_real_analyses_have_the_size_they_are_known_to_have(tmp_path):
+    folder = pathlib.Path(os.environ["WEATHERMIXER_REAL_DATA"])
+    prepare(open_source(str(folder / "gfs_10mwind_6h_2026_dev_64x32.zarr")), str(tmp_path / "archive"))
+    archive = open_archive(tmp_path / "archive")
+    channels = ChannelSet.from_names(["10m_u_component_of_wind", "10m_v_component_of_wind"], multiple=4)
+    run = make_run(tmp_path / "run", archive, channels, make_mesh(2, 4, 1))
+    run.config.data.train = ("2026-03-24", "2026-07-30")
+    scores = score(run, period=("2026-07-31", "2026-08-08"))
+    # the same from the source, in plain numpy; at 6 h, 1.469 and 1.807 m/s are known of the two weeks that follow
+    source = xr.open_zarr(folder / "gfs_10mwind_6h_2026_dev_64x32.zarr", chunks=None).sel(
+        time=slice("2026-07-31", None)
+    )
+    for lead in (6, 24):
+        later = source.assign_coords(time=source.time - np.timedelta64(lead, "h"))
+        square = (later - source) ** 2  # on the times that both have
+        bounds = np.deg2rad(
+            np.concatenate([[-90], (source.latitude[1:].values + source.latitude[:-1].values) / 2, [90]])
+        )
+        weights = source.latitude.copy(data=np.diff(np.sin(bounds)))
+        expected = np.sqrt(square.weighted(weights).mean(["latitude", "longitude"]).mean("time"))
+        found = scores.rmse.sel(source="persistence", lead_hours=lead)
+        # to the rounding of the archive's 16-bit values
+        np.testing.assert_allclose(found, [expected[name].item() for name in channels.names], rtol=1e-4)
+    np.testing.assert_allclose(scores.rmse.sel(source="persistence", lead_hours=6), [1.469, 1.807], rtol=0.1)
+    np.testing.assert_allclose(scores.rmse.sel(source="climatology", lead_hours=6), [3.428, 3.826], rtol=0.15)
