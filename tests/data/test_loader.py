@@ -201,3 +201,39 @@ def test_two_processes(make_archive):
     assert sum(int(process[3][2]) for process in results) >= frames * frame
     # the north was read well by process 0, but both replaced the same samples
     assert results[0][4][:2] == results[1][4][:2] and results[0][4][3] == results[1][4][3] != "0"
+
+
+MEMORY = """
+import resource, sys, jax, numpy as np
+jax.config.update("jax_platforms", "cpu")
+from weathermixer.data.archive import open_archive
+from weathermixer.data.loader import make_batches
+from weathermixer.mesh import make_mesh
+from weathermixer.variables import ChannelSet
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+archive = open_archive(sys.argv[1])
+jax.device_put(np.zeros(1)).block_until_ready()
+before = peak()
+with make_batches(archive, ChannelSet(archive.channels), make_mesh(1, 1, 1), starts=np.arange(7), seed=0,
+                  batch_size=2, lead_hours=6, first_step=0, last_step=80, block=int(sys.argv[2])) as batches:
+    for step, batch in enumerate(batches):
+        jax.block_until_ready(batch)
+        if step == 20:
+            early = peak()
+    print(batches.host_bytes, early - before, peak() - early)
+"""
+
+
+@pytest.mark.parametrize("block", [3])
+def test_host_memory_stays_within_its_bound(make_archive, block):
+    archive = make_archive(times=8, shape=(256, 1024), domain=8)
+    root = str(pathlib.Path(__file__).parents[2])
+    found = subprocess.run(
+        [sys.executable, "-c", MEMORY, archive.path, str(block)], capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": root}, timeout=100,
+    )  # fmt: skip
+    bound, taken, growth = (int(word) for word in found.stdout.split())
+    assert bound == (6 + (block > 1)) * 2 * 2 * 4 * 256 * 1024 * 2
+    # the consumer holds a batch too, and threads' stacks and code of the first reads count in the process's memory
+    assert taken < bound + 2 * 2 * 4 * 256 * 1024 * 2 + 24e6
+    assert growth < 0.1 * bound
