@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import reshard
 from jaxtyping import Array, Float
 
@@ -30,6 +31,9 @@ from weathermixer.mesh import LOGICAL_AXES, gathered, spec
 from weathermixer.schedule import SCHEDULES, Over, Schedule, kernel_names, moves_input
 
 ACTIVATION = ("batch", "token", "embed")
+# in memory activations are [token, batch, embed]: either mixing is then one plain matrix product, whatever the batch, and
+# chunks along `domain` are contiguous; left alone, XLA may keep them embed-major and transpose at every norm
+TOKEN_MAJOR = Layout(major_to_minor=(1, 0, 2))
 
 
 def mix(
@@ -204,10 +208,12 @@ def _in_order(chunks, axis, dim):
 
 def _product(x, kernel, dim, *, transposed=False):
     """x W over dimension `dim` of x, or x W^T."""
-    contracted = 1 if transposed else 0
+    x, contracted = with_layout_constraint(x, TOKEN_MAJOR), 1 if transposed else 0
     if dim == 1:
-        return jnp.moveaxis(lax.dot_general(kernel, x, (((contracted,), (1,)), ((), ()))), 0, 1)
-    return lax.dot_general(x, kernel, (((2,), (contracted,)), ((), ())))
+        y = jnp.moveaxis(lax.dot_general(kernel, x, (((contracted,), (1,)), ((), ()))), 0, 1)
+    else:
+        y = lax.dot_general(x, kernel, (((2,), (contracted,)), ((), ())))
+    return with_layout_constraint(y, TOKEN_MAJOR)
 
 
 def _outer(x, dy, dim):
