@@ -6,17 +6,18 @@ Start with the embedded default, which simulates its own small atmosphere and en
 
   python -m experiments.train --config=experiments/configs/quickstart.py --workdir=/tmp/quickstart
 
-Configs: quickstart (simulated, minutes on a laptop), gfs_wind (real analyses, small), reference (the published 1.06 B model
-at 0.25 degrees). Every field of a config is documented in experiments/configs/base.py and can be set on the command line:
---config.training.steps=200 --config.mesh.domain=4.
+Configs: quickstart (simulated, minutes on a laptop), gfs_wind (real analyses, small), reference (the published 1.06 B
+model at 0.25 degrees). Every field of a config is documented in experiments/configs/base.py and can be set on the
+command line: --config.training.steps=200 --config.mesh.domain=4.
 
-DIR receives config.json, log.txt, metrics.jsonl, tensorboard/, checkpoints/ and, where the config asks for them, scores.json,
-forecast.zarr and forecast.png. To try meshes without GPUs: XLA_FLAGS=--xla_force_host_platform_device_count=8.
-On several machines start one process on each: see launch/.
+DIR receives config.json, log.txt, metrics.jsonl, tensorboard/, checkpoints/ and, where the config asks for them,
+scores.json, forecast.zarr and forecast.png. To try meshes without GPUs, simulate devices:
+XLA_FLAGS=--xla_force_host_platform_device_count=8. On several machines start one process on each: see launch/.
 """
 
 import math
 import pathlib
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -135,8 +136,8 @@ class _Guard:
                 good = f"the last good checkpoint is step {last}" if last else "no checkpoint was saved before"
                 raise FloatingPointError(
                     f"step {step}: loss={loss}, grad_norm={grad_norm}; {good} ({self._checkpoints.directory}). "
-                    "Look at the data with experiments.prepare --verify, then lower config.optimizer.peak_rate, lengthen "
-                    "warmup_epochs, or set config.model.compute_dtype=float32."
+                    "Look at the data with experiments.prepare --verify, then lower config.optimizer.peak_rate, "
+                    "lengthen config.optimizer.warmup_epochs, or set config.model.compute_dtype=float32."
                 )
         self._unseen.clear()
 
@@ -186,7 +187,7 @@ def main(_) -> None:
             evaluate.score(run)
             forecast.write(run)
     except (ValueError, FloatingPointError) as error:
-        raise app.UsageError(str(error)) if isinstance(error, ValueError) else error
+        sys.exit(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

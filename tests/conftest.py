@@ -1,5 +1,10 @@
 """Every test runs on eight simulated CPU devices, with shapes and types of `weathermixer`'s functions checked."""
 
+import os
+
+# compiling is most of what tests do: code that is not optimized compiles in less than half the time
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+
 import jax
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The mixer block: an MLP over tokens, then an MLP over channels, each behind a LayerNorm and a residual (Jigsaw, section 4)."""
+"""The mixer block: an MLP over tokens, then one over channels, behind LayerNorms and residuals (Jigsaw, section 4)."""
 
 import jax
 from flax import nnx
