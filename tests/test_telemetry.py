@@ -83,6 +83,27 @@ def test_rates_are_those_of_the_steps_since_the_last_line(tmp_path, clock):
     assert (tmp_path / "log.txt").read_text().startswith("first step, with compilation: 60.1 s")
 
 
+def test_a_loader_tells_what_it_read(tmp_path, clock):
+    account = types.SimpleNamespace(bytes_read=0, bytes_needed=0, skipped=())
+
+    def batches():
+        for _ in range(3):
+            clock.now += 0.5
+            account.bytes_read += 10**9
+            account.bytes_needed += 2 * 10**9
+            yield jnp.zeros(4)
+        account.skipped = ("step 3, row 0: cannot read",)
+        yield jnp.zeros(4)
+
+    with open_small(tmp_path, every=2) as log:
+        for step, _ in enumerate(log.watch(batches(), account=lambda: account), 1):
+            values = log.step(step, {"loss": jnp.float32(1)})
+    assert (values["gigabytes_read"], values["gigabytes_needed"], values["samples_skipped"]) == (3.0, 6.0, 1)
+    assert values["gigabytes_read_per_second"] == 1 / 0.5
+    line = format_line(4, values)
+    assert line.endswith("read 3 GB for 6 GB needed (2 GB/s)  1 samples could not be read and were replaced")
+
+
 def test_the_time_of_an_evaluation_is_left_out(tmp_path, clock):
     with open_small(tmp_path, every=1) as log:
         log.step(1, {"loss": jnp.float32(1)})

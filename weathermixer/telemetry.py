@@ -14,7 +14,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,6 +69,7 @@ class RunLog:
         self._compiled = False
         self._bytes_per_batch: int | None = None
         self._bytes_read = 0
+        self._account: Any = None
         self._files = None
         self._restart(first_step)
 
@@ -95,8 +96,12 @@ class RunLog:
             file.close()
         self._files = None
 
-    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yields the batches, counting the bytes that this process reads and the time that it waits for them."""
+    def watch(self, batches: Iterable[Batch], *, account: Callable[[], Any] | None = None) -> Iterator[Batch]:
+        """Yields the batches, counting the bytes that this process reads and the time that it waits for them.
+
+        account: tells bytes_read, bytes_needed and skipped samples so far, as the loader's `Batches.account` does;
+        without it the batches' own bytes are counted.
+        """
         batches = iter(batches)
         while True:
             before = time.perf_counter()
@@ -105,9 +110,13 @@ class RunLog:
             except StopIteration:
                 return
             self._waited += time.perf_counter() - before
-            if self._bytes_per_batch is None:
-                self._bytes_per_batch = local_bytes(batch)
-            self._bytes_read += self._bytes_per_batch
+            if account is not None:
+                self._account = account()
+                self._bytes_read = self._account.bytes_read
+            else:
+                if self._bytes_per_batch is None:
+                    self._bytes_per_batch = local_bytes(batch)
+                self._bytes_read += self._bytes_per_batch
             yield batch
 
     def step(self, step: int, metrics: Mapping[str, jax.Array]) -> dict[str, float] | None:
@@ -168,6 +177,9 @@ class RunLog:
         if self._peak_flops is not None:
             rates["share_of_peak"] = self._flops * steps / seconds / self._peak_flops
         rates["data_wait_seconds"] = self._waited / steps
+        if self._account is not None:
+            rates["gigabytes_needed"] = self._account.bytes_needed / 1e9
+            rates["samples_skipped"] = len(self._account.skipped)
         rates["gigabytes_read"] = self._bytes_read / 1e9
         rates["gigabytes_read_per_second"] = (self._bytes_read - self._since_bytes) / 1e9 / seconds
         return rates
@@ -198,7 +210,10 @@ def format_line(step: int, values: Mapping[str, float]) -> str:
         rates.append(f"{values.pop('tflops_per_device'):.3g} TFLOP/s per device{share}")
         rates.append(f"waited {_seconds(wait)} ({wait / seconds:.0%}) for data")
         total, rate = values.pop("gigabytes_read"), values.pop("gigabytes_read_per_second")
-        rates.append(f"read {total:.3g} GB ({rate:.3g} GB/s)")
+        needed = f" for {values.pop('gigabytes_needed'):.3g} GB needed" if "gigabytes_needed" in values else ""
+        rates.append(f"read {total:.3g} GB{needed} ({rate:.3g} GB/s)")
+        if "samples_skipped" in values and (skipped := values.pop("samples_skipped")):
+            rates.append(f"{skipped:.0f} samples could not be read and were replaced")
     return "  ".join([f"step {step}", *(f"{name} {value:.4g}" for name, value in values.items()), *rates])
 
 
