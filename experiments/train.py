@@ -90,7 +90,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, data: str | None = None) ->
                 log.note(f"{archive.path}: {len(starts)} training pairs of {len(channel_set.dynamic)} channels")
                 log.note(f"{parameters(training.shape):,} parameters, steps {first_step} to {training.steps}")
                 guard = _Guard(checkpoints)
-                for step, batch in enumerate(log.watch(batches), first_step + 1):
+                for step, batch in enumerate(log.watch(batches, account=batches.account), first_step + 1):
                     if step == first_step + 1:
                         log.note(format_account(make_account(mesh, _parts(state), {"batch": batch})))
                     state, metrics = training.train_step(state, batch, standardization)
