@@ -220,13 +220,15 @@ def make_training(
         channel_set=channel_set,
         tendency=tendency,
     )
-    loss = make_loss(apply, area=area, channel=channel, repeats=config.training.lead_steps)
+    loss = make_loss(
+        apply, area=area, channel=channel, repeats=config.training.lead_steps, augmentation=config.data.augmentation
+    )
     train_step = make_train_step(
         loss,
         optimizer,
         learning_rate=processor_rate,
         ema_decay=decay or None,
-        seed=config.seed if shape.dropout_rate else None,
+        seed=config.seed if shape.dropout_rate or config.data.augmentation != "none" else None,
     )
 
     def initial_state():

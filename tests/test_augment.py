@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 
 from weathermixer.augment import rotate_longitude
+from weathermixer.data.loader import Batch
+from weathermixer.data.standardization import Standardization
 from weathermixer.mesh import make_mesh, sharding, use_mesh
+from weathermixer.steps import make_loss
 
 SHAPE = (4, 4, 8, 6)
 
@@ -46,3 +49,40 @@ def test_every_rotation_occurs_as_often():
     counts = np.bincount(shifts, minlength=SHAPE[3])
     # 600 draws of 6: 100 each, with a standard deviation of 9
     assert counts.sum() == 600 and counts.min() > 60 and counts.max() < 140
+
+
+def mean_loss(augmentation, apply, key):
+    mesh = make_mesh(2, 2, 1)
+    x, target = np.random.default_rng(0).normal(size=(2, *SHAPE)).astype(np.float32)
+    ones, zeros = np.ones(SHAPE[1], np.float32), np.zeros(SHAPE[1], np.float32)
+    static = np.zeros(SHAPE[1:], np.float32)
+    with use_mesh(mesh):
+        cut = sharding(mesh, "batch", "channel", "lat", "lon")
+        batch = Batch(jax.device_put(x, cut), jax.device_put(target, cut))
+        vectors = (jax.device_put(v, sharding(mesh, "channel")) for v in (ones, zeros, zeros, ones, ones))
+        standardization = Standardization(*vectors, jax.device_put(static, sharding(mesh, "channel", "lat", "lon")))
+        area = np.linspace(0.5, 1.5, SHAPE[2])
+        loss = make_loss(apply, area=area, channel=ones, repeats=1, augmentation=augmentation)
+        return float(jax.jit(loss)({}, batch, standardization, key))
+
+
+def test_the_loss_turns_samples_where_it_is_given_a_key():
+    def persistence(params, x, *, repeats=1, key=None):
+        return x
+
+    def bound_to_the_ground(params, x, *, repeats=1, key=None):
+        return x * np.arange(SHAPE[3], dtype=np.float32)[None, None, None, :]
+
+    key = jax.random.key(3)
+    # persistence has no geography: turning input and target together changes nothing
+    np.testing.assert_allclose(
+        mean_loss("rotate_longitude", persistence, key), mean_loss("none", persistence, key), rtol=1e-5
+    )
+    plain = mean_loss("none", bound_to_the_ground, None)
+    assert mean_loss("rotate_longitude", bound_to_the_ground, None) == plain
+    assert abs(mean_loss("rotate_longitude", bound_to_the_ground, key) / plain - 1) > 1e-3
+
+
+def test_an_unknown_augmentation_is_refused():
+    with pytest.raises(ValueError, match="augmentation='flip'"):
+        mean_loss("flip", print, None)

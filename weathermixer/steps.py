@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from weathermixer.augment import AUGMENTATIONS, rotate_longitude
 from weathermixer.data.loader import Batch
 from weathermixer.data.standardization import Standardization, standardize
 from weathermixer.losses import weighted_mse
@@ -18,12 +19,25 @@ Apply = Callable[..., Float[Array, "b c lat lon"]]
 
 
 def make_loss(
-    apply: Apply, *, area: Float[np.ndarray, " lat"], channel: Float[np.ndarray, " c"], repeats: int
+    apply: Apply,
+    *,
+    area: Float[np.ndarray, " lat"],
+    channel: Float[np.ndarray, " c"],
+    repeats: int,
+    augmentation: str = "none",
 ) -> Callable[..., Float[Array, ""]]:
-    """The loss(params, batch, standardization, key) of a forecast `repeats` steps ahead (weathermixer.losses)."""
+    """The loss(params, batch, standardization, key) of a forecast `repeats` steps ahead (weathermixer.losses).
+
+    `augmentation` is one of weathermixer.augment; without a key, as on data that is not trained on, nothing is turned.
+    """
+    if augmentation not in AUGMENTATIONS:
+        raise ValueError(f"augmentation={augmentation!r} is not one of {AUGMENTATIONS}")
 
     def loss(params: Any, batch: Batch, standardization: Standardization, key: Array | None) -> Float[Array, ""]:
         x, target = (standardize(frames, standardization) for frames in (batch.inputs, batch.targets))
+        if augmentation == "rotate_longitude" and key is not None:
+            key, turn = jax.random.split(key)
+            x, target = rotate_longitude((x, target), turn)
         prediction = apply(params, x, repeats=repeats, key=key)
         return weighted_mse(prediction, target, area=area, channel=channel)
 
@@ -44,7 +58,7 @@ def make_train_step(
       loss: of make_loss.
       learning_rate: reported beside the loss and the gradient's norm.
       ema_decay: of the parameters' moving average, ema = decay * ema + (1 - decay) * params; None where none is kept.
-      seed: of dropout, which is drawn anew from (seed, step); None for none.
+      seed: of dropout and augmentation, which are drawn anew from (seed, step); None for neither.
     """
 
     def train_step(state: TrainState, batch: Batch, standardization: Standardization):

@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
     config.data.train = ("1980-01-01", "2016-12-31")
     config.data.validation = ("2017-01-01", "2017-12-31")
     config.data.test = ("2018-01-01", "2018-12-31")
+    config.data.augmentation = "none"  # "rotate_longitude": each sample is turned about the axis; for little data
     config.data.prefetch = 2  # batches being read ahead
     config.data.block = 1  # shuffle runs of so many consecutive times: a frame is then read once, not twice
     config.data.on_error = "stop"  # at a chunk that cannot be read; "skip" replaces the sample, counts and logs it
