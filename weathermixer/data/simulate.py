@@ -40,7 +40,7 @@ from weathermixer.data.simulation.record import (
 
 # The record of the quickstart: about 90 s on two cores, start-up and compilation of 15 s included
 DAYS = 900
-SPIN_UP_DAYS = 60
+SPIN_UP_DAYS = 30
 MEMBERS = 2
 LEVELS_HPA = (100, 200, 300, 400, 500, 700, 850, 925)
 

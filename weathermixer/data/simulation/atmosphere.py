@@ -19,14 +19,12 @@ from dinosaur.sigma_coordinates import SigmaCoordinates
 from dinosaur.units import SimUnits
 from jaxtyping import Array, Float
 
+from weathermixer.data.simulation import climate
+
 FRAME_HOURS = 6
 REFERENCE_KELVIN = 288.0  # of the semi-implicit scheme; the result does not depend on it
-SURFACE_PRESSURE = 1e5  # Pa, at the start and on average
 # Scale-selective damping of the smallest waves alone: del^8, so that waves as large as a storm live for weeks
 DAMPING_HOURS, DAMPING_ORDER = 4.0, 4
-# Start: the form of Held and Suarez' equilibrium with numbers that fit the climate which eddies make of it (K, days
-# 500-700 of a run; 2 K rms). A start from rest needs 200 days of spin-up
-TROPOPAUSE, SURFACE, EQUATOR_TO_POLE, STABILITY_EQUATOR, STABILITY_POLE = 201.0, 309.0, 48.0, 11.0, 29.0
 NOISE_SPEED = 8.0  # m s**-1
 NOISE_WAVENUMBERS = (4, 12)
 
@@ -76,7 +74,9 @@ def make_atmosphere(
 
 
 def _reference(coords: CoordinateSystem, constants: SimUnits) -> np.ndarray:
-    return np.full(coords.vertical.layers, constants.nondimensionalize(REFERENCE_KELVIN * scales.units.degK))
+    """Reference temperature [layer, 1, 1]."""
+    kelvin = constants.nondimensionalize(1.0 * scales.units.degK)
+    return np.full((coords.vertical.layers, 1, 1), REFERENCE_KELVIN * kelvin, np.float32)
 
 
 def _make_step(coords: CoordinateSystem, constants: SimUnits, step_minutes: int) -> Callable[[State], State]:
@@ -86,7 +86,7 @@ def _make_step(coords: CoordinateSystem, constants: SimUnits, step_minutes: int)
     time.
     """
     dt = constants.nondimensionalize(step_minutes * scales.units.minute)
-    reference = _reference(coords, constants)
+    reference = _reference(coords, constants)[:, 0, 0]
     equations = PrimitiveEquationsSigma(reference, np.zeros(coords.horizontal.modal_shape), coords, constants)
     forcing = held_suarez.HeldSuarezForcingSigma(coords, constants, reference)
     damping = time_integration.horizontal_diffusion_step_filter(
@@ -98,49 +98,29 @@ def _make_step(coords: CoordinateSystem, constants: SimUnits, step_minutes: int)
     )
 
 
-def _start_temperature(coords: CoordinateSystem, kappa: float) -> Float[np.ndarray, "layer lon lat"]:
-    """Temperature of the start in K: it falls from the ground and from the equator, to an even tropopause."""
-    sigma = coords.vertical.centers[:, None, None]
-    _, sin_lat = coords.horizontal.nodal_mesh
-    stability = STABILITY_EQUATOR + (STABILITY_POLE - STABILITY_EQUATOR) * sin_lat**2
-    potential = SURFACE - EQUATOR_TO_POLE * sin_lat**2 - stability * np.log(sigma)
-    smoothing = 4.0
-    return TROPOPAUSE + smoothing * np.logaddexp(0, (sigma**kappa * potential - TROPOPAUSE) / smoothing)
-
-
 def _initial_state(coords: CoordinateSystem, constants: SimUnits, seed: Sequence[int]) -> State:
-    """A zonal flow near the model's climate, in gradient-wind balance over an even surface pressure, with noise.
+    """The zonal mean of the climate, with random eddies as strong as those of the climate."""
+    grid, unit = coords.horizontal, scales.units
+    where = {"latitude": np.rad2deg(grid.latitudes), "sigma": coords.vertical.centers}
 
-    u^2 + 2 omega a cos(lat) u + cot(lat) dPhi/dlat = 0
-    """
-    grid, reference = coords.horizontal, _reference(coords, constants)
-    pressure = constants.nondimensionalize(SURFACE_PRESSURE * scales.units.pascal)
-    kelvin = constants.nondimensionalize(1.0 * scales.units.degK)
-    temperature = kelvin * _start_temperature(coords, constants.kappa)
-    geopotential = get_geopotential_on_sigma(
-        temperature,
-        nodal_orography=np.zeros(grid.nodal_shape),
-        sigma=coords.vertical,
-        gravity_acceleration=constants.g,
-        ideal_gas_constant=constants.R,
+    def read(table: Sequence[Sequence[float]], units: Any, **where: np.ndarray) -> np.ndarray:
+        values = climate.zonal_mean(table, **where) * constants.nondimensionalize(1.0 * units)
+        return np.broadcast_to(values[:, None, :], (len(values), *grid.nodal_shape)).astype(np.float32)
+
+    u = read(climate.ZONAL_WIND, unit.meter / unit.second, **where)
+    temperature = read(climate.TEMPERATURE, unit.degK, **where)
+    pressure = read(climate.SURFACE_PRESSURE, unit.hPa, **where | {"sigma": np.ones(1)})
+    vorticity, divergence = spherical_harmonic.uv_nodal_to_vor_div_modal(grid, u, np.zeros_like(u))
+    return State(
+        vorticity=vorticity + _vorticity_noise(coords, constants, seed),
+        divergence=divergence,
+        temperature_variation=grid.clip_wavenumbers(grid.to_modal(temperature - _reference(coords, constants))),
+        log_surface_pressure=grid.clip_wavenumbers(grid.to_modal(np.log(pressure))),
     )
-    slope = grid.to_nodal(grid.cos_lat_d_dlat(grid.to_modal(geopotential)))
-    _, sin_lat = grid.nodal_mesh
-    rotation = constants.angular_velocity * constants.radius * grid.cos_lat
-    u = rotation * (jnp.sqrt(jnp.maximum(0, 1 - slope / (sin_lat * rotation**2))) - 1)
-    vorticity, divergence = spherical_harmonic.uv_nodal_to_vor_div_modal(grid, u, jnp.zeros_like(u))
-    variation = grid.clip_wavenumbers(grid.to_modal(temperature - reference[:, None, None]))
-    vorticity = vorticity + _vorticity_noise(coords, constants, seed)
-    log_pressure = spherical_harmonic.add_constant(jnp.zeros((1, *grid.modal_shape)), np.log(pressure))
-    return State(vorticity, divergence, variation, log_pressure)
 
 
 def _vorticity_noise(coords: CoordinateSystem, constants: SimUnits, seed: Sequence[int]) -> np.ndarray:
-    """Vorticity [m, l] of random eddies of NOISE_SPEED (rms), the same in all layers.
-
-    They are as strong as those of the climate: until weak ones had grown, the jets would grow beyond their climate, and
-    stay there for 150 days.
-    """
+    """Vorticity [m, l] of random eddies of NOISE_SPEED (rms), the same in all layers."""
     grid = coords.horizontal
     m, total = grid.modal_mesh
     first, last = NOISE_WAVENUMBERS
@@ -165,8 +145,7 @@ def _to_frame(
     levels = constants.nondimensionalize(np.asarray(levels_hpa, np.float64) * unit.hPa)
     log_sigma = np.log(coords.vertical.centers)
     log_pressure = synthesis.to_nodal(state.log_surface_pressure)
-    reference = _reference(coords, constants)[:, None, None]
-    temperature = reference + synthesis.to_nodal(state.temperature_variation)
+    temperature = _reference(coords, constants) + synthesis.to_nodal(state.temperature_variation)
     geopotential = get_geopotential_on_sigma(
         temperature,
         nodal_orography=np.zeros(synthesis.nodal_shape),
