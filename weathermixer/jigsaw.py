@@ -31,8 +31,8 @@ from weathermixer.mesh import LOGICAL_AXES, gathered, spec
 from weathermixer.schedule import SCHEDULES, Over, Schedule, kernel_names, moves_input
 
 ACTIVATION = ("batch", "token", "embed")
-# in memory activations are [token, batch, embed]: either mixing is then one plain matrix product, whatever the batch, and
-# chunks along `domain` are contiguous; left alone, XLA may keep them embed-major and transpose at every norm
+# in memory activations are [token, batch, embed]: either mixing is then one plain matrix product, whatever the batch,
+# and chunks along `domain` are contiguous; left alone, XLA may keep them embed-major and transpose at every norm
 TOKEN_MAJOR = Layout(major_to_minor=(1, 0, 2))
 
 

@@ -1,5 +1,6 @@
 """From decoded fields to the next state: the published blend, or an increment added to the state."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -9,20 +10,34 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from weathermixer.mesh import spec
-from weathermixer.model.layers import EPSILON, constant_init, kernel_init, parameter
+from weathermixer.model.elementwise import EPSILON
+from weathermixer.model.layers import constant_init, kernel_init, parameter
 
 
-def masked_norm(
-    x: Float[Array, "b ... c lat lon"], mask: Bool[np.ndarray, " c"], axes: tuple[int, ...]
-) -> Float[Array, "b ... c lat lon"]:
-    """Normalizes over `axes` to mean zero and variance one, counting the channels of the mask alone; others come out zero."""
-    weight = mask.astype(np.float32)[:, None, None].reshape((1,) * (x.ndim - 3) + (len(mask), 1, 1))
-    stacked = int(np.prod([x.shape[axis] for axis in axes])) // len(mask)
-    count = float(mask.sum() * stacked)
-    mean = (x * weight).sum(axes, keepdims=True) / count
-    centred = (x - mean) * weight
-    variance = jnp.square(centred).sum(axes, keepdims=True) / count
-    return centred * jax.lax.rsqrt(variance + EPSILON)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def masked_norm(x: Float[Array, "b c lat lon"], counted: tuple[bool, ...]) -> Float[Array, "b c lat lon"]:
+    """Normalizes each grid point to mean zero and variance one over the counted channels; others come out zero."""
+    return _masked_norm_forward(x, counted)[0]
+
+
+def _masked_norm_forward(x, counted):
+    mask, count = np.array(counted, np.float32)[None, :, None, None], float(sum(counted))
+    mean = (x * mask).sum(1, keepdims=True) / count
+    variance = jnp.square((x - mean) * mask).sum(1, keepdims=True) / count
+    mean, inverse = jax.lax.optimization_barrier((mean, jax.lax.rsqrt(variance + EPSILON)))
+    y = (x - mean) * inverse * mask
+    return y, (y, inverse)
+
+
+def _masked_norm_backward(counted, saved, dy):
+    mask, count = np.array(counted, np.float32)[None, :, None, None], float(sum(counted))
+    y, inverse = saved
+    means = (dy * mask).sum(1, keepdims=True) / count, (dy * y).sum(1, keepdims=True) / count
+    offset, slope = jax.lax.optimization_barrier(means)
+    return (inverse * (dy - offset - y * slope) * mask,)
+
+
+masked_norm.defvjp(_masked_norm_forward, _masked_norm_backward)
 
 
 class Blend(nnx.Module):
@@ -32,7 +47,7 @@ class Blend(nnx.Module):
 
     Parameters, with c the padded channel dimension (rows of padding and static fields meet zeros and change nothing):
     inner_scale, inner_bias [c] of the LayerNorm of `decoded`; outer_scale, outer_bias [2, c] of the LayerNorm of the
-    concatenation; kernel [2, c, c] (contracted, produced); bias [c]. Index 0 of the leading 2 is LN(decoded), index 1 is x.
+    concatenation; kernel [2, c, c] (contracted, produced); bias [c]. Index 0 of the leading 2 is LN(decoded), 1 is x.
     """
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
@@ -49,19 +64,33 @@ class Blend(nnx.Module):
         self, decoded: Float[Array, "b c lat lon"], x: Float[Array, "b c lat lon"], predicted: Bool[np.ndarray, " c"]
     ) -> Float[Array, "b c lat lon"]:
         def grid(vector):
-            return vector[..., None, None][None]
+            return vector[None, :, None, None]
 
-        mask = predicted.astype(np.float32)[None, :, None, None]
-        inner = masked_norm(decoded, predicted, (1,)) * grid(self.inner_scale[...]) + grid(self.inner_bias[...])
-        both = jnp.stack([inner * mask, x * mask], axis=1)
-        outer = masked_norm(both, predicted, (1, 2)) * grid(self.outer_scale[...]) + grid(self.outer_bias[...])
-        y = jnp.einsum(
-            "bsclw,sco->bolw",
-            outer * mask[:, None],
-            self.kernel[...],
-            out_sharding=spec("batch", "channel", "lat", "lon"),
-        )
-        return (y + grid(self.bias[...])) * mask
+        def product(vectors, kernel, *, subscripts="bclw,co->bolw", names=("batch", "channel", "lat", "lon")):
+            return jnp.einsum(subscripts, vectors, kernel, out_sharding=spec(*names))
+
+        mask = predicted.astype(np.float32)
+        kernel = self.kernel[...] * mask[None, :, None]
+        inner = masked_norm(decoded, tuple(predicted.tolist()))
+        scale, bias = self.inner_scale[...] * mask, self.inner_bias[...] * mask
+        # the outer norm's statistics, of LN(decoded) and x together, in one pass over both
+        parts = inner * grid(scale) + grid(bias), x * grid(mask)
+        count = 2 * float(mask.sum())
+        mean = sum(part.sum(1, keepdims=True) for part in parts) / count
+        square = sum(jnp.square(part).sum(1, keepdims=True) for part in parts) / count
+        inverse = jax.lax.rsqrt(square - jnp.square(mean) + EPSILON)
+        # the outer norm is affine for each grid point, so it is applied to the products: the normalized
+        # concatenation itself, twice the size of the state, is never written
+        outer = self.outer_scale[...][:, :, None] * kernel
+        y = product(inner, scale[:, None] * outer[0]) + product(x, outer[1])
+
+        def vector(values, kernel):
+            return product(values, kernel, subscripts="c,co->o", names=("channel_vector",))
+
+        ones = jnp.ones_like(bias)
+        y = y + grid(vector(bias, outer[0])) - mean * grid(vector(ones, outer[0] + outer[1]))
+        shift = vector(self.outer_bias[0], kernel[0]) + vector(self.outer_bias[1], kernel[1]) + self.bias[...]
+        return (y * inverse + grid(shift)) * grid(mask)
 
 
 class Increment(nnx.Module):
@@ -69,8 +98,8 @@ class Increment(nnx.Module):
 
         y = x + tendency * decoded      on predicted channels, zero elsewhere
 
-    `tendency` is the standard deviation of the standardized 6 h change, so that one unit of `decoded` is a typical step of
-    any channel, and zero is persistence.
+    `tendency` is the standard deviation of the standardized 6 h change, so that one unit of `decoded` is a typical step
+    of any channel, and zero is persistence.
     """
 
     def __init__(self, tendency: Sequence[float]):

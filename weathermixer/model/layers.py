@@ -13,9 +13,8 @@ from jaxtyping import Array, Float, Key
 
 from weathermixer.jigsaw import ACTIVATION, mix
 from weathermixer.mesh import spec, ways
+from weathermixer.model.elementwise import layer_norm
 from weathermixer.schedule import Over, Schedule, choose_schedule, kernel_names
-
-EPSILON = 1e-5  # of every LayerNorm (Jigsaw's published settings)
 
 
 def parameter(init: Callable, rngs: nnx.Rngs, names: tuple[str, ...], shape: tuple[int, ...]) -> nnx.Param:
@@ -99,11 +98,8 @@ class LayerNorm(nnx.Module):
         self.bias = parameter(constant_init(0.0), rngs, ("embed_vector",), (embed,))
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        wide = x.astype(jnp.float32)
-        centred = wide - wide.mean(axis=-1, keepdims=True)
-        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
         scale, bias = (reshard(p[...], spec("embed"))[None, None, :] for p in (self.scale, self.bias))
-        return (centred * jax.lax.rsqrt(variance + EPSILON) * scale + bias).astype(x.dtype)
+        return layer_norm(x, scale, bias)
 
 
 def dropout(x: Float[Array, "b t d"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "b t d"]:

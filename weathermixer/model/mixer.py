@@ -1,9 +1,9 @@
 """The mixer block: an MLP over tokens, then one over channels, behind LayerNorms and residuals (Jigsaw, section 4)."""
 
-import jax
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from weathermixer.model.elementwise import gelu
 from weathermixer.model.layers import Dense, LayerNorm, dropout, fold_key
 from weathermixer.schedule import Over, Schedule
 
@@ -20,7 +20,7 @@ class Mlp(nnx.Module):
         self.dropout_rate = dropout_rate
 
     def __call__(self, x: Float[Array, "b t d"], key: Key[Array, ""] | None) -> Float[Array, "b t d"]:
-        hidden = jax.nn.gelu(self.up(x), approximate=False)
+        hidden = gelu(self.up(x))
         hidden = dropout(hidden, self.dropout_rate, fold_key(key, 0))
         return dropout(self.down(hidden), self.dropout_rate, fold_key(key, 1))
 
