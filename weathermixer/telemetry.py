@@ -67,8 +67,6 @@ class RunLog:
         self._every, self._batch_size, self._flops, self._peak_flops = every, batch_size, flops, peak_flops
         self._first_step = first_step
         self._compiled = False
-        self._bytes_per_batch: int | None = None
-        self._bytes_read = 0
         self._account: Any = None
         self._files = None
         self._restart(first_step)
@@ -97,10 +95,9 @@ class RunLog:
         self._files = None
 
     def watch(self, batches: Iterable[Batch], *, account: Callable[[], Any] | None = None) -> Iterator[Batch]:
-        """Yields the batches, counting the bytes that this process reads and the time that it waits for them.
+        """Yields the batches, counting the time that this process waits for them.
 
-        account: tells bytes_read, bytes_needed and skipped samples so far, as the loader's `Batches.account` does;
-        without it the batches' own bytes are counted.
+        account: tells bytes_read, bytes_needed and skipped samples so far, as the loader's `Batches.account` does.
         """
         batches = iter(batches)
         while True:
@@ -112,11 +109,6 @@ class RunLog:
             self._waited += time.perf_counter() - before
             if account is not None:
                 self._account = account()
-                self._bytes_read = self._account.bytes_read
-            else:
-                if self._bytes_per_batch is None:
-                    self._bytes_per_batch = local_bytes(batch)
-                self._bytes_read += self._bytes_per_batch
             yield batch
 
     def step(self, step: int, metrics: Mapping[str, jax.Array]) -> dict[str, float] | None:
@@ -157,12 +149,8 @@ class RunLog:
 
     def _restart(self, step: int) -> None:
         """Rates are measured from here on."""
-        self._since, self._since_step, self._since_bytes, self._waited = (
-            time.perf_counter(),
-            step,
-            self._bytes_read,
-            0.0,
-        )
+        self._since, self._since_step, self._waited = time.perf_counter(), step, 0.0
+        self._since_bytes = self._account.bytes_read if self._account else 0
 
     def _rates(self, step: int) -> dict[str, float]:
         steps = step - self._since_step
@@ -179,9 +167,9 @@ class RunLog:
         rates["data_wait_seconds"] = self._waited / steps
         if self._account is not None:
             rates["gigabytes_needed"] = self._account.bytes_needed / 1e9
+            rates["gigabytes_read"] = self._account.bytes_read / 1e9
+            rates["gigabytes_read_per_second"] = (self._account.bytes_read - self._since_bytes) / 1e9 / seconds
             rates["samples_skipped"] = len(self._account.skipped)
-        rates["gigabytes_read"] = self._bytes_read / 1e9
-        rates["gigabytes_read_per_second"] = (self._bytes_read - self._since_bytes) / 1e9 / seconds
         return rates
 
     def _write(self, step: int, values: Mapping[str, float], line: str) -> None:
@@ -209,21 +197,15 @@ def format_line(step: int, values: Mapping[str, float]) -> str:
         share = f" ({values.pop('share_of_peak'):.1%} of peak)" if "share_of_peak" in values else ""
         rates.append(f"{values.pop('tflops_per_device'):.3g} TFLOP/s per device{share}")
         rates.append(f"waited {_seconds(wait)} ({wait / seconds:.0%}) for data")
-        total, rate = values.pop("gigabytes_read"), values.pop("gigabytes_read_per_second")
-        needed = f" for {values.pop('gigabytes_needed'):.3g} GB needed" if "gigabytes_needed" in values else ""
-        rates.append(f"read {total:.3g} GB{needed} ({rate:.3g} GB/s)")
-        if "samples_skipped" in values and (skipped := values.pop("samples_skipped")):
+    if "gigabytes_read" in values:
+        read, needed, rate, skipped = (
+            values.pop(name)
+            for name in ("gigabytes_read", "gigabytes_needed", "gigabytes_read_per_second", "samples_skipped")
+        )
+        rates.append(f"read {read:.3g} GB for {needed:.3g} GB needed ({rate:.3g} GB/s)")
+        if skipped:
             rates.append(f"{skipped:.0f} samples could not be read and were replaced")
     return "  ".join([f"step {step}", *(f"{name} {value:.4g}" for name, value in values.items()), *rates])
-
-
-def local_bytes(batch: Any) -> int:
-    """Bytes of the distinct boxes of a batch's arrays that lie on this process's devices: what it had to read."""
-    total = 0
-    for array in jax.tree.leaves(batch):
-        boxes = {str(shard.index): shard.data.nbytes for shard in array.addressable_shards}
-        total += sum(boxes.values())
-    return total
 
 
 def _seconds(seconds: float) -> str:
