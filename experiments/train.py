@@ -171,7 +171,7 @@ def _open_log(config: ConfigDict, workdir: pathlib.Path, training: build.Trainin
         last_step=training.steps,
         every=config.training.log_every,
         batch_size=batch_size,
-        flops_per_step=train_flops(training.shape, batch=batch_size, repeats=config.training.lead_steps),
+        flops_per_step=float(train_flops(training.shape, batch=batch_size, repeats=config.training.lead_steps)),
         peak_flops=hardware and hardware.peak(build.compute_dtype(config).name),
     )
 

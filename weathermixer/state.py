@@ -9,6 +9,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
+from weathermixer.zero import ZERO, cut_instances
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -18,16 +20,23 @@ class TrainState:
     The number of steps done is all that data order and dropout depend on, beside the run's seed.
     """
 
-    step: Int[Array, ""]
+    step: Int[Array, ""] | jax.ShapeDtypeStruct  # the latter where a state is described
     params: Any
     moments: Any
     ema: Any
 
 
-def make_state(params: Any, optimizer: optax.GradientTransformation, *, ema: bool) -> TrainState:
-    """The state before the first step; to be traced under jit, so that everything is born on its own shards."""
-    average = jax.tree.map(jnp.copy, params) if ema else None
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
+def make_state(params: Any, optimizer: optax.GradientTransformation, *, ema: bool, zero: str = "none") -> TrainState:
+    """The state before the first step; to be traced under jit, so that everything is born on its own shards.
+
+    `zero` says what is cut over the instances too: "none", "moments" (and the moving average) or "parameters" (all).
+    Raises ValueError for anything else.
+    """
+    if zero not in ZERO:
+        raise ValueError(f"zero={zero!r} is not one of {ZERO}")
+    own = params if zero == "none" else cut_instances(params)
+    average = jax.tree.map(jnp.copy, own) if ema else None
+    return TrainState(jnp.zeros((), jnp.int32), own if zero == "parameters" else params, optimizer.init(own), average)
 
 
 def describe(tree: Any, mesh: Mesh) -> Any:

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from published import forward, poured, random_weights
 
+from tests.model.published import forward, poured, random_weights
 from weathermixer.mesh import make_mesh, sharding, use_mesh
 from weathermixer.model import ModelShape, WeatherMixer
 from weathermixer.model.patching import patch, unpatch

@@ -1,0 +1,167 @@
+"""A run from config to checkpoint: stopped, resumed, on other meshes, on bad input, and when values are not finite."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import build, train
+from experiments.configs import base
+from tests.archives import make_archive
+from weathermixer import distributed
+from weathermixer.variables import ChannelSet
+
+STEPS = 6
+CHANNELS = ChannelSet.make(["2m_temperature"], ["geopotential", "temperature"], [500, 850], static=["land_sea_mask"])
+TIMES = np.datetime64("2000-01-01T00", "ns") + np.arange(40) * np.timedelta64(6, "h")
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("data") / "weather")
+    rng = np.random.default_rng(0)
+    fields = rng.standard_normal((40, len(CHANNELS.dynamic), 8, 16)).cumsum(axis=0).astype(np.float32)
+    static = {"land_sea_mask": rng.random((8, 16)).astype(np.float32)}
+    make_archive(path, fields, times=TIMES, channel_set=CHANNELS, static=static, dtype="float16")
+    return path
+
+
+def make_config(**changes):
+    """A run of a few seconds; changes are dotted fields with __ for the dot."""
+    config = base.get_config()
+    for period, dates in {
+        "train": ("2000-01-01", "2000-01-07"),
+        "validation": ("2000-01-08", "2000-01-09"),
+        "test": ("2000-01-08", "2000-01-10"),
+    }.items():
+        config.data[period] = dates
+    config.data.channel_multiple = 8
+    config.mesh.data = 1
+    config.model.update(patch=(1, 4), embed=16, token_hidden=16, embed_hidden=16, blocks=1, dropout_rate=0.1)
+    config.training.update(batch_size=4, steps=STEPS, ema_decay=0.9, log_every=2, checkpoint_every=3)
+    config.evaluation.update(every=4, batches=1, batch_size=4, lead_hours=(6, 24))
+    for name, value in changes.items():
+        config.update_from_flattened_dict({name.replace("__", "."): value})
+    return config
+
+
+def records(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(archive, tmp_path_factory):
+    """(workdir, final parameters) of a run that nobody stopped, on domain x tensor = 2 x 2."""
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    run = train.train(make_config(mesh__domain=2, mesh__tensor=2), workdir, archive)
+    return workdir, jax.tree.map(np.asarray, run.params)
+
+
+def test_a_run_leaves_its_config_log_records_and_checkpoints(undisturbed):
+    workdir, _ = undisturbed
+    losses = [record["loss"] for record in records(workdir) if "loss" in record]
+    assert len(losses) == STEPS // 2
+    assert [record["step"] for record in records(workdir) if "validation_loss" in record] == [4, STEPS]
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()) == ["3", "6"]
+    log = (workdir / "log.txt").read_text()
+    assert "parameters" in log
+    assert "of fair share" in log
+    assert build.config_values(make_config(mesh__domain=2, mesh__tensor=2)) == json.loads(
+        (workdir / "config.json").read_text()
+    )
+
+
+def test_stopped_and_resumed_is_bit_equal(undisturbed, archive, tmp_path, monkeypatch):
+    """SIGTERM after step 4: data order, dropout, moments, moving average and learning rate all go on."""
+    config = make_config(mesh__domain=2, mesh__tensor=2)
+    monkeypatch.setattr(distributed, "preempted", lambda step: step == 4)
+    with pytest.raises(SystemExit) as stopped:
+        train.train(config, tmp_path, archive)
+    assert stopped.value.code == 0
+    monkeypatch.undo()
+    run = train.train(config, tmp_path, archive)
+    jax.tree.map(np.testing.assert_array_equal, run.params, undisturbed[1])
+    by_step = [{record["step"]: record.get("loss") for record in records(path)} for path in (tmp_path, undisturbed[0])]
+    assert by_step[0] == by_step[1]
+
+
+def test_a_run_resumes_on_another_mesh_and_its_losses_agree(undisturbed, archive, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed[0], workdir)
+    shutil.rmtree(workdir / "checkpoints" / "6")
+    train.train(make_config(mesh__domain=4, mesh__tensor=1, mesh__data=2), workdir, archive)
+    losses = [[record["loss"] for record in records(path) if "loss" in record] for path in (workdir, undisturbed[0])]
+    assert len(losses[0]) == len(losses[1]) == STEPS // 2
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
+def test_a_trained_run_opens_with_its_moving_average(undisturbed, archive):
+    run = build.open_run(undisturbed[0], data=archive)
+    assert run.step == STEPS
+    jax.tree.map(np.testing.assert_array_equal, run.params, undisturbed[1])
+
+
+def test_values_that_are_not_finite_stop_the_run_and_name_the_last_good_checkpoint(archive, tmp_path):
+    config = make_config(optimizer__peak_rate=1e30, optimizer__coder_peak_rate=1e30, optimizer__clip_norm=1e30)
+    config.training.checkpoint_every = 1
+    with pytest.raises(FloatingPointError, match=r"step \d+: loss=.*last good checkpoint is step \d"):
+        train.train(config, tmp_path, archive)
+    bad = int(max((path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()), key=int))
+    assert bad < STEPS
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(data__channels=("2m_temperature", "snow_depth")), r"has no channels \['snow_depth'\]; it has"),
+        (dict(data__static=("soil_type",)), r"has no static fields \['soil_type'\]"),
+        (dict(data__train=("1990-01-01", "1990-12-31")), "no pair 6 h apart between 1990-01-01 and 1990-12-31"),
+        (dict(mesh__domain=3, mesh__tensor=1), "is not divisible by domain=3"),
+        (dict(mesh__domain=16), "needs 16 devices, 8 are visible"),
+        (dict(training__batch_size=3, mesh__data=2), "batch_size=3 is not divisible by data=2"),
+        (dict(model__patch=(1, 5)), "longitude=16 is not divisible by the patch's 5"),
+        (dict(model__head="sigmoid"), "head='sigmoid' is not one of"),
+        (dict(optimizer__kind="sgd"), "kind='sgd' is not one of"),
+    ],
+)
+def test_bad_configs_are_refused_with_the_numbers(changes, message, archive, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train.train(make_config(**changes), tmp_path, archive)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_no_data_is_refused_with_the_remedy(tmp_path):
+    with pytest.raises(ValueError, match="give --data=ARCHIVE, made by python -m experiments.prepare"):
+        train.train(make_config(), tmp_path)
+    with pytest.raises(ValueError, match="there is no archive at"):
+        train.train(make_config(), tmp_path, str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="environment variable in it is not set"):
+        train.train(make_config(data__source="$NO_SUCH_VARIABLE/file.zarr"), tmp_path)
+
+
+def test_a_workdir_of_another_run_is_not_taken_over(undisturbed, archive):
+    with pytest.raises(ValueError, match="holds a run with model.embed=16, not 32"):
+        train.train(make_config(model__embed=32), undisturbed[0], archive)
+
+
+def test_an_unwritable_workdir_is_named(archive, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot write to workdir="):
+        train.train(make_config(), tmp_path / "file" / "run", archive)
+
+
+def test_a_corrupt_chunk_stops_the_run_with_its_time(archive, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(archive, broken)
+    shard = max(
+        path for path in pathlib.Path(broken, "fields").rglob("*") if path.is_file() and path.name != "zarr.json"
+    )
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 4] ^= 0xFF
+    shard.write_bytes(content)
+    config = make_config(data__train=("2000-01-01", "2000-01-10"), training__steps=12, evaluation__every=0)
+    with pytest.raises(ValueError, match=r"2000-01-\d\d"):
+        train.train(config, tmp_path / "run", str(broken))
