@@ -229,10 +229,11 @@ def make_training(
         learning_rate=processor_rate,
         ema_decay=decay or None,
         seed=config.seed if shape.dropout_rate or config.data.augmentation != "none" else None,
+        zero=config.mesh.zero,
     )
 
     def initial_state():
-        return make_state(make_params(jax.random.key(config.seed)), optimizer, ema=decay > 0)
+        return make_state(make_params(jax.random.key(config.seed)), optimizer, ema=decay > 0, zero=config.mesh.zero)
 
     return Training(shape, steps, apply, loss, jax.jit(loss), train_step, initial_state)
 
@@ -301,6 +302,6 @@ def open_run(workdir: str | os.PathLike, *, data: str | None = None, mesh: Mesh 
 
 
 def tendency(archive: Archive, channel_set: ChannelSet) -> np.ndarray:
-    """[channel] standard deviation of each channel's 6 h change in units of its own, zero where nothing is predicted."""
+    """[channel] standard deviation of each channel's 6 h change in units of its own, zero on what is not predicted."""
     chosen = archive.channel_indices(channel_set.names)
     return channel_set.pad(archive.statistics.tendency_std[chosen] / archive.statistics.std[chosen])

@@ -22,12 +22,12 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+from experiments import compiled, synthetic
 from weathermixer.cost import find_hardware, forward_flops, parameters
 from weathermixer.cost.hardware import HARDWARE, Hardware
 from weathermixer.cost.layout import StepOptions
 from weathermixer.cost.plan import USABLE_MEMORY, Plan, Refusal, plan_meshes
 from weathermixer.model import ModelShape
-from weathermixer.variables import ERA5, ChannelSet
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "the run's config file, one of experiments/configs")
 _DEVICES = flags.DEFINE_integer("devices", 1, "how many devices", lower_bound=1)
@@ -46,29 +46,19 @@ _CSV = flags.DEFINE_string("csv", None, "file to write every plan to")
 _JSON = flags.DEFINE_string("json", None, "file to write plans and refusals to")
 
 
-def plan_shape(config: ConfigDict, *, data: str | None, degrees: float) -> tuple[ModelShape, ChannelSet]:
-    """The model's sizes on an archive's grid and channels, or on a global grid of so many degrees with ERA5's channels.
+def plan_grid(config: ConfigDict, degrees: float) -> tuple[int, int]:
+    """(lat, lon) points of a global grid; on one finer than 0.25 degrees the config's patch grows to cover as much.
 
-    On a finer grid than the config's patch was chosen for (0.25 degrees) a patch covers the same area, so that the
-    number of tokens stays. Raises ValueError where the degrees do not divide the globe.
+    Raises ValueError where the degrees do not divide the globe.
     """
-    from experiments import build  # here: opening archives takes libraries that planning without one does not need
-
-    if data:
-        archive = build.open_data(config, data)
-        channel_set = build.make_channel_set(config, archive)
-        return build.make_model_shape(config, archive.grid.shape, channel_set), channel_set
-    rows = round(180 / degrees)
-    if abs(rows * degrees - 180) > 1e-6 or degrees <= 0:
+    rows = round(180 / degrees) if degrees > 0 else 0
+    if not rows or abs(rows * degrees - 180) > 1e-6:
         raise ValueError(
             f"grid={degrees} degrees does not divide 180 degrees of latitude: choose 0.25, 0.125, 1.5, ..."
         )
-    names = tuple(config.data.channels) or ERA5.names
-    static = ERA5.static if tuple(config.data.static) == ("*",) else tuple(config.data.static)
-    channel_set = ChannelSet.from_names(names, static, config.data.channel_multiple)
     factor = max(1, round(0.25 / degrees))
     config.model.patch = tuple(factor * size for size in config.model.patch)
-    return build.make_model_shape(config, (rows, 2 * rows), channel_set), channel_set
+    return rows, 2 * rows
 
 
 def step_options(config: ConfigDict, hardware: Hardware, *, batch: int, zero: str) -> StepOptions:
@@ -200,7 +190,8 @@ def main(_) -> None:
     config = _CONFIG.value
     try:
         hardware = find_hardware(_DEVICE.value, **overrides(_HARDWARE.value))
-        shape, channel_set = plan_shape(config, data=_DATA.value, degrees=_GRID.value)
+        grid = None if _DATA.value else plan_grid(config, _GRID.value)
+        shape, channel_set = synthetic.find_sizes(config, data=_DATA.value, grid=grid)
         zero = _ZERO.value or config.mesh.zero
         options = step_options(config, hardware, batch=_BATCH.value or 1, zero=zero)
         samples = 0 if _BATCH.value else _SAMPLES.value
@@ -213,7 +204,7 @@ def main(_) -> None:
         print(format_plans(plans, _TOP.value))
         print(
             "\nreading: MB per process (one per node) and step, and the rate that hides it; exch, read: what the step "
-            "waits for,\nbeside it what hides; peak: three forward passes over step time and peak. The time is a bound, "
+            "waits\nfor, beside it what hides; peak: three forward passes over step time and peak. Times are bounds, "
             "from rates\nmeasured on single kernels."
         )
     if refusals:
@@ -233,8 +224,6 @@ def main(_) -> None:
             "--config.model.rematerialize=block or --zero=parameters"
         )
     if _COMPILE.value:
-        from experiments import compiled  # initializes jax, with as many devices as are asked for
-
         print("\n" + compiled.compare(config, shape, channel_set, plans[0], options))
 
 

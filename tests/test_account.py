@@ -7,7 +7,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from weathermixer.account import Held, format_account, format_bytes, held, kept_for_backward, make_account
-from weathermixer.mesh import cut_over_data, make_abstract_mesh, make_mesh, sharding, use_mesh
+from weathermixer.mesh import make_abstract_mesh, make_mesh, sharding, use_mesh
 from weathermixer.model import ModelShape, WeatherMixer
 
 MESHES = [(1, 1, 1), (1, 8, 1), (1, 1, 8), (32, 4, 2)]
@@ -66,22 +66,6 @@ def test_the_compilers_count_is_printed():
     assert held(x) == Held(128, 64)
     text = format_account(make_account(mesh, {"parameters": x}, {}), compiled)
     assert "the compiled step, per device: arguments 64 B, results 0 B" in text
-
-
-@pytest.mark.parametrize(
-    "spec, shape, expected",
-    [
-        (("domain", "tensor"), (16, 8), (("domain", "data"), "tensor")),
-        (("domain", "tensor"), (6, 8), ("domain", ("tensor", "data"))),  # 3 rows a part do not divide
-        ((None, "domain", "tensor"), (2, 16, 8), ("data", "domain", "tensor")),
-        ((("tensor", "domain"),), (16,), (("tensor", "domain", "data"),)),
-        (("tensor",), (6,), ("tensor",)),  # nothing divides
-        ((("domain", "data"), "tensor"), (16, 8), (("domain", "data"), "tensor")),  # is cut already
-    ],
-)
-def test_cut_over_data(spec, shape, expected):
-    mesh = make_abstract_mesh(2, 2, 2)
-    assert cut_over_data(PartitionSpec(*spec), shape, mesh) == PartitionSpec(*expected)
 
 
 def test_bytes_are_readable():

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 # Every module imports strictly downward. A package counts as one: its modules may import each other.
 LAYERS = (
     {"mesh", "grid", "variables"},
-    {"schedule", "losses", "metrics", "augment", "optimizer", "telemetry", "distributed", "scores"},
+    {"schedule", "zero", "losses", "metrics", "augment", "optimizer", "telemetry", "distributed", "scores"},
     {"jigsaw", "cost", "data"},
     {"model", "state", "account", "checkpoint", "rollout", "climatology", "figures"},
     {"steps", "evaluation"},

@@ -5,7 +5,6 @@ The mesh is always (data, domain, tensor), of Explicit axis type, so that a shar
 Axes of size one count as cut too: there is one code path for all meshes.
 """
 
-import math
 from collections.abc import Sequence
 
 import jax
@@ -102,14 +101,19 @@ def sharding(mesh: Mesh | AbstractMesh, *names: str | None) -> NamedSharding:
     return NamedSharding(mesh, spec(*names))
 
 
-def gathered(names: Sequence[str], *axes: str) -> PartitionSpec:
-    """The spec of an array with these logical names after it was gathered over the mesh `axes`."""
+def without(array_spec: PartitionSpec, *axes: str) -> PartitionSpec:
+    """A spec with these mesh axes taken out: that of the array after it was gathered over them."""
 
     def keep(entry):
         kept = tuple(axis for axis in (entry if isinstance(entry, tuple) else (entry,)) if axis not in axes)
         return kept[0] if len(kept) == 1 else (kept or None)
 
-    return PartitionSpec(*(keep(entry) for entry in spec(*names)))
+    return PartitionSpec(*map(keep, array_spec))
+
+
+def gathered(names: Sequence[str], *axes: str) -> PartitionSpec:
+    """The spec of an array with these logical names after it was gathered over the mesh `axes`."""
+    return without(spec(*names), *axes)
 
 
 def ways(mesh: Mesh | AbstractMesh, name: str) -> int:
@@ -137,22 +141,9 @@ def cut_axes(array_spec: PartitionSpec) -> set[str]:
     return {axis for entry in array_spec if entry for axis in (entry if isinstance(entry, tuple) else (entry,))}
 
 
-def cut_over_data(array_spec: PartitionSpec, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """The spec of a parameter's array that is cut over the instances too (ZeRO), where a dimension's part divides.
-
-    The first dimension whose part on a device is divisible by `data` is cut once more, within its part; an array
-    without one, a few small vectors, stays as it is.
-    """
-    if "data" in cut_axes(array_spec):
-        return array_spec
-    entries = tuple(array_spec) + (None,) * (len(shape) - len(array_spec))
-    for dimension, (entry, size) in enumerate(zip(entries, shape, strict=True)):
-        axes = () if entry is None else entry if isinstance(entry, tuple) else (entry,)
-        part = size // math.prod(mesh.shape[axis] for axis in axes)
-        if part % mesh.shape["data"] == 0:
-            cut = (*axes, "data") if axes else "data"
-            return PartitionSpec(*entries[:dimension], cut, *entries[dimension + 1 :])
-    return array_spec
+def part_shape(mesh: Mesh | AbstractMesh, array_spec: PartitionSpec, shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of a device's part of an array with this spec."""
+    return NamedSharding(mesh, array_spec).shard_shape(tuple(shape))
 
 
 def check_divides(mesh: Mesh | AbstractMesh, **sizes: tuple[str, int]) -> None:

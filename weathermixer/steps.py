@@ -14,6 +14,7 @@ from weathermixer.data.loader import Batch
 from weathermixer.data.standardization import Standardization, standardize
 from weathermixer.losses import weighted_mse
 from weathermixer.state import TrainState
+from weathermixer.zero import cut_instances, gather_instances
 
 Apply = Callable[..., Float[Array, "b c lat lon"]]
 
@@ -51,6 +52,7 @@ def make_train_step(
     learning_rate: optax.Schedule,
     ema_decay: float | None,
     seed: int | None,
+    zero: str = "none",
 ) -> Callable[[TrainState, Batch, Standardization], tuple[TrainState, dict[str, Array]]]:
     """The jitted train_step(state, batch, standardization) -> (state, metrics); the state it is given is donated.
 
@@ -59,21 +61,27 @@ def make_train_step(
       learning_rate: reported beside the loss and the gradient's norm.
       ema_decay: of the parameters' moving average, ema = decay * ema + (1 - decay) * params; None where none is kept.
       seed: of dropout and augmentation, which are drawn anew from (seed, step); None for neither.
+      zero: as the state was made with: where it is not "none" each instance updates its part alone.
     """
 
     def train_step(state: TrainState, batch: Batch, standardization: Standardization):
         key = None if seed is None else jax.random.fold_in(jax.random.key(seed), state.step)
         value, gradient = jax.value_and_grad(loss)(state.params, batch, standardization, key)
-        updates, moments = optimizer.update(gradient, state.moments, state.params)
-        params = optax.apply_updates(state.params, updates)
+        own = state.params
+        if zero != "none":
+            gradient, own = cut_instances(gradient), cut_instances(own)
+        updates, moments = optimizer.update(gradient, state.moments, own)
+        params = optax.apply_updates(own, updates)
         ema = state.ema
         if ema_decay is not None:
             ema = jax.tree.map(lambda average, new: average + (1 - ema_decay) * (new - average), ema, params)
         metrics = {
             "loss": value,
-            "grad_norm": optax.global_norm(gradient),
+            "grad_norm": optax.tree.norm(gradient),
             "learning_rate": jnp.asarray(learning_rate(state.step), jnp.float32),
         }
+        if zero == "moments":
+            params = gather_instances(params)
         return TrainState(state.step + 1, params, moments, ema), metrics
 
     return jax.jit(train_step, donate_argnums=0)

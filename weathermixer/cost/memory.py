@@ -52,6 +52,9 @@ def temporary_bytes(shape: Shape, layout: Layout, options: StepOptions) -> float
     if options.compute_dtype != "float32":
         numbers += parameters(shape) / layout.instance
     total = numbers * options.compute_bytes
+    if options.zero == "parameters":  # those of one block gathered, or all where the backward pass is to find them
+        gathered_blocks = shape.blocks if options.rematerialize == "block" else 1
+        total += parameters(shape) * FLOAT32 / layout.instance / gathered_blocks
     if options.rematerialize == "block":
         total += batch * block_bytes(shape, options) / layout.instance
     return float(total)
@@ -70,7 +73,7 @@ def memory_parts(shape: Shape, layout: Layout, options: StepOptions) -> dict[str
         "parameters": own / (replicas if options.zero == "parameters" else 1),
         "moments": 2 * own / (1 if options.zero == "none" else replicas),
         "ema": options.ema * own / (1 if options.zero == "none" else replicas),
-        "gradients": own / (1 if options.zero == "none" else replicas),
+        "gradients": own / (replicas if options.zero == "parameters" else 1),
         # what is being used and what the loader has put on the device ahead
         "batch": 2 * batch * options.frames * frame * options.stored_bytes,
         "activations": batch * activation_bytes(shape, options) / layout.instance,

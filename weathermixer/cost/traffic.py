@@ -117,8 +117,8 @@ def norm_transfers(shape: Shape, layout: Layout, options: StepOptions) -> list[T
 def gradient_transfers(shape: Shape, layout: Layout, options: StepOptions) -> list[Transfer]:
     """Sums of float32 gradients over instances, and with ZeRO the gathering of what each instance updated or keeps.
 
-    none: all-reduce. moments: summed and cut, then the new parameters gathered in float32. parameters: summed and cut,
-    and kernels gathered in the compute dtype forward and backward.
+    none: all-reduce. moments: summed and cut, then the new parameters gathered. parameters: summed and cut, and
+    gathered for the forward pass and, where it is rematerialized, again for the backward pass.
     """
     group, own = layout.replicas, parameters(shape) / layout.instance
     hops, whole = group.size - 1, gathered_bytes(group, own * FLOAT32)
@@ -127,8 +127,8 @@ def gradient_transfers(shape: Shape, layout: Layout, options: StepOptions) -> li
     gradients = Transfer("gradients over data", group, whole, hops, "backward")
     if options.zero == "moments":
         return [gradients, Transfer("parameters over data", group, whole, hops)]
-    whole = 2 * gathered_bytes(group, own * options.compute_bytes)
-    return [gradients, Transfer("parameters over data", group, whole, 2 * hops, "backward")]
+    times = 2 if options.rematerialize == "block" else 1
+    return [gradients, Transfer("parameters over data", group, times * whole, times * hops, "backward")]
 
 
 def step_transfers(shape: Shape, layout: Layout, options: StepOptions) -> list[Transfer]:

@@ -25,6 +25,7 @@ from weathermixer.model.layers import (
 from weathermixer.model.mixer import MixerBlock
 from weathermixer.model.patching import patch, unpatch
 from weathermixer.schedule import Schedule, kernel_names
+from weathermixer.zero import gather_instances
 
 HEADS = ("blend", "increment")
 REMATERIALIZE = ("none", "block")
@@ -99,15 +100,15 @@ class WeatherMixer(nnx.Module):
         repeat `repeats` times, for each block:  h = block(h)
         decoded = unpatch(kernel_h^T LN(h) + kernel_e^T e + bias);   y = head(decoded, x)
 
-    Parameters, in the order that foreign weights must take: tokens latitude-major; patch features (channel, row, column),
-    channels as in ChannelSet (dynamic, static, padding); every kernel [contracted, produced].
+    Parameters, in the order that foreign weights must take: tokens latitude-major; patch features (channel, row,
+    column), channels as in ChannelSet (dynamic, static, padding); every kernel [contracted, produced].
       encode.kernel [features, embed], encode.bias [embed]
       blocks[i].token_norm, .token_mlp, .channel_norm, .channel_mlp: see MixerBlock
       norm.scale, norm.bias [embed]
       decode_kernel [2, embed, features] (0: for LN(h), 1: for e), decode_bias [features]
       head: see Blend; none for Increment
-    A PyTorch Linear's weight is [produced, contracted]: transpose it. A decoder bias of one value per channel is repeated
-    over the patch.
+    A PyTorch Linear's weight is [produced, contracted]: transpose it. A decoder bias of one value per channel is
+    repeated over the patch.
     """
 
     def __init__(
@@ -176,22 +177,24 @@ class WeatherMixer(nnx.Module):
           repeats: latent rollout: how often the blocks are applied between one encode and one decode.
           key: of dropout; None means none.
         """
-        encoded = self.encode(patch(x.astype(self.compute_dtype), self.shape.patch))
+        encoded = gather_instances(self.encode)(patch(x.astype(self.compute_dtype), self.shape.patch))
         h = encoded
         for repeat in range(repeats):
             for index, block in enumerate(self.blocks):
                 h = self._apply_block(block, h, fold_key(key, repeat * self.shape.blocks + index))
         decoded = unpatch(self._decode(h, encoded), self.shape.patch, self.shape.grid).astype(jnp.float32)
         predicted = np.arange(self.shape.channels) < self.shape.predicted
-        return self.head(decoded, x, predicted)
+        return gather_instances(self.head)(decoded, x, predicted)
 
     def _apply_block(self, block, h, key):
         def run(block, h, key):
-            return block(h, key)
+            return gather_instances(block)(h, key)  # here: rematerialization then gathers again, and keeps no copy
 
         return (jax.checkpoint(run) if self.rematerialize == "block" else run)(block, h, key)
 
     def _decode(self, h, encoded):
-        kernel, options = self.decode_kernel[...], dict(over="channel", schedule=self.decode_schedule)
-        y = mix(self.norm(h), kernel[0], **options) + mix(encoded, kernel[1], **options)
-        return y + dense_bias(self.decode_bias[...].astype(self.compute_dtype), "channel")
+        parts = (self.decode_kernel[...], self.decode_bias[...], self.norm)
+        kernel, bias, norm = (gather_instances(part) for part in parts)
+        options = dict(over="channel", schedule=self.decode_schedule)
+        y = mix(norm(h), kernel[0], **options) + mix(encoded, kernel[1], **options)
+        return y + dense_bias(bias.astype(self.compute_dtype), "channel")
