@@ -3,7 +3,8 @@
   python -m experiments.prepare SOURCE DEST [options]
 
 SOURCE is a WeatherBench 2 or ARCO-ERA5 Zarr store (a folder, or an s3://, gs:// or http(s):// address), a netCDF file
-or a quoted glob of them ('era5_*.nc'), or a GRIB file or glob. DEST is a folder, or an s3:// or gs:// address.
+or a quoted glob of them ('era5_*.nc'), a GRIB file or glob, or the word `simulated` for a dry atmosphere that is
+computed here. DEST is a folder, or an s3:// or gs:// address.
 
 Examples:
   # look before you leap: variables, sizes, layout, memory; nothing is read or written
@@ -16,7 +17,8 @@ Examples:
   python -m experiments.prepare ERA5.zarr s3://bucket/era5.archive \\
     --channels era5 --crop-south-pole --domain 8 --tensor 2
 
-A prepare that was stopped, however hard, goes on where it was when the same command is given again.
+A prepare that was stopped, however hard, goes on where it was when the same command is given again. NetCDF and Zarr are
+read as they are; GRIB needs pip install 'weathermixer[grib]', s3:// and gs:// need 'weathermixer[cloud]'.
 """
 
 import argparse
@@ -25,11 +27,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from weathermixer.data.archive import Archive
+from weathermixer.data.archive import Archive, is_published
 from weathermixer.data.planning import Plan, make_plan
 from weathermixer.data.prepare import prepare
+from weathermixer.data.simulate import DAYS, simulate
 from weathermixer.data.sources import Source, open_source
+from weathermixer.data.verify import verify_archive
 from weathermixer.variables import ERA5, group_by_variable
+
+CLIMATOLOGY_HELP = "mean by hour and day of the year, as WeatherBench 2's; auto: of ten years or more"
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -41,7 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", help="Zarr store, netCDF or GRIB file or quoted glob")
+    parser.add_argument("source", help="Zarr store, netCDF or GRIB file or quoted glob, or `simulated`")
     parser.add_argument("dest", help="where the archive goes: folder, s3:// or gs://")
     what = parser.add_argument_group("what to take from the source")
     what.add_argument(
@@ -62,6 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--select", nargs="+", default=[], metavar="DIM=VALUE", help="one entry of other dimensions: number=0"
     )
+    what.add_argument("--days", type=int, default=DAYS, metavar="N", help=f"of `simulated`; default: {DAYS}")
     what.add_argument("--anonymous", action="store_true", help="public bucket: no credentials are looked for")
     how = parser.add_argument_group("how to keep it")
     how.add_argument("--dtype", default="float16", choices=["float16", "int16", "float32"], help="default: float16")
@@ -79,47 +86,62 @@ def make_parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--keep-faults", action="store_true", help="keep missing, infinite and constant fields, and name them"
     )
+    how.add_argument("--climatology", choices=["auto", "yes", "no"], default="auto", help=CLIMATOLOGY_HELP)
     how.add_argument("--threads", type=int, metavar="N", help="variables read at once; default: cores, at most 8")
     parser.add_argument("--dry-run", action="store_true", help="print what would be made, and stop")
+    parser.add_argument(
+        "--verify", action="store_true", help="read DEST again, made now or before, and check every byte"
+    )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status."""
+    """Runs the command; returns its exit status: 1 where something is wrong, which is printed."""
     options = make_parser().parse_args(arguments)
     try:
-        source = open_source(options.source, **source_options(options))
-        plan = make_plan(
-            source,
-            dtype=options.dtype,
-            domain=options.domain,
-            tensor=options.tensor,
-            times_per_shard=options.times_per_shard,
-            threads=options.threads,
-        )
-        print(describe_plan(source, plan, options.dest))
-        if options.dry_run:
+        if options.verify and not options.dry_run and is_published(options.dest):
+            print(f"{options.dest} is published: nothing to prepare")
+        elif not _prepare(options) or not options.verify:
             return 0
-        archive = prepare(
-            source,
-            options.dest,
-            dtype=options.dtype,
-            domain=options.domain,
-            tensor=options.tensor,
-            times_per_shard=options.times_per_shard,
-            statistics_period=_pair(options.statistics_period),
-            area_weighted=options.area_weighted,
-            keep_faults=options.keep_faults,
-            threads=options.threads,
-        )
-        print(describe_archive(archive))
-    except (ValueError, OSError) as error:
+        findings = verify_archive(options.dest)
+        print("\n".join(findings or [f"verified {options.dest}: every value is as it was prepared"]))
+        return 1 if findings else 0
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"prepare: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("prepare: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
-    return 0
+
+
+def _prepare(options: argparse.Namespace) -> bool:
+    """Prepares and prints; False where it was a dry run."""
+    if options.source == "simulated":
+        # kept beside the archive: it is made once, and prepared in as many ways as one likes
+        options.source = simulate(options.dest.rstrip("/") + ".simulation.zarr", days=options.days)
+    source = open_source(options.source, **source_options(options))
+    layout = {
+        "dtype": options.dtype,
+        "domain": options.domain,
+        "tensor": options.tensor,
+        "times_per_shard": options.times_per_shard,
+        "threads": options.threads,
+    }
+    plan = make_plan(source, **layout)
+    print(describe_plan(source, plan, options.dest), flush=True)
+    if options.dry_run:
+        return False
+    archive = prepare(
+        source,
+        options.dest,
+        **layout,
+        statistics_period=_pair(options.statistics_period),
+        area_weighted=options.area_weighted,
+        keep_faults=options.keep_faults,
+        climatology={"auto": None, "yes": True, "no": False}[options.climatology],
+    )
+    print(describe_archive(archive))
+    return True
 
 
 def source_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -172,17 +194,26 @@ def describe_plan(source: Source, plan: Plan, dest: str | os.PathLike) -> str:
 
 
 def describe_archive(archive: Archive) -> str:
-    """Statistics of what was made."""
-    statistics = archive.statistics
-    hours = archive.attributes["tendency_hours"]
-    title = f"{'channel':<32}{'mean':>12}{'std':>12}{f'{hours} h std':>12}{'minimum':>12}{'maximum':>12}{'missing':>10}"
-    lines = [f"published {archive.path}", f"checksum  {archive.attributes['checksum']}", "", title]
+    """Statistics of what was made, and what its storage costs: rms rounding in percent of the 6 h tendency."""
+    statistics, attributes = archive.statistics, archive.attributes
+    hours = f"{attributes['tendency_hours']} h std"
+    columns = "".join(f"{title:>11}" for title in ("mean", "std", hours, "minimum", "maximum", "missing"))
+    lines = [
+        f"published {archive.path}",
+        f"checksum  {attributes['checksum']}",
+        "",
+        f"{'':<98}rounding / {hours}, %",
+        f"{'channel':<32}{columns}{'float16':>11}{'int16':>8}",
+    ]
     for index, channel in enumerate(archive.channels):
-        numbers = (getattr(statistics, name)[index] for name in ("mean", "std", "tendency_std", "minimum", "maximum"))
-        row = "".join(f"{number:>12.5g}" for number in numbers)
-        lines.append(f"{channel.name:<32}{row}{statistics.missing[index]:>10}")
-    if archive.attributes["faults"]:
-        faults = archive.attributes["faults"]
+        names = ("mean", "std", "tendency_std", "minimum", "maximum")
+        row = "".join(f"{getattr(statistics, name)[index]:>11.4g}" for name in names)
+        rounding = [
+            100 * attributes["rounding"][d][index] / statistics.tendency_std[index] for d in ("float16", "int16")
+        ]
+        lines.append(f"{channel.name:<32}{row}{statistics.missing[index]:>11}{rounding[0]:>11.3f}{rounding[1]:>8.3f}")
+    if attributes["faults"]:
+        faults = attributes["faults"]
         lines += ["", f"{len(faults)} faulty fields were kept, the first:", *(f"  {fault}" for fault in faults[:10])]
     return "\n".join(lines)
 

@@ -219,6 +219,12 @@ def publish(path: str | os.PathLike, *, attributes: Mapping[str, Any] = {}, memb
         os.rename(target, path)
 
 
+def is_published(path: str | os.PathLike) -> bool:
+    """Whether there is a complete archive at a path."""
+    document = storage.read_json(storage.open_folder(path), "zarr.json")
+    return document is not None and bool(document["attributes"].get("complete"))
+
+
 def working_path(path: str) -> str:
     """Where an archive lies while it is made: beside its place on a file system, in its place in an object store."""
     return path.rstrip("/") + ".partial" if storage.is_local(path) else path

@@ -22,7 +22,7 @@ class Orientation:
 
     def apply(self, field: np.ndarray) -> Float[np.ndarray, "*batch lat lon"]:
         """Fields [..., latitude, longitude] as read -> float32 [..., lat, lon] on `grid`."""
-        field = _take(_take(field, self.rows, axis=-2), self.columns, axis=-1)
+        field = take(take(field, self.rows, axis=-2), self.columns, axis=-1)
         if self.coarsen > 1:
             k = self.coarsen
             *batch, lat, lon = field.shape
@@ -65,7 +65,7 @@ def _coarse_grid(grid: Grid, k: int, source: str) -> Grid:
     return Grid(grid.latitude.reshape(-1, k).mean(axis=1), grid.longitude.reshape(-1, k).mean(axis=1))
 
 
-def _take(field: np.ndarray, index: np.ndarray, *, axis: int) -> np.ndarray:
+def take(field: np.ndarray, index: np.ndarray, *, axis: int) -> np.ndarray:
     """field[index] along an axis, without a copy where the index runs through, forwards or backwards."""
     steps = np.diff(index)
     if len(steps) and np.all(steps == steps[0]) and abs(steps[0]) == 1:

@@ -15,12 +15,14 @@ SHARD_BYTES = 256 * 2**20  # of one file before compression: few enough files, s
 SHARD_TIMES = 64  # the index of a shard, 16 bytes for each chunk, is read before the first of its chunks
 SHARD_TIMES_AT_MOST = 512
 BLOCK_BYTES = 64 * 2**20  # of float32 of one variable, read at once by one thread
+FEW_BYTES = 4 * 2**20  # of frames that are checked, summed and packed at once
 THREADS = 8
+BASE_BYTES = 128 * 2**20  # thread pools, buffers of libraries, and what the allocator keeps
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Layout and limits. frame_bytes and block_bytes are of float32, shard_bytes as stored before compression."""
+    """Layout and limits. Sizes are of float32, but shard_bytes and total_bytes: as stored, before compression."""
 
     dtype: str
     domain: int
@@ -33,6 +35,7 @@ class Plan:
     shape: tuple[int, int, int, int]
     frame_bytes: int
     block_bytes: int
+    decoded_bytes: int
     tail_bytes: int
 
     @property
@@ -48,10 +51,12 @@ class Plan:
     def memory_bytes(self) -> int:
         """What a prepare adds to the memory of a bare process, at most.
 
-        Each thread holds up to six copies of its block (as decoded, in order, with the frames before, differences,
-        deviations, packed), and there are four of a shard: being filled, written, cut into chunks and compressed.
+        Each thread holds its block as decoded and in order, the source's chunks it is decoded from, and ten copies of a
+        few frames. There are five of a shard: being filled, written, cut into chunks, compressed and put together.
         """
-        return 6 * self.threads * self.block_bytes + 4 * self.shard_bytes + 2 * self.tail_bytes
+        few = max(FEW_BYTES, self.block_bytes // self.times_per_block)
+        threads = self.threads * (2 * self.block_bytes + 2 * self.decoded_bytes + 10 * few)
+        return BASE_BYTES + threads + 5 * self.shard_bytes + 2 * self.tail_bytes
 
     def times_of(self, shard: int) -> slice:
         """The times that lie in a shard."""
@@ -114,6 +119,7 @@ def make_plan(
         shape=(len(source.times), channels, lat, lon),
         frame_bytes=channels * lat * lon * 4,
         block_bytes=times_per_block * variable_bytes,
+        decoded_bytes=max(source.decoded_bytes(variable, times_per_block) for variable in source.variables),
         tail_bytes=lag * channels * lat * lon * 4,
     )
 

@@ -27,7 +27,7 @@ from weathermixer.grid import area_weights
 from weathermixer.variables import group_by_variable
 
 SAMPLE_TIMES = 16  # evenly over the record, from which scale and offset are chosen
-SAMPLE_BYTES = 16 * 2**20  # of one variable
+SAMPLE_BYTES = 4 * 2**20  # of one variable
 
 
 def prepare(

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from weathermixer.data.formats import make_canonical, open_pieces
 from weathermixer.data.names import ALIASES, STATIC, conversion, find_variable
-from weathermixer.data.orientation import Orientation, make_orientation
+from weathermixer.data.orientation import Orientation, make_orientation, take
 from weathermixer.data.selection import choose_channels, choose_times, describe_contents
 from weathermixer.grid import Grid
 from weathermixer.variables import Channel, group_by_variable, parse_channel
@@ -65,6 +65,18 @@ class Source:
         chunks = [s.pieces[0].encoding.get("preferred_chunks", {}).get("time", 1) for s in self.series.values()]
         stride = int(np.median(np.diff(next(iter(self.series.values())).position))) if len(self.times) > 1 else 1
         return max(1, max(chunks) // max(1, stride))
+
+    def decoded_bytes(self, variable: str, times: int) -> int:
+        """Bytes of the source's chunks that hold some consecutive times of a variable, all of their levels included."""
+        series = self.series[variable]
+        array = series.pieces[0]
+        chunks = array.encoding.get("preferred_chunks", {})
+        wanted = {"level": sum(channel.variable == variable for channel in self.channels), "time": times}
+        count = array.dtype.itemsize
+        for dim, size in array.sizes.items():
+            chunk = min(chunks.get(dim, 1 if dim == "time" else size), size)
+            count *= -(-min(wanted.get(dim, size), size) // chunk) * chunk
+        return count
 
     def read(
         self, times: slice | Sequence[int] | Int[np.ndarray, " time"], *, variables: Sequence[str] | None = None
@@ -216,7 +228,8 @@ def _read_series(source: Source, variable: str, times: np.ndarray) -> Float[np.n
         parts.append(source.orientation.apply(block))
     frames = parts[0] if len(parts) == 1 else np.concatenate(parts)
     if (series.factor, series.shift) != (1.0, 0.0):
-        frames = frames * np.float32(series.factor) + np.float32(series.shift)
+        frames = frames * np.float32(series.factor)
+        frames += np.float32(series.shift)
     return frames
 
 
@@ -230,7 +243,7 @@ def _read_piece(array: xr.DataArray, position: np.ndarray, levels: Sequence[int 
     values = _load(array, remote="://" in source)
     axes = [array.dims.index(name) for name in ("time", "level", "latitude", "longitude") if name in array.dims]
     values = values.transpose(axes)
-    return values[:, None] if order is None else values[:, order]
+    return values[:, None] if order is None else take(values, order, axis=1)
 
 
 def _load(array: xr.DataArray, *, remote: bool) -> np.ndarray:

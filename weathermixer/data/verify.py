@@ -5,11 +5,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import tensorstore as ts
 
 from weathermixer.data import storage
 from weathermixer.data.archive import Archive, open_archive
 from weathermixer.data.checks import checksums, digest_archive
+from weathermixer.data.climatology import GROUP
 from weathermixer.data.progress import Progress
+from weathermixer.variables import group_by_variable
 
 BLOCK_BYTES = 64 * 2**20  # read at once by one thread
 THREADS = 4
@@ -41,6 +44,25 @@ def verify_archive(path: str | os.PathLike) -> list[str]:
         for block, found in zip(blocks, pool.map(lambda block: _verify_times(archive, block, sums), blocks)):
             findings += found
             progress.update(len(block))
+    return findings + _verify_climatology(archive)
+
+
+def _verify_climatology(archive: Archive) -> list[str]:
+    """Reads the climatology, where there is one, day by day: its chunks have their own checksums."""
+    folder = storage.join(archive.path, GROUP)
+    if storage.read_json(storage.open_folder(folder), "zarr.json") is None:
+        return []
+    findings = []
+    for variable in group_by_variable(archive.channels):
+        spec = {"driver": "zarr3", "kvstore": storage.kvstore_spec(storage.join(folder, variable))}
+        store = ts.open(spec | {"fill_missing_data_reads": False}, read=True).result()
+        for hour in range(store.shape[0]):
+            try:
+                for day in range(store.shape[1]):
+                    store[hour, day].read().result()
+            except Exception as error:
+                reason = str(error).splitlines()[0]
+                findings.append(f"{GROUP}: {variable}, hour {hour}, day {day + 1}: cannot be read: {reason}")
     return findings
 
 
