@@ -8,35 +8,31 @@ from weathermixer.cost.layout import Layout, StepOptions
 from weathermixer.cost.work import Shape, contractions, parameters
 
 FLOAT32 = 4
-NORM_KEEPS = 3  # float32 arrays of its input's size: centred, scaled by the deviation, and the latter's product
-GELU_KEEPS = 4  # arrays of the hidden layer: before, after, and two factors of the derivative
-HEAD_KEEPS = {"blend": 13, "increment": 1}  # float32 fields on the grid
+HEAD_KEEPS = {"blend": 4, "increment": 1}  # float32 fields on the grid, the loss's included
 
 
 def activation_bytes(shape: Shape, options: StepOptions) -> float:
     """Bytes that differentiation keeps of one sample on one model instance, all its devices together.
 
-    Of encode its patches and its result; of a block, for each MLP, the norm's float32 arrays and result and the hidden
-    layer's arrays, or under rematerialize="block" the block's input alone; then the last norm's, and the head's fields.
-    This is what the traced program keeps; the compiler may keep less and make some again.
+    Of encode its patches; of a block what block_bytes counts, or under rematerialize="block" its input alone; then the
+    last norm's input and result, and the head's fields. This is what the traced program keeps.
     """
     s, item = shape, options.compute_bytes
     state = s.tokens * s.embed
-    norm = state * (NORM_KEEPS * FLOAT32 + item)
-    if options.rematerialize == "block":
-        blocks = (s.blocks * options.repeats - 1) * state * item  # the first one's input is encode's result
-    else:
-        blocks = s.blocks * options.repeats * block_bytes(shape, options)
-    fields = HEAD_KEEPS[s.head] * s.channels * s.grid[0] * s.grid[1]
-    return float((s.tokens * s.features + state) * item + blocks + norm + fields * FLOAT32)
+    block = state * item if options.rematerialize == "block" else block_bytes(shape, options)
+    fields = HEAD_KEEPS[s.head] * s.channels * s.grid[0] * s.grid[1] * FLOAT32
+    return float((s.tokens * s.features + 2 * state) * item + s.blocks * options.repeats * block + fields)
 
 
 def block_bytes(shape: Shape, options: StepOptions) -> int:
-    """Bytes that a mixer block keeps for its backward pass: of two norms, two hidden layers and dropout's masks."""
-    s, item = shape, options.compute_bytes
-    state, hidden = 2 * s.tokens * s.embed, s.token_hidden * s.embed + s.tokens * s.embed_hidden
-    masks = (state + hidden) * options.dropout  # one byte each
-    return state * (NORM_KEEPS * FLOAT32 + item) + GELU_KEEPS * hidden * item + masks
+    """Bytes that a mixer block keeps for its backward pass.
+
+    Of each of its two MLPs the norm's input and result, the hidden layer before and after GELU, and dropout's masks.
+    """
+    s = shape
+    state, hidden = s.tokens * s.embed, s.token_hidden * s.embed + s.tokens * s.embed_hidden
+    masks = (2 * state + hidden) * options.dropout  # one byte each
+    return (4 * state + 2 * hidden) * options.compute_bytes + masks
 
 
 def temporary_bytes(shape: Shape, layout: Layout, options: StepOptions) -> float:
