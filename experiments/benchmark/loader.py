@@ -102,7 +102,7 @@ def measure(folder: Path, args: argparse.Namespace, processes: int, *, cold: boo
     ]
     for reader in readers:
         reader.start()
-    found: dict[tuple, list[float]] = {}
+    found: dict[tuple, list[tuple[float, float]]] = {}
     for _ in range(processes):
         for key, rates in results.get().items():
             found.setdefault(key, []).extend(rates)
@@ -110,7 +110,9 @@ def measure(folder: Path, args: argparse.Namespace, processes: int, *, cold: boo
         reader.join()
     rows = []
     for cut in cuts:
-        rate = {name: statistics.median(rates) for (where, name), rates in found.items() if where == cut}
+        here = {name: rounds for (where, name), rounds in found.items() if where == cut}
+        rate = {name: statistics.median(rate for rate, _ in rounds) for name, rounds in here.items()}
+        cpu = {name: statistics.median(cpu for _, cpu in rounds) for name, rounds in here.items()}
         needed = 2 * args.channels * args.grid[0] * args.grid[1] * 2 / (cut[0] * cut[1])
         best_xarray = max((rate[name] for name in rate if name.startswith("xarray")), default=None)
         for name, samples in rate.items():
@@ -125,6 +127,7 @@ def measure(folder: Path, args: argparse.Namespace, processes: int, *, cold: boo
                     "samples_per_second": samples,
                     # what arrives, as 16-bit values, whatever the store holds
                     "megabytes_per_second": samples * needed / 1e6,
+                    "cpu_seconds_per_gigabyte": cpu[name] / (needed / 1e9),
                     "of_raw": samples / raw if name.startswith("archive") else None,
                     "times_xarray": samples / best_xarray if name.startswith("archive") else None,
                 }
@@ -133,10 +136,10 @@ def measure(folder: Path, args: argparse.Namespace, processes: int, *, cold: boo
 
 
 def _read(process: int, barrier, results, folder: Path, cuts, seconds: float, rounds: int, cold: bool) -> None:
-    """One process: samples per second of each round, by mesh and source."""
+    """One process: samples per second, and CPU seconds per sample, of each round, by mesh and source."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", DEVICES)
-    rates: dict[tuple, list[float]] = {}
+    rates: dict[tuple, list[tuple[float, float]]] = {}
     for cut in cuts:
         mesh = make_mesh(1, *cut)
         device = mesh.devices.ravel()[process]
@@ -150,19 +153,20 @@ def _read(process: int, barrier, results, folder: Path, cuts, seconds: float, ro
     results.put(rates)
 
 
-def _rate(samples, seconds: float, dropped: Path | None) -> float:
-    """Samples per second, counted for about so many seconds; what it takes to drop pages is left out."""
+def _rate(samples, seconds: float, dropped: Path | None) -> tuple[float, float]:
+    """Samples per second and CPU seconds per sample, over about so many seconds; dropping pages is left out."""
     if dropped is None:
         next(samples)
-    count, spent = 0, 0.0
+    count, spent, cpu = 0, 0.0, 0.0
     while spent < seconds:
         if dropped is not None:
             stores.drop_from_page_cache(dropped)
-        before = time.perf_counter()
+        before, cpu_before = time.perf_counter(), time.process_time()
         next(samples)
         spent += time.perf_counter() - before
+        cpu += time.process_time() - cpu_before
         count += 1
-    return count / spent
+    return count / spent, cpu / count
 
 
 def _frames_shape(folder: Path) -> tuple[int, int, int, int]:
@@ -174,16 +178,17 @@ def report(rows: list[dict]) -> None:
     """Prints the table of rates."""
     print(
         f"\n{'domain x tensor':16} {'processes':>9} {'cache':>5}  {'source':18} {'samples/s':>9} {'MB/s':>7} "
-        f"{'of raw':>7} {'x xarray':>8}"
+        f"{'CPU s/GB':>8} {'of raw':>7} {'x xarray':>8}"
     )
     for row in rows:
         of_raw = "" if row["of_raw"] is None else f"{row['of_raw']:.0%}"
         times = "" if row["times_xarray"] is None else f"{row['times_xarray']:.1f}"
         print(
             f"{row['domain']} x {row['tensor']:<12} {row['processes']:9} {row['page_cache']:>5}  {row['source']:18} "
-            f"{row['samples_per_second']:9.2f} {row['megabytes_per_second']:7.0f} {of_raw:>7} {times:>8}"
+            f"{row['samples_per_second']:9.2f} {row['megabytes_per_second']:7.0f} "
+            f"{row['cpu_seconds_per_gigabyte']:8.2f} {of_raw:>7} {times:>8}"
         )
-    print("per process; MB/s of 16-bit values that arrive", flush=True)
+    print("per process; MB and GB of 16-bit values that arrive", flush=True)
 
 
 def report_amplification(args: argparse.Namespace) -> None:

@@ -119,7 +119,7 @@ def _extents(channel_set: ChannelSet) -> dict[str, tuple[int, int]]:
 
 def archive_samples(archive: Archive, mesh: Mesh, device: jax.Device, *, ahead: int) -> Iterator[int]:
     """Reads pairs of frames as the loader does, `ahead` more in flight, onto a device; yields their bytes."""
-    reader = Reader(archive, ChannelSet(archive.channels), mesh, 1, devices=[device])
+    reader = Reader(archive, ChannelSet(archive.channels), mesh, 1, spare=2 * (ahead + 2), devices=[device])
     here = jax.local_devices()[0]
     pending: deque = deque()
     for first in _forever(len(archive.times) - 1):
@@ -132,13 +132,13 @@ def archive_samples(archive: Archive, mesh: Mesh, device: jax.Device, *, ahead: 
 
 
 def raw_samples(archive: Archive, box: Box, *, threads: int) -> Iterator[int]:
-    """Reads the bytes of the same chunks with preadv into one new buffer per frame, and does nothing with them."""
+    """Reads the bytes of the same chunks with preadv into the same buffer again and again, as dd does."""
     frames = [_chunk_ranges(archive, time, box) for time in range(len(archive.times))]
+    buffer = np.zeros(max(sum(length for _, length in ranges) for _, ranges in frames), np.uint8)
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         for first in _forever(len(frames) - 1):
             total = 0
             for path, ranges in frames[first : first + 2]:
-                buffer = np.empty(sum(length for _, length in ranges), np.uint8)
                 starts = np.cumsum([0, *(length for _, length in ranges)])
                 file = os.open(path, os.O_RDONLY)
                 parts = [(file, buffer[a : a + n], at) for a, (at, n) in zip(starts[:-1], ranges, strict=True)]

@@ -114,15 +114,16 @@ def make_batches(
     def replace(step: int, row: int, attempt: int) -> int:
         return replace_start(starts, seed=seed, step=step, row=row, attempt=attempt)
 
+    # with blocks, an input was a target `lead` steps ago
+    keep = lead if block > 1 else 0
     return Batches(
-        Reader(archive, channel_set, mesh, batch_size),
+        Reader(archive, channel_set, mesh, batch_size, spare=2 * (prefetch + 2 + keep)),
         range(first_step, last_step),
         choose=choose,
         replace=replace if on_error == "skip" else None,
         lead=lead,
         prefetch=prefetch,
-        # with blocks, an input was a target `lead` steps ago
-        keep=lead if block > 1 else 0,
+        keep=keep,
     )
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Int
 
 from weathermixer.data.archive import Archive
 from weathermixer.data.boxes import Box, as_slice, find_boxes, frames_shape
+from weathermixer.data.buffers import Buffers
 from weathermixer.mesh import sharding
 from weathermixer.variables import ChannelSet
 
@@ -70,14 +71,19 @@ class Reader:
         mesh: Mesh,
         batch_size: int,
         *,
+        spare: int = 0,
         devices: Sequence[jax.Device] | None = None,
     ):
-        """`devices`, this process's by default, are those whose boxes are read (others': to measure and to test)."""
+        """Host memory of up to `spare` arrays is kept to be used again; `devices` are those whose boxes are read.
+
+        They are this process's by default (others': to measure and to test).
+        """
         self.archive = archive
         self.shape = frames_shape(archive, channel_set, mesh, batch_size)
         self.sharding = sharding(mesh, "batch", "channel", "lat", "lon")
         self.boxes = find_boxes(mesh, self.shape, devices)
         self.dtype = archive.store.dtype.numpy_dtype
+        self._buffers = Buffers(spare * len(self.boxes))
         chosen = archive.channel_indices(channel_set.names)
         self._wanted = {box.channels: chosen[slice(*box.channels)] for box in self.boxes}
         self._views = {
@@ -102,7 +108,7 @@ class Reader:
             for times in arrays:
                 pending.append([])
                 for box in self.boxes:
-                    buffer = np.empty(self._dimensions(box), self.dtype)
+                    buffer = self._buffers.take(self._dimensions(box), self.dtype)
                     part = Part(box, buffer, [], set())
                     for row, time in enumerate(times[slice(*box.rows)]):
                         key = (int(time), box.channels, box.lats)
@@ -160,8 +166,8 @@ class Reader:
         target = ts.array(values[: len(wanted)])
         return Frame(values, target.write(self._views[channels, lats][time], batch=batch), what)
 
-    def _dimensions(self, box: Box) -> list[int]:
-        return [stop - start for start, stop in box] + [self.shape[3]]
+    def _dimensions(self, box: Box) -> tuple[int, ...]:
+        return (*(stop - start for start, stop in box), self.shape[3])
 
     def _size(self, box: Box) -> int:
         return int(np.prod(self._dimensions(box)))
