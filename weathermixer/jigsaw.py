@@ -11,9 +11,8 @@ Two things happen along the contracted axis, and each is the other's transpose:
 
 In the ring forms a chunk travels while another is multiplied. Chunk k goes straight to the device k places on, not
 through its neighbours: through a switch both cost the same bytes, but straight there is no chain of dependent hops, and
-a partial sum is rounded once on its way instead of at every hop. Kernels are gathered across the other axis in one
-piece: they wait for nothing, so the compiler's latency-hiding scheduler sends them under the product before.
-What moves, in bytes: weathermixer.schedule.
+a partial sum is rounded once on its way instead of at every hop. Kernels are gathered across the other axis in the same
+chunks; they wait for nothing, so they travel under the products before. What moves, in bytes: weathermixer.schedule.
 """
 
 import dataclasses
@@ -154,7 +153,9 @@ def _backward(x, kernel, dy, way):
 
 def _whole(kernel, dtype, way):
     """The kernel in the compute dtype, gathered over the axis that is not contracted."""
-    return lax.all_gather(kernel.astype(dtype), way.across, axis=0 if way.gather else 1, tiled=True)
+    dim = 0 if way.gather else 1
+    chunks = [chunk for _, chunk in _arrive(kernel.astype(dtype), way.across, dim, ring=way.ring)]
+    return _in_order(chunks, way.across, dim)
 
 
 def _arrive(x, axis: str, dim: int, *, ring: bool) -> Iterator[tuple[Array | None, Array]]:
@@ -197,9 +198,12 @@ def _part(x, owner, axis, dim):
 
 
 def _in_order(chunks, axis, dim):
-    """Chunks as they arrived, the own one first, put together in the order of their owners."""
-    size = chunks[0].shape[dim]
-    return chunks[0] if len(chunks) == 1 else jnp.roll(jnp.concatenate(chunks, dim), lax.axis_index(axis) * size, dim)
+    """Chunks as they arrived, the own one first, put together in the order of their owners; in one pass over memory."""
+    if len(chunks) == 1:
+        return chunks[0]
+    size, devices = chunks[0].shape[dim], len(chunks)
+    start = (devices - lax.axis_index(axis)) % devices * size
+    return lax.dynamic_slice_in_dim(jnp.concatenate(chunks + chunks, dim), start, devices * size, dim)
 
 
 # The three products. The operand whose free dimension comes first in the result stands first, so that none needs a

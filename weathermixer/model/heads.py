@@ -74,10 +74,9 @@ class Blend(nnx.Module):
         inner = masked_norm(decoded, tuple(predicted.tolist()))
         scale, bias = self.inner_scale[...] * mask, self.inner_bias[...] * mask
         # the outer norm's statistics, of LN(decoded) and x together, in one pass over both
-        parts = inner * grid(scale) + grid(bias), x * grid(mask)
-        count = 2 * float(mask.sum())
-        mean = sum(part.sum(1, keepdims=True) for part in parts) / count
-        square = sum(jnp.square(part).sum(1, keepdims=True) for part in parts) / count
+        first, second, count = inner * grid(scale) + grid(bias), x * grid(mask), 2 * float(mask.sum())
+        mean = (first + second).sum(1, keepdims=True) / count
+        square = (jnp.square(first) + jnp.square(second)).sum(1, keepdims=True) / count
         inverse = jax.lax.rsqrt(square - jnp.square(mean) + EPSILON)
         # the outer norm is affine for each grid point, so it is applied to the products: the normalized
         # concatenation itself, twice the size of the state, is never written
