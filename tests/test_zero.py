@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from tiny_training import make_tiny
+from tests.tiny_training import make_tiny
 
 from weathermixer.account import make_account
 from weathermixer.mesh import make_abstract_mesh, make_mesh, use_mesh
