@@ -1,0 +1,169 @@
+"""Shows that a mesh computes what one device computes: loss, every parameter's gradient and a short training run.
+
+  python -m experiments.parity --config=experiments/configs/quickstart.py --mesh=2,2,2 [--against=1,1,1]
+
+--mesh and --against are data,domain,tensor. Both run the config's real model, loss and optimizer on the same random
+fields, with dropout, latent rollout, rematerialization, moving average and ZeRO as the config has them, in float32
+(products in full precision) and in bfloat16. To try it without GPUs:
+XLA_FLAGS=--xla_force_host_platform_device_count=8.
+
+Differences are relative, |a - b| / |b| over all elements of a quantity. In float32 they may be as large as sums in
+another order make them; in bfloat16 as large as rounding to bfloat16 itself makes them on the mesh compared to, measured
+against its float32. Parameters are not compared after the run: Adam turns the rounding of a zero gradient into a full
+step. Exit status 1 where a difference is larger.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from experiments import synthetic
+from weathermixer.mesh import check_divides, make_mesh, use_mesh
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "the run's config file, one of experiments/configs")
+_MESH = flags.DEFINE_list("mesh", None, "data,domain,tensor of the mesh to show right")
+_AGAINST = flags.DEFINE_list("against", ["1", "1", "1"], "data,domain,tensor of the mesh to compare it to")
+_DATA = flags.DEFINE_string(
+    "data", None, "archive whose grid and channels to use; default: --grid with ERA5's channels"
+)
+_GRID = flags.DEFINE_list("grid", ["64", "128"], "latitudes,longitudes where no archive is given")
+_STEPS = flags.DEFINE_integer("steps", 10, "length of the training run", lower_bound=1)
+_SHOW = flags.DEFINE_integer("show", 8, "how many parameters, the worst ones, the table shows; 0: all", lower_bound=0)
+
+# Of float32 on a mesh: sums of thousands of terms in another order. A gradient is a long chain of such sums, a run a chain
+# of gradients. What is wrong in kind, such as a norm over a shard or a bias counted twice, differs by percents.
+FLOAT32_TOLERANCE = {"loss": 1e-6, "gradient": 2e-5, "run": 1e-5}
+# Of bfloat16 on a mesh, in units of what bfloat16 makes of float32 on the mesh that it is compared to
+BFLOAT16_SHARE = 1.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a mesh computes of the first batch and of a short run: loss, gradient by parameter, losses by step."""
+
+    loss: np.ndarray
+    gradient: dict[str, np.ndarray]
+    run: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """One quantity's relative difference between meshes, and the most that it may be."""
+
+    quantity: str
+    relative: float
+    allowed: float
+
+    @property
+    def fine(self) -> bool:
+        return self.relative <= self.allowed
+
+
+def measure(
+    config: ConfigDict, sizes: tuple[int, int, int], *, data: str | None, grid: tuple[int, int], steps: int
+) -> Measured:
+    """Runs a config's training problem on a mesh; every array comes back whole.
+
+    Raises ValueError, with the numbers, where the mesh does not divide the model or the batch.
+    """
+    mesh, batch_size = make_mesh(*sizes), config.training.batch_size
+    check_divides(mesh, batch_size=("batch", batch_size))
+    precision = "highest" if config.model.compute_dtype == "float32" else "default"
+    with use_mesh(mesh), jax.default_matmul_precision(precision):
+        shape, channel_set = synthetic.find_sizes(config, data=data, grid=grid)
+        training = synthetic.make_training(config, shape, channel_set, mesh)
+        standardization = synthetic.make_standardization(channel_set, shape.grid, mesh)
+        batches = [
+            synthetic.make_batch(channel_set, shape.grid, mesh, batch_size=batch_size, step=step)
+            for step in range(steps)
+        ]
+        state = jax.jit(training.initial_state)()
+        key = jax.random.key(config.seed) if shape.dropout_rate else None
+        loss, gradient = jax.jit(jax.value_and_grad(training.loss))(state.params, batches[0], standardization, key)
+        run = []
+        for batch in batches:
+            state, metrics = training.train_step(state, batch, standardization)
+            run.append(float(metrics["loss"]))
+    leaves = jax.tree_util.tree_leaves_with_path(gradient)
+    return Measured(np.asarray(loss), {name_of(path): np.asarray(leaf) for path, leaf in leaves}, np.array(run))
+
+
+def name_of(path: tuple) -> str:
+    """A parameter's name as the model's documentation has it: blocks.0.token_mlp.up.kernel."""
+    names = [str(getattr(entry, "key", getattr(entry, "name", entry))) for entry in path]
+    return ".".join(name for name in names if name != "value")
+
+
+def relative(a: np.ndarray, b: np.ndarray) -> float:
+    """|a - b| / |b| over all elements; 0 where both are zero."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    size = np.linalg.norm(b)
+    return float(np.linalg.norm(a - b) / size) if size else float(np.linalg.norm(a) > 0)
+
+
+def differences(a: Measured, b: Measured) -> dict[str, float]:
+    """Relative differences of every quantity; the run's is the worst of its losses."""
+    found = {"loss": relative(a.loss, b.loss), "run": max(map(relative, a.run, b.run))}
+    return found | {f"gradient {name}": relative(a.gradient[name], b.gradient[name]) for name in b.gradient}
+
+
+def compare(found: Mapping[str, float], rounding: Mapping[str, float] | None) -> list[Difference]:
+    """Puts each difference beside what it may be: float32's tolerance, or a share of bfloat16's own rounding."""
+    if rounding is None:
+        return [Difference(name, value, FLOAT32_TOLERANCE[name.split()[0]]) for name, value in found.items()]
+    # a quantity whose rounding happens to cancel on one mesh is allowed the typical one of its kind
+    kinds = {name.split()[0] for name in found}
+    typical = {kind: np.median([v for n, v in rounding.items() if n.split()[0] == kind]) for kind in kinds}
+    return [
+        Difference(name, value, BFLOAT16_SHARE * max(rounding[name], float(typical[name.split()[0]]), 1e-3))
+        for name, value in found.items()
+    ]
+
+
+def format_differences(title: str, rows: list[Difference], show: int) -> str:
+    """Loss and run, then the gradients that are nearest to what they may be, or beyond it."""
+    gradients = sorted((r for r in rows if r.quantity.startswith("gradient")), key=lambda r: -r.relative / r.allowed)
+    shown = [r for r in rows if r not in gradients] + (gradients[:show] if show else gradients)
+    width = max(len(r.quantity) for r in shown)
+    lines = [title]
+    lines += [
+        f"  {r.quantity:<{width}}  {r.relative:8.1e}  of {r.allowed:7.1e}  {'' if r.fine else 'TOO LARGE'}".rstrip()
+        for r in shown
+    ]
+    lines.append(f"  {sum(r.fine for r in gradients)} of {len(gradients)} gradients within what is allowed")
+    return "\n".join(lines)
+
+
+def main(_) -> None:
+    config = _CONFIG.value
+    mesh, against = (tuple(int(size) for size in sizes) for sizes in (_MESH.value, _AGAINST.value))
+    if len(mesh) != 3 or len(against) != 3:
+        raise app.UsageError("--mesh and --against are three sizes: data,domain,tensor")
+    if jax.process_count() > 1:
+        raise app.UsageError("parity compares whole arrays in one process: start it on one host")
+    options = dict(data=_DATA.value, grid=tuple(int(size) for size in _GRID.value), steps=_STEPS.value)
+    measured, fine = {}, True
+    try:
+        for dtype in ("float32", "bfloat16"):
+            config.model.compute_dtype = dtype
+            there, here = measure(config, against, **options), measure(config, mesh, **options)
+            measured[dtype] = there
+            rounding = None if dtype == "float32" else differences(there, measured["float32"])
+            rows = compare(differences(here, there), rounding)
+            title = f"{dtype}: mesh {mesh} against {against}, relative differences"
+            print(format_differences(title, rows, _SHOW.value), flush=True)
+            fine &= all(row.fine for row in rows)
+    except ValueError as error:
+        raise app.UsageError(str(error)) from error
+    print("the meshes agree" if fine else "the meshes DO NOT agree")
+    sys.exit(0 if fine else 1)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "mesh"])
+    app.run(main)
