@@ -167,6 +167,11 @@ def run(path, mesh_shape, **options):
 for mesh_shape in [(1, 4, 1), (2, 2, 1), (1, 2, 2), (4, 1, 1)]:
     run(path, mesh_shape)
 run(damaged, (1, 4, 1), on_error="skip")
+# both take one batch and leave, whoever is first: neither waits for what the other would have read next
+archive = open_archive(path)
+with make_batches(archive, ChannelSet(archive.channels), make_mesh(1, 4, 1), starts=np.arange(8), seed=0, batch_size=4,
+                  lead_hours=6, first_step=0, last_step=1000, on_error="skip") as batches:
+    next(batches)
 """
 
 
@@ -186,7 +191,11 @@ def test_two_processes(make_archive):
         )
         for process in range(2)
     ]  # fmt: skip
-    outputs = [worker.communicate(timeout=120)[0] for worker in workers]
+    try:
+        outputs = [worker.communicate(timeout=200)[0] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
     assert [worker.returncode for worker in workers] == [0, 0], outputs
     results = [[line.split()[1:] for line in output.splitlines() if line.startswith("RESULT")] for output in outputs]
     frame = archive.store[0].size * 2

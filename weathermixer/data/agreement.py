@@ -1,11 +1,15 @@
 """Agreement of processes on rows that cannot be read, through JAX's coordination service and without the devices."""
 
 import json
+import threading
 
 import jax
 
-# longer than any read that comes to an end; a process that died ends the others by its missing heartbeat
-_PATIENCE_MILLISECONDS = 3_600_000
+_POLL_SECONDS = 0.01
+
+
+class Closed(Exception):
+    """Nobody waits for this any more."""
 
 
 class Agreement:
@@ -15,8 +19,8 @@ class Agreement:
         self._name = name
         self._previous: str | None = None
 
-    def reach(self, tag: str, failed: dict[int, str]) -> dict[int, str]:
-        """The failed rows of all processes, each with a message."""
+    def reach(self, tag: str, failed: dict[int, str], closed: threading.Event) -> dict[int, str]:
+        """The failed rows of all processes, each with a message; raises Closed once `closed` is set."""
         if jax.process_count() == 1:
             return failed
         # device collectives would race with the training step's: the key-value store is the only other way that
@@ -24,14 +28,14 @@ class Agreement:
         from jax._src.distributed import global_state
 
         client = global_state.client
-        prefix = f"{self._name}/{tag}"
-        mine = f"{prefix}/{jax.process_index()}"
+        mine = f"{self._name}/{tag}/{jax.process_index()}"
         client.key_value_set(mine, json.dumps(failed))
-        client.wait_at_barrier(prefix.replace("/", "-"), _PATIENCE_MILLISECONDS)
+        # asked for again and again: a barrier could not be left when another process closes its loader earlier
+        while len(answers := client.key_value_dir_get(f"{self._name}/{tag}/")) < jax.process_count():
+            if closed.wait(_POLL_SECONDS):
+                raise Closed
         if self._previous is not None:  # everybody has read it, having come here
             client.key_value_delete(self._previous)
         self._previous = mine
-        found: dict[int, str] = {}
-        for _, text in client.key_value_dir_get(prefix + "/"):
-            found |= {int(row): problem for row, problem in json.loads(text).items()}
+        found = {int(row): problem for _, text in answers for row, problem in json.loads(text).items()}
         return dict(sorted(found.items()))

@@ -20,9 +20,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, Num
 
 from weathermixer.data import storage
-from weathermixer.data.agreement import Agreement
+from weathermixer.data.agreement import Agreement, Closed
 from weathermixer.data.archive import Archive
-from weathermixer.data.reader import Closed, Pending, Reader, Unreadable
+from weathermixer.data.reader import Pending, Reader, Unreadable
 from weathermixer.data.sampling import replace_start, sample_starts
 from weathermixer.variables import ChannelSet
 
@@ -104,9 +104,9 @@ def make_batches(
         raise ValueError(f"prefetch={prefetch} must be at least 1")
     if on_error not in ("stop", "skip"):
         raise ValueError(f"on_error={on_error!r} must be 'stop' or 'skip'")
-    if lead_hours < 1 or lead_hours % archive.step_hours:
+    lead, rest = divmod(lead_hours, archive.step_hours)
+    if rest or lead < 1:
         raise ValueError(f"lead_hours={lead_hours} is not a positive multiple of step_hours={archive.step_hours}")
-    lead = lead_hours // archive.step_hours
 
     def choose(step: int) -> Int[np.ndarray, " b"]:
         return sample_starts(starts, seed=seed, step=step, batch_size=batch_size, block=block)
@@ -116,15 +116,9 @@ def make_batches(
 
     # with blocks, an input was a target `lead` steps ago
     keep = lead if block > 1 else 0
-    return Batches(
-        Reader(archive, channel_set, mesh, batch_size, spare=2 * (prefetch + 2 + keep)),
-        range(first_step, last_step),
-        choose=choose,
-        replace=replace if on_error == "skip" else None,
-        lead=lead,
-        prefetch=prefetch,
-        keep=keep,
-    )
+    reader = Reader(archive, channel_set, mesh, batch_size, spare=2 * (prefetch + 2 + keep))
+    options = dict(choose=choose, replace=replace if on_error == "skip" else None, lead=lead)
+    return Batches(reader, range(first_step, last_step), prefetch=prefetch, keep=keep, **options)
 
 
 class Batches(Iterator[Batch]):
@@ -236,7 +230,7 @@ class Batches(Iterator[Batch]):
                     raise
                 failed = error.failed
             if self._replace is not None:
-                failed = self._agreement.reach(f"{step}/{attempt}", failed)
+                failed = self._agreement.reach(f"{step}/{attempt}", failed, self._closed)
             if not failed:
                 return Batch(*arrays)
             chosen = chosen.copy()

@@ -10,6 +10,7 @@ import tensorstore as ts
 from jax.sharding import Mesh
 from jaxtyping import Int
 
+from weathermixer.data.agreement import Closed
 from weathermixer.data.archive import Archive
 from weathermixer.data.boxes import Box, as_slice, find_boxes, frames_shape
 from weathermixer.data.buffers import Buffers
@@ -25,10 +26,6 @@ class Unreadable(ValueError):
     def __init__(self, failed: dict[int, str]):
         super().__init__("; ".join(sorted(set(failed.values()))))
         self.failed = failed
-
-
-class Closed(Exception):
-    """Nobody waits for this read any more."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
