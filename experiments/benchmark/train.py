@@ -1,0 +1,188 @@
+"""Times the whole training step on synthetic data, on the devices that are here.
+
+  python -m experiments.benchmark train --mesh=1,2,1 --steps=40 --csv=steps.csv
+
+The defaults are the 16-TFLOP model of Jigsaw's scaling study at 0.25 degrees, one sample: forward, backward, clipping
+by the global norm and Adam, with float32 parameters and moments. State and batch stay on the devices, so that nothing
+but the step is timed. A GPU under its power limit slows down within a second: the median is of the warm state. On
+several NVIDIA GPUs of one host, XLA_FLAGS=--xla_gpu_collective_permute_mode=peer sends chunks by copy engines.
+"""
+
+import argparse
+import csv
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from weathermixer.cost import find_hardware, train_flops
+from weathermixer.data.loader import Batch
+from weathermixer.data.standardization import Standardization
+from weathermixer.grid import cosine_weights
+from weathermixer.hlo import hidden_transfers
+from weathermixer.mesh import make_mesh, sharding, use_mesh
+from weathermixer.model import ModelShape, WeatherMixer
+from weathermixer.optimizer import make_optimizer
+from weathermixer.schedule import SCHEDULES
+from weathermixer.state import make_state
+from weathermixer.steps import make_loss, make_train_step
+
+PRECISIONS = {"bf16": "bfloat16", "float32": "float32"}
+BETWEEN_WAITS = 5  # steps sent before the device is waited for: the host's time is hidden, as in training
+WARM_UP = 2  # groups of steps that are not counted
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Compiles and times one setting, prints its row and adds it to the CSV file; returns the row."""
+    args = parse(argv)
+    shape = make_shape(args)
+    mesh = make_mesh(*args.mesh)
+    with use_mesh(mesh):
+        train_step, *arguments = make_problem(shape, args, mesh)
+        compiled = train_step.lower(*arguments).compile()
+        text = compiled.as_text()
+        if args.hlo:
+            args.hlo.write_text(text)
+        seconds, state = time_steps(compiled, *arguments, steps=args.steps)
+        if args.profile:
+            with jax.profiler.trace(args.profile):
+                for _ in range(3):
+                    state, metrics = compiled(state, *arguments[1:])
+                jax.block_until_ready(metrics)
+    transfers = hidden_transfers(text)
+    row = make_row(args, shape, mesh, compiled.memory_analysis(), seconds)
+    row["hidden_transfers"] = f"{sum(products > 0 for _, products in transfers)}/{len(transfers)}"
+    report(row, args.csv)
+    return row
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmark train", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--grid", type=numbers, default=(720, 1440), help="latitudes,longitudes")
+    add("--patch", type=numbers, default=(1, 60), help="rows,columns of a token")
+    add("--channels", type=int, default=72, help="the last three are static fields")
+    add("--embed", type=int, default=4896)
+    add("--embed_hidden", type=int, help="default: as embed")
+    add("--token_hidden_ratio", type=float, default=0.5, help="hidden size of token mixing over the number of tokens")
+    add("--blocks", type=int, default=3)
+    add("--head", default="blend", choices=("blend", "increment"))
+    add("--batch", type=int, help="samples per step, all instances together; default: one per instance")
+    add("--mesh", type=numbers, default=(1, 1, 1), help="data,domain,tensor")
+    add("--precision", default="bf16", choices=sorted(PRECISIONS))
+    add("--schedule", default="auto", choices=SCHEDULES)
+    add("--rematerialize", default="none", choices=("none", "block"))
+    add("--steps", type=int, default=40)
+    add("--device", default="h200", help="row of the hardware table, for the share of peak")
+    add("--csv", type=Path, help="the row is added to this file")
+    add("--hlo", type=Path, help="the compiled program is written to this file")
+    add("--profile", help="a profile of three steps is written to this directory")
+    return parser.parse_args(argv)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def make_shape(args: argparse.Namespace) -> ModelShape:
+    """The model's sizes."""
+    tokens = (args.grid[0] // args.patch[0]) * (args.grid[1] // args.patch[1])
+    return ModelShape(
+        grid=args.grid,
+        channels=args.channels,
+        predicted=args.channels - 3,
+        patch=args.patch,
+        embed=args.embed,
+        token_hidden=round(tokens * args.token_hidden_ratio),
+        embed_hidden=args.embed_hidden or args.embed,
+        blocks=args.blocks,
+        head=args.head,
+    )
+
+
+def make_problem(shape: ModelShape, args: argparse.Namespace, mesh: Mesh) -> tuple[Any, ...]:
+    """The training step and its arguments: random parameters, random fields that are stored standardized."""
+    model = WeatherMixer(
+        shape,
+        rngs=nnx.Rngs(0),
+        tendency=[0.1] * shape.channels,
+        compute_dtype=jnp.dtype(PRECISIONS[args.precision]),
+        rematerialize=args.rematerialize,
+        schedule=args.schedule,
+    )
+    graph, params = nnx.split(model)
+    rate = lambda step: 1e-4  # noqa: E731
+    optimizer = make_optimizer("adam", processor_rate=rate, coder_rate=rate, weight_decay=3e-6)
+    state = jax.jit(lambda params: make_state(params, optimizer, ema=False))(nnx.to_pure_dict(params))
+
+    def apply(params, x, *, repeats, key):
+        return nnx.merge(graph, params)(x, repeats=repeats, key=key)
+
+    def random(key, *names, size, dtype):
+        return jax.random.normal(key, size, dtype, out_sharding=sharding(mesh, *names).spec)
+
+    keys, size = jax.random.split(jax.random.key(1), 3), (args.batch or mesh.shape["data"], shape.channels, *shape.grid)
+    batch = Batch(*(random(key, "batch", "channel", "lat", "lon", size=size, dtype=jnp.float16) for key in keys[:2]))
+    static = random(keys[2], "channel", "lat", "lon", size=size[1:], dtype=jnp.float32)
+    one, zero = (jnp.full(shape.channels, value, out_sharding=sharding(mesh, "channel").spec) for value in (1.0, 0.0))
+    standardization = Standardization(scale=one, offset=zero, mean=zero, std=one, tendency=one, static=static)
+    latitude = 90 - (np.arange(shape.grid[0]) + 0.5) * 180 / shape.grid[0]
+    channel = (np.arange(shape.channels) < shape.predicted).astype(np.float32)
+    loss = make_loss(apply, area=cosine_weights(latitude), channel=channel, repeats=1)
+    train_step = make_train_step(loss, optimizer, learning_rate=rate, ema_decay=None, seed=None)
+    return train_step, state, batch, standardization
+
+
+def time_steps(compiled: Any, state: Any, *constant: Any, steps: int) -> tuple[float, Any]:
+    """Median seconds of a step over groups of steps, and the state; FloatingPointError where the loss is not finite."""
+    seconds = []
+    for group in range(WARM_UP + -(-steps // BETWEEN_WAITS)):
+        start = time.perf_counter()
+        for _ in range(BETWEEN_WAITS):
+            state, metrics = compiled(state, *constant)
+        jax.block_until_ready((state, metrics))
+        if group >= WARM_UP:
+            seconds.append((time.perf_counter() - start) / BETWEEN_WAITS)
+    if not jnp.isfinite(metrics["loss"]):
+        raise FloatingPointError(f"loss={metrics['loss']} after {steps} steps: such a timing means nothing")
+    return statistics.median(seconds), state
+
+
+def make_row(args: argparse.Namespace, shape: ModelShape, mesh: Mesh, memory: Any, seconds: float) -> dict[str, Any]:
+    """What is reported; work is the matrix products' by convention, three forward passes."""
+    work = train_flops(shape, batch=args.batch or mesh.shape["data"]) / mesh.size
+    peak = find_hardware(args.device).peak(PRECISIONS[args.precision])
+    return {
+        "mesh": "x".join(map(str, args.mesh)),
+        "schedule": args.schedule,
+        "precision": args.precision,
+        "embed": shape.embed,
+        "token_hidden": shape.token_hidden,
+        "head": shape.head,
+        "step_ms": round(seconds * 1e3, 2),
+        "tflops_per_device": round(work / seconds / 1e12, 1),
+        "share_of_peak": round(work / seconds / peak, 3),
+        "state_gib": round(memory.argument_size_in_bytes / 2**30, 2),
+        "temporary_gib": round(memory.temp_size_in_bytes / 2**30, 2),
+    }
+
+
+def report(row: dict[str, Any], path: Path | None) -> None:
+    """Prints the row under its header, and adds it to the CSV file where one is named."""
+    width = {key: max(len(key), len(str(value))) for key, value in row.items()}
+    print("  ".join(key.rjust(width[key]) for key in row))
+    print("  ".join(str(value).rjust(width[key]) for key, value in row.items()))
+    if path:
+        new = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
