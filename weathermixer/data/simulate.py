@@ -15,6 +15,7 @@ import argparse
 import collections
 import fcntl
 import importlib.util
+import itertools
 import os
 import pathlib
 import queue
@@ -22,7 +23,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 
 import weathermixer
@@ -137,13 +138,18 @@ def _run_members(folder: str, settings: Settings, *, progress: bool) -> None:
     _check_space(folder, settings, done)
     total = (settings.spin_up_days + settings.member_days) * settings.members
     messages: queue.SimpleQueue[tuple[int, str | None]] = queue.SimpleQueue()
-    members = []
+    members: list[subprocess.Popen] = []
     try:
         for member in range(settings.members):
             members.append(_start_member(folder, member))
             threading.Thread(target=_listen, args=(member, members[member], messages), daemon=True).start()
+        days = _days_done(members, messages)
+        # start and compilation end with the first day: the bar's rate leaves them out
+        done += sum(1 for _ in itertools.islice(days, 1))
         with Progress("simulation", total=total, done=done, unit="days") if progress else nullcontext() as bar:
-            _follow(members, messages, bar)
+            for _ in days:
+                if bar is not None:
+                    bar.update(1)
     finally:
         for process in members:
             process.kill()
@@ -169,7 +175,8 @@ def _listen(member: int, process: subprocess.Popen, messages: queue.SimpleQueue)
     messages.put((member, None))
 
 
-def _follow(members: Sequence[subprocess.Popen], messages: queue.SimpleQueue, bar: Progress | None) -> None:
+def _days_done(members: Sequence[subprocess.Popen], messages: queue.SimpleQueue) -> Iterator[None]:
+    """Yields once for each day that a member has done, until all have ended; RuntimeError where one fails."""
     said = [collections.deque(maxlen=20) for _ in members]
     running = len(members)
     while running:
@@ -183,10 +190,10 @@ def _follow(members: Sequence[subprocess.Popen], messages: queue.SimpleQueue, ba
                     f"member {member} of the simulation stopped with status {status}: {reason}\n"
                     "The same call goes on where it was. What it said last:\n  " + "\n  ".join(said[member])
                 )
-        elif line != DAY_DONE:
+        elif line == DAY_DONE:
+            yield
+        else:
             said[member].append(line)
-        elif bar is not None:
-            bar.update(1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
