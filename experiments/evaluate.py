@@ -142,7 +142,7 @@ def parse_leads(text: str | None) -> tuple[int, ...] | None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
-    distributed.initialize(saves_when_stopped=False)
+    distributed.initialize()
     try:
         score(
             open_run(options),

@@ -196,7 +196,7 @@ def parse_starts(text: str | None) -> list[np.datetime64] | None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
-    distributed.initialize(saves_when_stopped=False)
+    distributed.initialize()
     try:
         write(
             open_run(options),

@@ -149,7 +149,7 @@ def test_two_processes_train_save_and_stop_together(tmp_path):
 def test_one_process_stops_on_sigterm():
     program = (
         "import time; from weathermixer.distributed import initialize, preempted\n"
-        "initialize(); print('ready', flush=True); step = 0\n"
+        "initialize(); preempted(step := 0); print('ready', flush=True)\n"
         "while not preempted(step := step + 1): time.sleep(0.01)\n"
         "print('stopped')\n"
     )

@@ -39,20 +39,14 @@ class Place:
             raise ValueError(f"coordinator address {self.coordinator!r} must be host:port")
 
 
-def initialize(
-    *, saves_when_stopped: bool = True, heartbeat_timeout_seconds: int = 30, initialization_timeout_seconds: int = 300
-) -> None:
+def initialize(*, heartbeat_timeout_seconds: int = 30, initialization_timeout_seconds: int = 300) -> None:
     """Joins this process with the others of its run; to be called once, before anything that looks for devices.
 
-    A program that has nothing to save says so with `saves_when_stopped`: SIGTERM then simply ends it. Where a process
-    dies, the others stop after `heartbeat_timeout_seconds`. Raises ValueError where the environment
+    Where a process dies, the others stop after `heartbeat_timeout_seconds`. Raises ValueError where the environment
     contradicts itself, or where one sees no GPU that its job has.
     """
     place = find_place(os.environ)
     if place is None:
-        # SIGTERM asks a run to save and stop; with several processes JAX watches for it, and lets them agree on a step
-        if saves_when_stopped and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, lambda *_: _terminated.set())
         return
     # JAX ends a process that finds no coordinator, without an exception: this line says what it was waiting for
     print(
@@ -76,11 +70,19 @@ def initialize(
 def preempted(step: int) -> bool:
     """True from the step on at which all processes should save and stop, because one of them was sent SIGTERM.
 
-    Every process has to ask at every step, with the same number: they agree on the step.
+    Every process has to ask at every step, with the same number: they agree on the step. Alone, a process minds
+    SIGTERM from its first question on, and the second SIGTERM ends it as usual.
     """
-    if jax.process_count() == 1 and not jax.distributed.is_initialized():
-        return _terminated.is_set()
-    return multihost_utils.reached_preemption_sync_point(step)
+    if jax.distributed.is_initialized():  # JAX itself watches for SIGTERM then
+        return multihost_utils.reached_preemption_sync_point(step)
+    if not _terminated.is_set() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _remember)
+    return _terminated.is_set()
+
+
+def _remember(*_) -> None:
+    _terminated.set()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def describe() -> str:
