@@ -2,7 +2,9 @@
 
     python -m experiments.train --config=experiments/configs/quickstart.py --workdir=DIR
 
-Simulates the weather first (cached), and ends with scores, a forecast and a map in DIR.
+Simulates the weather first (cached), and ends with scores, a forecast and a map in DIR: four minutes on two cores,
+of which the simulation and its archive take 100 s. RMSE over persistence's at 6 h and 24 h: z500 0.31 and 0.36, t850 0.30
+and 0.33, u850 0.44 and 0.47; the least good of all 33 channels, t300, 0.56 and 0.55.
 """
 
 from ml_collections import ConfigDict
@@ -33,10 +35,10 @@ def get_config() -> ConfigDict:
     config.optimizer.warmup_epochs = 0.2
 
     config.training.batch_size = 16
-    config.training.steps = 1000
+    config.training.steps = 400
     config.training.ema_decay = 0.99
-    config.training.checkpoint_every = 500
-    config.evaluation.every = 500
+    config.training.checkpoint_every = 200
+    config.evaluation.every = 200
     config.evaluation.max_starts = 64
     config.evaluation.batch_size = 16
     config.evaluation.final = True
