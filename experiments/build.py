@@ -117,6 +117,7 @@ def make_model_shape(config: ConfigDict, grid: tuple[int, int], channel_set: Cha
         blocks=model.blocks,
         head=model.head,
         dropout_rate=model.dropout_rate,
+        history=model.history,
     )
 
 
@@ -149,8 +150,8 @@ def make_model(
     def make_params(key):
         return nnx.split(build(key))[1]
 
-    def apply(params, x, *, repeats=1, key=None):
-        return nnx.merge(graph, params)(x, repeats=repeats, key=key)
+    def apply(params, x, *, previous=None, repeats=1, key=None):
+        return nnx.merge(graph, params)(x, previous=previous, repeats=repeats, key=key)
 
     return make_params, apply
 

@@ -25,7 +25,7 @@ import xarray as xr
 from experiments import build
 from weathermixer import distributed
 from weathermixer.climatology import make_climatology
-from weathermixer.data.sampling import in_period
+from weathermixer.data.sampling import in_period, with_previous
 from weathermixer.evaluation import evaluate
 from weathermixer.mesh import make_mesh
 from weathermixer.rollout import MODES
@@ -50,12 +50,15 @@ def score(
     """
     options, archive = run.config.evaluation, run.archive
     period = period or tuple(run.config.data[options.period])
-    starts = spread(np.flatnonzero(in_period(archive.times, period)), max_starts or options.max_starts)
+    starts = np.flatnonzero(in_period(archive.times, period))
     if not len(starts):
         raise ValueError(
             f"period {period[0]} to {period[1]} is empty: the archive {archive.path} holds times from "
             f"{archive.times[0]:.13} to {archive.times[-1]:.13}"
         )
+    if run.config.model.history == 2:
+        starts = with_previous(archive.times, starts, step_hours=archive.step_hours)
+    starts = spread(starts, max_starts or options.max_starts)
     training = np.flatnonzero(in_period(archive.times, tuple(run.config.data.train)))
     data = (archive, run.channel_set, run.standardization, run.mesh)
     batch_size = batch_size or options.batch_size
@@ -72,6 +75,7 @@ def score(
         batch_size=batch_size,
         climatology=make_climatology(*data, indices=training, batch_size=batch_size, progress=progress),
         mode=mode or options.mode,
+        history=run.config.model.history,
         until=archive.times[in_period(archive.times, period)][-1],
         progress=progress,
     )

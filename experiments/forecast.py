@@ -27,7 +27,7 @@ from experiments.evaluate import add_run_options, open_run
 from weathermixer import distributed
 from weathermixer.data.archive import Archive
 from weathermixer.data.loader import read_frames
-from weathermixer.data.sampling import in_period
+from weathermixer.data.sampling import in_period, with_previous
 from weathermixer.data.standardization import standardize
 from weathermixer.evaluation import check_leads
 from weathermixer.figures import draw_forecast
@@ -61,6 +61,13 @@ def write(
     archive, options = run.archive, run.config.evaluation
     lead_hours = make_leads(hours or options.forecast_hours, archive.step_hours)
     indices = find_starts(archive, starts) if starts else _first_of_period(archive, tuple(run.config.data.test))
+    if run.config.model.history == 2:
+        seen = with_previous(archive.times, indices, step_hours=archive.step_hours)
+        if len(seen) < len(indices):
+            absent = archive.times[np.setdiff1d(indices, seen)]
+            raise ValueError(
+                f"starts {absent.astype('datetime64[h]')} lack the frame a step before, which history=2 needs"
+            )
     output = check_output(output or run.workdir / FORECAST_FILE)
     plot = pathlib.Path(plot or run.workdir / PLOT_FILE)
     names = run.channel_set.names
@@ -83,6 +90,7 @@ def write(
         lead_steps=[lead // archive.step_hours for lead in lead_hours],
         batch_size=-(-min(len(indices), MOST_STARTS_AT_A_TIME) // instances) * instances,
         mode=mode or options.mode,
+        history=run.config.model.history,
         progress=first and sys.stderr.isatty(),
     )
     kept: list[np.ndarray] = []

@@ -79,7 +79,7 @@ def measure(
         training = synthetic.make_training(config, shape, channel_set, mesh)
         standardization = synthetic.make_standardization(channel_set, shape.grid, mesh)
         batches = [
-            synthetic.make_batch(channel_set, shape.grid, mesh, batch_size=batch_size, step=step)
+            synthetic.make_batch(channel_set, shape.grid, mesh, batch_size=batch_size, step=step, history=shape.history)
             for step in range(steps)
         ]
         state = jax.jit(training.initial_state)()

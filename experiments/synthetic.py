@@ -70,7 +70,7 @@ def describe_arguments(
     )
     names = [field.name for field in dataclasses.fields(Standardization)]
     standardization = Standardization(**{name: static if name == "static" else vector for name in names})
-    return state, Batch(frames, frames), standardization
+    return state, Batch(frames, frames, frames if shape.history == 2 else None), standardization
 
 
 def make_standardization(channel_set: ChannelSet, grid: tuple[int, int], mesh: Mesh) -> Standardization:
@@ -94,8 +94,10 @@ def make_standardization(channel_set: ChannelSet, grid: tuple[int, int], mesh: M
     )
 
 
-def make_batch(channel_set: ChannelSet, grid: tuple[int, int], mesh: Mesh, *, batch_size: int, step: int) -> Batch:
-    """Random frames of a step, stored as float16: targets are inputs plus a tenth of noise; the same on every mesh."""
+def make_batch(
+    channel_set: ChannelSet, grid: tuple[int, int], mesh: Mesh, *, batch_size: int, step: int, history: int = 1
+) -> Batch:
+    """Random frames of a step, stored as float16: each a tenth of noise from the one before; the same on every mesh."""
     rng = np.random.default_rng([2, step])
     size = (batch_size, len(channel_set.dynamic), *grid)
     inputs = rng.standard_normal(size, np.float32)
@@ -106,4 +108,5 @@ def make_batch(channel_set: ChannelSet, grid: tuple[int, int], mesh: Mesh, *, ba
         whole = np.pad(fields.astype(np.float16), padding)
         return jax.device_put(whole, sharding(mesh, "batch", "channel", "lat", "lon"))
 
-    return Batch(place(inputs), place(targets))
+    previous = place(inputs + 0.1 * rng.standard_normal(size, np.float32)) if history == 2 else None
+    return Batch(place(inputs), place(targets), previous)

@@ -31,7 +31,7 @@ from weathermixer.account import format_account, make_account
 from weathermixer.checkpoint import Checkpoints, open_checkpoints
 from weathermixer.cost import find_device, parameters, train_flops
 from weathermixer.data.loader import Batch, Batches, make_batches
-from weathermixer.data.sampling import valid_starts
+from weathermixer.data.sampling import valid_starts, with_previous
 from weathermixer.data.standardization import make_standardization
 from weathermixer.mesh import check_divides, make_mesh, use_mesh
 from weathermixer.state import TrainState, describe
@@ -57,11 +57,14 @@ def train(config: ConfigDict, workdir: pathlib.Path, data: str | None = None) ->
         valid_starts(archive.times, tuple(config.data[period]), lead_hours, step_hours=archive.step_hours)
         for period in ("train", "validation")
     )
+    if config.model.history == 2:
+        starts, held_out = (with_previous(archive.times, s, step_hours=archive.step_hours) for s in (starts, held_out))
 
     def open_batches(starts, first_step: int, last_step: int) -> Batches:
         options = dict(seed=config.seed, batch_size=config.training.batch_size, lead_hours=lead_hours)
         steps = dict(first_step=first_step, last_step=last_step)
         reading = dict(prefetch=config.data.prefetch, block=config.data.block, on_error=config.data.on_error)
+        reading["history"] = config.model.history
         return make_batches(archive, channel_set, mesh, starts=starts, **options, **steps, **reading)
 
     with use_mesh(mesh):

@@ -37,14 +37,16 @@ def evaluate(
     batch_size: int,
     climatology: Climatology,
     mode: str = "autoregressive",
+    history: int = 1,
     until: np.datetime64 | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
     """Scores forecasts from the archive's times `starts` against the archive itself, as WeatherBench 2 defines scores.
 
     A start counts at every lead whose valid time is in the archive and not after `until`; `samples` says how many did.
-    `step_hours` is the model's step. Only statistics leave the device. Raises ValueError before long work starts: no
-    starts, a lead that is not a positive multiple of the step, a lead beyond the record, a batch that does not divide.
+    `step_hours` is the model's step, `history` the frames it sees: with 2, starts need the time a step before them.
+    Only statistics leave the device. Raises ValueError before long work starts: no starts, a lead that is not a
+    positive multiple of the step, a lead beyond the record, a batch that does not divide.
 
     Returns a Dataset with rmse, bias, acc [source, lead_hours, channel] in physical units, and samples [lead_hours].
     """
@@ -64,7 +66,10 @@ def evaluate(
         for chosen, real in batches(len(starts), batch_size):
             x = read(starts[chosen])
             lead_steps = [lead // step_hours for lead in lead_hours]
-            forecasts = rollout(apply, params, x, static=standardization.static, lead_steps=lead_steps, mode=mode)
+            options = {"static": standardization.static, "lead_steps": lead_steps, "mode": mode}
+            if history == 2:
+                options["previous"] = read(starts[chosen] - 1)
+            forecasts = rollout(apply, params, x, **options)
             for lead, (_, prediction) in enumerate(forecasts):
                 counted = real & (valid[lead, chosen] >= 0)
                 # a sample without a target is given its own start in its place, and left out of the sums

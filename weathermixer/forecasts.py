@@ -45,6 +45,7 @@ def make_forecast(
     lead_steps: Sequence[int],
     batch_size: int,
     mode: str = "autoregressive",
+    history: int = 1,
     progress: bool = False,
 ) -> Iterator[Frames]:
     """Yields the forecasts from the archive's times `starts`, a batch of starts and a lead at a time, in SI units.
@@ -57,8 +58,12 @@ def make_forecast(
     bar = tqdm(total=len(starts) * len(lead_steps), desc="forecast", unit="frame", disable=not progress, leave=False)
     with use_mesh(mesh), bar:
         for chosen, real in batches(len(starts), batch_size):
-            x = standardize(read_frames(archive, channel_set, mesh, starts[chosen]), standardization)
-            forecasts = rollout(apply, params, x, static=standardization.static, lead_steps=lead_steps, mode=mode)
+            indices = [starts[chosen] - before for before in range(history)]
+            x, *previous = (standardize(read_frames(archive, channel_set, mesh, i), standardization) for i in indices)
+            options = {"static": standardization.static, "lead_steps": lead_steps, "mode": mode}
+            if previous:
+                options["previous"] = previous[0]
+            forecasts = rollout(apply, params, x, **options)
             for lead, (_, prediction) in enumerate(forecasts):
                 fields = gather_physical(prediction, standardization)
                 yield chosen[real], lead, fields[real, : len(channel_set.dynamic)]

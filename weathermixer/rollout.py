@@ -21,6 +21,7 @@ def rollout(
     x: Float[Array, "b n lat lon"],
     *,
     static: Float[Array, "n lat lon"],
+    previous: Float[Array, "b n lat lon"] | None = None,
     lead_steps: Sequence[int],
     mode: str = "autoregressive",
 ) -> Iterator[tuple[int, Float[Array, "b n lat lon"]]]:
@@ -29,6 +30,7 @@ def rollout(
         autoregressive   x[k+1] = apply(params, x[k]) + static            every step is decoded and encoded again
         latent           x[k] = apply(params, x, repeats=k)               one encode and one decode whatever the lead
 
+    A model that sees two frames is given the `previous` state, a step before x, too, and each state before the next.
     Raises ValueError at once, before anything is computed, on an unknown mode and on leads that do not ascend from 1.
     """
     lead_steps = [int(steps) for steps in lead_steps]
@@ -39,13 +41,20 @@ def rollout(
     # jit caches by function: the step is compiled once however often this is called with the same `apply`
     step = jax.jit(apply, static_argnames=("repeats",))
     if mode == "latent":
-        return ((steps, step(params, x, repeats=steps)) for steps in lead_steps)
-    return _autoregressive(step, params, x, static, lead_steps)
+        return ((steps, step(params, x, repeats=steps, **_seen(previous))) for steps in lead_steps)
+    return _autoregressive(step, params, x, static, previous, lead_steps)
 
 
-def _autoregressive(step: Apply, params: Any, x: Array, static: Array, lead_steps: Sequence[int]):
+def _seen(previous: Array | None) -> dict[str, Array]:
+    return {} if previous is None else {"previous": previous}
+
+
+def _autoregressive(
+    step: Apply, params: Any, x: Array, static: Array, previous: Array | None, lead_steps: Sequence[int]
+) -> Iterator[tuple[int, Array]]:
     for steps in range(1, lead_steps[-1] + 1):
-        prediction = step(params, x)
+        prediction = step(params, x, **_seen(previous))
+        previous = None if previous is None else x
         x = prediction + static[None]
         if steps in lead_steps:
             yield steps, prediction

@@ -35,11 +35,13 @@ def make_loss(
         raise ValueError(f"augmentation={augmentation!r} is not one of {AUGMENTATIONS}")
 
     def loss(params: Any, batch: Batch, standardization: Standardization, key: Array | None) -> Float[Array, ""]:
-        x, target = (standardize(frames, standardization) for frames in (batch.inputs, batch.targets))
+        frames = (batch.inputs, batch.targets) + (() if batch.previous is None else (batch.previous,))
+        x, target, *previous = (standardize(field, standardization) for field in frames)
         if augmentation == "rotate_longitude" and key is not None:
             key, turn = jax.random.split(key)
-            x, target = rotate_longitude((x, target), turn)
-        prediction = apply(params, x, repeats=repeats, key=key)
+            x, target, *previous = rotate_longitude((x, target, *previous), turn)
+        seen = {"previous": previous[0]} if previous else {}
+        prediction = apply(params, x, repeats=repeats, key=key, **seen)
         return weighted_mse(prediction, target, area=area, channel=channel)
 
     return loss

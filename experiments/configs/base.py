@@ -42,6 +42,7 @@ def get_config() -> ConfigDict:
     config.model.blocks = 3
     config.model.head = "blend"  # as published, or "increment": state + decoded change in units of the 6 h tendency
     config.model.dropout_rate = 0.0
+    config.model.history = 1  # frames that the model sees; 2: the state and the one 6 h before, which shows tendencies
     config.model.compute_dtype = "auto"  # bfloat16 on GPU and TPU, float32 on CPU; or named. State stays float32
     config.model.rematerialize = "none"  # "block" keeps only the blocks' inputs for the backward pass
     config.model.schedule = "auto"  # of the distributed contractions, see weathermixer/schedule.py

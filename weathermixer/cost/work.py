@@ -17,6 +17,7 @@ class Shape(Protocol):
     embed_hidden: int
     blocks: int
     head: str
+    history: int
     tokens: int
     features: int
 
@@ -59,7 +60,7 @@ def contractions(shape: Shape) -> tuple[Contraction, ...]:
     """The model's products in order: encode, token and channel mixing of the blocks, decode, and the head's."""
     s, lat_lon = shape, shape.grid[0] * shape.grid[1]
     products = [
-        Contraction("encode", "channel", s.features, s.embed, s.tokens, needs_input_gradient=False),
+        Contraction("encode", "channel", s.features, s.embed, s.tokens, s.history, needs_input_gradient=False),
         Contraction("token up", "token", s.tokens, s.token_hidden, s.embed, s.blocks, in_block=True),
         Contraction("token down", "token", s.token_hidden, s.tokens, s.embed, s.blocks, in_block=True),
         Contraction("channel up", "channel", s.embed, s.embed_hidden, s.tokens, s.blocks, in_block=True),
@@ -75,7 +76,7 @@ def contractions(shape: Shape) -> tuple[Contraction, ...]:
 def forward_flops(shape: Shape, *, batch: int = 1, repeats: int = 1) -> int:
     """FLOPs of the matrix products of one forward pass over `batch` samples, elementwise work not counted.
 
-        2 T [D F + k blocks (2 H D + 2 D Dh) + 2 D F] + 2 lat lon (2 C) C
+        2 T [history D F + k blocks (2 H D + 2 D Dh) + 2 D F] + 2 lat lon (2 C) C
 
     with F = C * patch points and k = `repeats` passes through the blocks (Jigsaw, section 4): 13.57e12 at the published
     size.

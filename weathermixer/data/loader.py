@@ -37,10 +37,14 @@ _loaders = itertools.count()
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Inputs and the targets `lead_hours` later, as stored; static and padding channels hold zeros."""
+    """Inputs and the targets `lead_hours` later, as stored; static and padding channels hold zeros.
+
+    `previous` is the frame a step before the inputs, for models that see two.
+    """
 
     inputs: Num[Array, "b n lat lon"]
     targets: Num[Array, "b n lat lon"]
+    previous: Num[Array, "b n lat lon"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +93,7 @@ def make_batches(
     last_step: int,
     prefetch: int = 2,
     block: int = 1,
+    history: int = 1,
     on_error: str = "stop",
 ) -> "Batches":
     """Iterates over the batches of steps first_step ... last_step - 1, read ahead in the background.
@@ -97,6 +102,7 @@ def make_batches(
       starts: indices of the inputs' times (sampling.valid_starts); the order is sampling.sample_starts'.
       prefetch: how many batches are being read at a time, at least 1.
       block: shuffles runs of so many consecutive starts; a frame that is a target and then an input is read once.
+      history: 2 reads the frame a step before each start too (sampling.with_previous).
       on_error: "stop" raises a ValueError that names time, channels and latitudes of what cannot be read; "skip"
         replaces the sample, on all processes by the same one, and counts it (they talk once per step then).
     """
@@ -116,8 +122,9 @@ def make_batches(
 
     # with blocks, an input was a target `lead` steps ago
     keep = lead if block > 1 else 0
-    reader = Reader(archive, channel_set, mesh, batch_size, spare=2 * (prefetch + 2 + keep))
-    options = dict(choose=choose, replace=replace if on_error == "skip" else None, lead=lead)
+    offsets = (0, lead) if history == 1 else (0, lead, -1)
+    reader = Reader(archive, channel_set, mesh, batch_size, spare=len(offsets) * (prefetch + 2 + keep))
+    options = dict(choose=choose, replace=replace if on_error == "skip" else None, offsets=offsets)
     return Batches(reader, range(first_step, last_step), prefetch=prefetch, keep=keep, **options)
 
 
@@ -131,11 +138,11 @@ class Batches(Iterator[Batch]):
         *,
         choose: Callable[[int], np.ndarray],
         replace: Callable[[int, int, int], int] | None,
-        lead: int,
+        offsets: tuple[int, ...],
         prefetch: int,
         keep: int,
     ):
-        self._reader, self._steps, self._choose, self._replace, self._lead = reader, steps, choose, replace, lead
+        self._reader, self._steps, self._choose, self._replace, self._offsets = reader, steps, choose, replace, offsets
         self._prefetch = prefetch
         self._recent: deque[dict] = deque(maxlen=keep)
         self._agreement = Agreement(f"weathermixer/loader/{next(_loaders)}")
@@ -151,7 +158,7 @@ class Batches(Iterator[Batch]):
     @property
     def host_bytes(self) -> int:
         """Bound of the host memory: batches in flight, decoded and encoded, two ready, and those of frames kept."""
-        return (2 * self._prefetch + 2 + self._recent.maxlen) * 2 * self._reader.bytes
+        return (2 * self._prefetch + 2 + self._recent.maxlen) * len(self._offsets) * self._reader.bytes
 
     def account(self) -> Account:
         """What was read so far; the difference of two accounts is what happened between."""
@@ -211,7 +218,7 @@ class Batches(Iterator[Batch]):
             self._put(error)
 
     def _start(self, chosen: np.ndarray, *, share: bool) -> Pending:
-        pending = self._reader.start([chosen, chosen + self._lead], self._recent if share else ())
+        pending = self._reader.start([chosen + offset for offset in self._offsets], self._recent if share else ())
         self._frames_read += pending.frames_read
         self._frames_shared += pending.frames_shared
         self._bytes_needed += pending.bytes_needed

@@ -46,6 +46,15 @@ def valid_starts(
     return starts
 
 
+def with_previous(times: np.ndarray, starts: Int[np.ndarray, " start"], *, step_hours: int) -> Int[np.ndarray, " kept"]:
+    """Those starts that also have the time a step before them; ValueError where none has."""
+    before = np.maximum(starts - 1, 0)
+    kept = starts[times[starts] - times[before] == np.timedelta64(step_hours, "h")]
+    if not len(kept):
+        raise ValueError(f"none of {len(starts)} starts has the time {step_hours} h before it, which history=2 needs")
+    return kept
+
+
 def sample_starts(
     starts: Int[np.ndarray, " start"], *, seed: int, step: int, batch_size: int, block: int = 1
 ) -> Int[np.ndarray, " batch"]:

@@ -46,6 +46,7 @@ class ModelShape:
       blocks: mixer blocks.
       head: "blend" (published) or "increment".
       dropout_rate: in the MLPs.
+      history: frames that the model sees: 1 as published, or 2, the state and the one a step before it.
     """
 
     grid: tuple[int, int] = (720, 1440)
@@ -58,6 +59,7 @@ class ModelShape:
     blocks: int = 3
     head: str = "blend"
     dropout_rate: float = 0.0
+    history: int = 1
 
     def __post_init__(self):
         for what, size, part in zip(("latitude", "longitude"), self.grid, self.patch, strict=True):
@@ -67,6 +69,8 @@ class ModelShape:
                 )
         if self.head not in HEADS:
             raise ValueError(f"head={self.head!r} is not one of {HEADS}")
+        if self.history not in (1, 2):
+            raise ValueError(f"history={self.history} must be 1 or 2 frames")
         if not 0 < self.predicted <= self.channels:
             raise ValueError(f"predicted={self.predicted} channels of {self.channels}: it must be 1 to {self.channels}")
 
@@ -96,13 +100,13 @@ class ModelShape:
 class WeatherMixer(nnx.Module):
     """Maps the standardized state to the standardized state one step (6 h) later.
 
-        e = encode(patch(x));  h = e
+        e = encode(patch(x)) [+ previous_kernel^T patch(previous) where history is 2];  h = e
         repeat `repeats` times, for each block:  h = block(h)
         decoded = unpatch(kernel_h^T LN(h) + kernel_e^T e + bias);   y = head(decoded, x)
 
     Parameters, in the order that foreign weights must take: tokens latitude-major; patch features (channel, row,
     column), channels as in ChannelSet (dynamic, static, padding); every kernel [contracted, produced].
-      encode.kernel [features, embed], encode.bias [embed]
+      encode.kernel [features, embed], encode.bias [embed]; previous_kernel [features, embed] where history is 2
       blocks[i].token_norm, .token_mlp, .channel_norm, .channel_mlp: see MixerBlock
       norm.scale, norm.bias [embed]
       decode_kernel [2, embed, features] (0: for LN(h), 1: for e), decode_bias [features]
@@ -140,6 +144,11 @@ class WeatherMixer(nnx.Module):
         self.compute_dtype = jnp.dtype(compute_dtype)
         self.rematerialize = rematerialize
         self.encode = Dense(shape.features, shape.embed, over="channel", schedule=schedule, rngs=rngs)
+        if shape.history == 2:
+            # added to the other's product, it makes one affine map of both frames' features
+            self.previous_schedule = resolve_schedule(schedule, shape.features, shape.embed, "channel")
+            names = kernel_names("channel", self.previous_schedule)
+            self.previous_kernel = parameter(kernel_init(shape.features), rngs, names, (shape.features, shape.embed))
         self.blocks = nnx.List(
             MixerBlock(
                 tokens=shape.tokens,
@@ -168,16 +177,28 @@ class WeatherMixer(nnx.Module):
             self.head = Increment(tendency)
 
     def __call__(
-        self, x: Float[Array, "b c lat lon"], *, repeats: int = 1, key: Key[Array, ""] | None = None
+        self,
+        x: Float[Array, "b c lat lon"],
+        *,
+        previous: Float[Array, "b c lat lon"] | None = None,
+        repeats: int = 1,
+        key: Key[Array, ""] | None = None,
     ) -> Float[Array, "b c lat lon"]:
         """The standardized state `repeats` steps later, zero on channels that are not predicted.
 
         Args:
           x: standardized dynamic channels and static fields.
+          previous: the same a step before, where history is 2.
           repeats: latent rollout: how often the blocks are applied between one encode and one decode.
           key: of dropout; None means none.
         """
+        if (previous is not None) != (self.shape.history == 2):
+            raise ValueError(f"history={self.shape.history}: the previous frame is given exactly where it is 2")
         encoded = gather_instances(self.encode)(patch(x.astype(self.compute_dtype), self.shape.patch))
+        if previous is not None:
+            features = patch(previous.astype(self.compute_dtype), self.shape.patch)
+            kernel = gather_instances(self.previous_kernel[...])
+            encoded += mix(features, kernel, over="channel", schedule=self.previous_schedule)
         h = encoded
         for repeat in range(repeats):
             for index, block in enumerate(self.blocks):
