@@ -30,6 +30,7 @@ from weathermixer import distributed
 from weathermixer.account import format_account, make_account
 from weathermixer.checkpoint import Checkpoints, open_checkpoints
 from weathermixer.cost import find_device, parameters, train_flops
+from weathermixer.data.boxes import read_amplification
 from weathermixer.data.loader import Batch, Batches, make_batches
 from weathermixer.data.sampling import valid_starts, with_previous
 from weathermixer.data.standardization import make_standardization
@@ -91,6 +92,10 @@ def train(config: ConfigDict, workdir: pathlib.Path, data: str | None = None) ->
             ):
                 log.note(f"{distributed.describe()}, mesh {dict(mesh.shape)}")
                 log.note(f"{archive.path}: {len(starts)} training pairs of {len(channel_set.dynamic)} channels")
+                excess = read_amplification(archive, channel_set, mesh, processes=[mesh.local_devices])
+                made_for = f"domain={archive.attributes['domain']}, tensor={archive.attributes['tensor']}"
+                log.note(f"an archive for {made_for}: this process reads {excess:.2f} times the bytes that it needs")
+                log.note(f"reading takes at most {batches.host_bytes / 1e9:.3g} GB of host memory")
                 log.note(f"{parameters(training.shape):,} parameters, steps {first_step} to {training.steps}")
                 guard = _Guard(checkpoints)
                 for step, batch in enumerate(log.watch(batches, account=batches.account), first_step + 1):
