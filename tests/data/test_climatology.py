@@ -8,6 +8,7 @@ from tests.data.written_sources import frames_of, make_dataset
 from weathermixer.data.climatology import is_long_enough, window_weights
 from weathermixer.data.prepare import prepare
 from weathermixer.data.sources import Source, open_source
+from weathermixer.data.verify import verify_archive
 
 YEARS = (2019, 2020, 2021)
 
@@ -41,6 +42,7 @@ def weatherbench(source: Source, frames: np.ndarray) -> np.ndarray:
 def test_it_is_weatherbenchs(tmp_path, dataset, domain, tensor, dtype):
     source = open_source(dataset, step_hours=12)
     archive = prepare(source, tmp_path / "a", domain=domain, tensor=tensor, dtype=dtype, climatology=True)
+    assert verify_archive(tmp_path / "a") == []
     frames = frames_of(dataset, source.channels).astype(np.float64)
     expected = weatherbench(source, frames)
     with xr.open_zarr(tmp_path / "a", group="climatology", chunks=None) as climatology:
@@ -95,6 +97,17 @@ def test_records_that_are_too_short(tmp_path, dataset):
     prepare(source, tmp_path / "a", climatology=False)
     assert not (tmp_path / "a" / "climatology").exists()
     assert is_long_enough(np.array(["1990-01-01", "1999-12-31"], "datetime64[ns]"))
+
+
+def test_a_flipped_byte_is_found(tmp_path, dataset):
+    source = open_source(dataset, step_hours=12, variables=["2m_temperature"])
+    prepare(source, tmp_path / "a", climatology=True)
+    (shard,) = (tmp_path / "a" / "climatology" / "2m_temperature" / "c" / "1").rglob("0/0/0")
+    content = bytearray(shard.read_bytes())
+    content[10] ^= 1
+    shard.write_bytes(content)
+    (finding,) = verify_archive(tmp_path / "a")
+    assert finding.startswith("climatology: 2m_temperature, hour 1, day 1: cannot be read")
 
 
 def test_weights():

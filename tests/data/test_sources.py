@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests.data.servers import serve
 from tests.data.written_sources import LEVELS, TIMES, frames_of, make_dataset, write_zarr
 from weathermixer.data.names import GRAVITY
 from weathermixer.data.sources import open_source
@@ -195,6 +196,17 @@ def test_what_cannot_be_opened(tmp_path):
         open_source(tmp_path / "empty.zarr")
     with pytest.raises(ValueError, match="remote sources are Zarr stores"):
         open_source("s3://bucket/era5.nc")
+
+
+def test_a_source_on_a_web_server(tmp_path):
+    pytest.importorskip("aiohttp", reason="no aiohttp: pip install 'weathermixer[cloud]'")
+    dataset = make_dataset()
+    write_zarr(dataset, tmp_path / "source.zarr", zarr_format=2)
+    with serve(tmp_path) as (url, _):
+        source = open_source(f"{url}/source.zarr")
+        np.testing.assert_array_equal(source.read(slice(None)), frames_of(dataset, source.channels))
+        with pytest.raises(ValueError, match="nothing.zarr cannot be opened as a Zarr store"):
+            open_source(f"{url}/nothing.zarr")
 
 
 def test_files_on_different_grids(tmp_path):

@@ -122,6 +122,8 @@ def _split(times: int, frame_bytes: int) -> list[slice]:
 def _earlier_frames(job: Job, times: np.ndarray, values: np.ndarray, tail: np.ndarray, *, first: int) -> np.ndarray:
     """The frames 6 h before those of `times`, of `values` or of the `tail` before them; any where there is none."""
     partner = job.partner[times] - first
+    if partner[0] >= 0 and np.all(np.diff(partner) == 1):
+        return values[partner[0] : partner[-1] + 1]
     return np.stack([values[max(n, 0)] if n >= 0 or -n > len(tail) else tail[n] for n in partner.tolist()])
 
 
