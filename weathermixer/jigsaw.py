@@ -127,6 +127,8 @@ def _forward(x, kernel, way):
 
 def _backward(x, kernel, dy, way):
     """dx = dy W^T by the transposed schedule, then dW = x^T dy from what has arrived, as one product."""
+    if lax.axis_size(way.across) > 1:  # gather it again: no device keeps whole kernels from forward to backward
+        kernel, dy = lax.optimization_barrier((kernel, dy))
     whole = _whole(kernel, x.dtype, way)
     if way.gather:
 
