@@ -8,9 +8,9 @@ fields, with dropout, latent rollout, rematerialization, moving average and ZeRO
 XLA_FLAGS=--xla_force_host_platform_device_count=8.
 
 Differences are relative, |a - b| / |b| over all elements of a quantity. In float32 they may be as large as sums in
-another order make them; in bfloat16 as large as rounding to bfloat16 itself makes them on the mesh compared to, measured
-against its float32. Parameters are not compared after the run: Adam turns the rounding of a zero gradient into a full
-step. Exit status 1 where a difference is larger.
+another order make them; in bfloat16 as large as rounding to bfloat16 itself makes them on the other mesh, measured
+against its float32. Parameters are not compared after the run: Adam turns a zero gradient's rounding into a full step.
+Exit status 1 where a difference is larger.
 """
 
 import dataclasses
@@ -35,8 +35,8 @@ _GRID = flags.DEFINE_list("grid", ["64", "128"], "latitudes,longitudes where no 
 _STEPS = flags.DEFINE_integer("steps", 10, "length of the training run", lower_bound=1)
 _SHOW = flags.DEFINE_integer("show", 8, "how many parameters, the worst ones, the table shows; 0: all", lower_bound=0)
 
-# Of float32 on a mesh: sums of thousands of terms in another order. A gradient is a long chain of such sums, a run a chain
-# of gradients. What is wrong in kind, such as a norm over a shard or a bias counted twice, differs by percents.
+# Of float32 on a mesh: sums of thousands of terms in another order. A gradient is a long chain of such sums, a run a
+# chain of gradients. What is wrong in kind, such as a norm over a shard or a bias counted twice, differs by percents.
 FLOAT32_TOLERANCE = {"loss": 1e-6, "gradient": 2e-5, "run": 1e-5}
 # Of bfloat16 on a mesh, in units of what bfloat16 makes of float32 on the mesh that it is compared to
 BFLOAT16_SHARE = 1.5

@@ -47,13 +47,10 @@ def test_gathering_undoes_cutting():
     np.testing.assert_array_equal(back["count"], 3)
 
 
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    """What is compared here does not depend on how hard the compiler tries."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+@pytest.fixture(autouse=True, scope="module")
+def compiled_quickly():
+    with quick_compilation():
+        yield
 
 
 @pytest.fixture(scope="module")

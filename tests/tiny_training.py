@@ -1,5 +1,6 @@
 """A training problem small enough for a test, on any mesh: five channels, padded to eight with an exact mask."""
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -13,7 +14,16 @@ from weathermixer.mesh import make_mesh, use_mesh
 GRID = (16, 16)
 
 
-def tiny_config(**options):
+@contextlib.contextmanager
+def quick_compilation():
+    """What meshes are compared for does not depend on how hard the compiler tries: half the time."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def tiny_config(**options: Any) -> Any:
     """base.get_config() at a few thousand parameters; options are fields of config.model, .training or .mesh."""
     config = base.get_config()
     config.data.channels = ("2m_temperature", "geopotential_500", "temperature_850", "u_component_of_wind_850")
@@ -54,10 +64,10 @@ class Tiny:
         return np.array(losses), state
 
 
-def make_tiny(sizes: tuple[int, int, int], **options) -> Tiny:
+def make_tiny(sizes: tuple[int, int, int], *, grid: tuple[int, int] = GRID, **options: Any) -> Tiny:
     """The problem on the mesh of these sizes."""
     config, mesh = tiny_config(**options), make_mesh(*sizes)
     with use_mesh(mesh):
-        shape, channel_set = synthetic.find_sizes(config, data=None, grid=GRID)
+        shape, channel_set = synthetic.find_sizes(config, data=None, grid=grid)
         training = synthetic.make_training(config, shape, channel_set, mesh)
-        return Tiny(config, mesh, channel_set, training, synthetic.make_standardization(channel_set, GRID, mesh))
+        return Tiny(config, mesh, channel_set, training, synthetic.make_standardization(channel_set, grid, mesh))
