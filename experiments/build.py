@@ -145,7 +145,7 @@ def make_model(
 
     abstract = jax.sharding.use_abstract_mesh if isinstance(mesh, AbstractMesh) else use_mesh
     with abstract(mesh):
-        graph = nnx.split(nnx.eval_shape(build, jax.random.key(0)))[0]
+        graph = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))))[0]
 
     def make_params(key):
         return nnx.split(build(key))[1]

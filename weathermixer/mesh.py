@@ -11,6 +11,8 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "domain", "tensor")
+# an array on a mesh, or the description of one with its shape, dtype and sharding
+CutArray = jax.Array | jax.ShapeDtypeStruct
 
 # logical dimension name -> mesh axis (or axes, major first); None is not cut
 LOGICAL_AXES: dict[str, str | tuple[str, ...] | None] = {

@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
 
+from weathermixer.mesh import CutArray
 from weathermixer.zero import ZERO, cut_instances
 
 
@@ -20,7 +21,7 @@ class TrainState:
     The number of steps done is all that data order and dropout depend on, beside the run's seed.
     """
 
-    step: Int[Array, ""] | jax.ShapeDtypeStruct  # the latter where a state is described
+    step: Int[CutArray, ""]
     params: Any
     moments: Any
     ema: Any
@@ -39,7 +40,7 @@ def make_state(params: Any, optimizer: optax.GradientTransformation, *, ema: boo
     return TrainState(jnp.zeros((), jnp.int32), own if zero == "parameters" else params, optimizer.init(own), average)
 
 
-def describe(tree: Any, mesh: Mesh) -> Any:
+def describe(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """ShapeDtypeStructs, with shardings on `mesh`, of a tree that jax.eval_shape returned: what a restore aims at."""
 
     def on_mesh(leaf):

@@ -48,7 +48,8 @@ def test_builds_at_its_target_mesh_with_every_kernel_cut_over_the_instance(name,
         state, metrics = jax.eval_shape(training.train_step, *arguments)
     assert metrics["loss"].shape == ()
     before, after = (
-        jax.tree.map(lambda leaf: (leaf.shape, leaf.sharding.spec), tree) for tree in (arguments[0], state)
+        [(leaf.shape, leaf.dtype, leaf.sharding.spec) for leaf in jax.tree.leaves(tree)]
+        for tree in (arguments[0], state)
     )
     assert before == after
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state.params))

@@ -128,7 +128,7 @@ def test_token_mixing_reaches_the_globe_and_no_mixing_stays_in_the_token():
 def test_parameters_are_born_on_their_shards():
     """No device ever holds a whole kernel: the compiler's own account of the initialization."""
     shape = ModelShape(
-        grid=(64, 64), channels=8, predicted=8, patch=(1, 8), embed=64, token_hidden=2048, embed_hidden=64
+        grid=(64, 64), channels=8, predicted=8, patch=(1, 8), embed=64, token_hidden=2048, embed_hidden=64, blocks=1
     )
     mesh = make_mesh(1, 4, 2)
     with use_mesh(mesh):

@@ -24,6 +24,7 @@ from weathermixer.data.agreement import Agreement, Closed
 from weathermixer.data.archive import Archive
 from weathermixer.data.reader import Pending, Reader, Unreadable
 from weathermixer.data.sampling import replace_start, sample_starts
+from weathermixer.mesh import CutArray
 from weathermixer.variables import ChannelSet
 
 # the log tells of a batch that is waited for longer, again and again
@@ -42,9 +43,9 @@ class Batch:
     `previous` is the frame a step before the inputs, for models that see two.
     """
 
-    inputs: Num[Array, "b n lat lon"]
-    targets: Num[Array, "b n lat lon"]
-    previous: Num[Array, "b n lat lon"] | None = None
+    inputs: Num[CutArray, "b n lat lon"]
+    targets: Num[CutArray, "b n lat lon"]
+    previous: Num[CutArray, "b n lat lon"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Num
 
 from weathermixer.data.archive import Archive
-from weathermixer.mesh import check_divides, sharding
+from weathermixer.mesh import CutArray, check_divides, sharding
 from weathermixer.variables import ChannelSet
 
 
@@ -24,12 +24,12 @@ class Standardization:
     static          [n, lat, lon] static fields, each standardized by its own mean and deviation (zero elsewhere)
     """
 
-    scale: Float[Array, " n"]
-    offset: Float[Array, " n"]
-    mean: Float[Array, " n"]
-    std: Float[Array, " n"]
-    tendency: Float[Array, " n"]
-    static: Float[Array, "n lat lon"]
+    scale: Float[CutArray, " n"]
+    offset: Float[CutArray, " n"]
+    mean: Float[CutArray, " n"]
+    std: Float[CutArray, " n"]
+    tendency: Float[CutArray, " n"]
+    static: Float[CutArray, "n lat lon"]
 
 
 def make_standardization(archive: Archive, channel_set: ChannelSet, mesh: Mesh) -> Standardization:
