@@ -7,7 +7,6 @@ as float32 [time, channel, lat, lon], latitude north to south, longitude east fr
 
 import dataclasses
 import os
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,23 +16,11 @@ from jaxtyping import Float, Int
 
 from weathermixer.data.formats import make_canonical, open_pieces
 from weathermixer.data.names import ALIASES, STATIC, conversion, find_variable
-from weathermixer.data.orientation import Orientation, make_orientation, take
+from weathermixer.data.orientation import Orientation, make_orientation
 from weathermixer.data.selection import choose_channels, choose_times, describe_contents
+from weathermixer.data.series import Series, find_series, read_piece, take_times
 from weathermixer.grid import Grid
 from weathermixer.variables import Channel, group_by_variable, parse_channel
-
-RETRIES = 4  # of a remote read that failed, after 1, 2, 4 and 8 seconds
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Series:
-    """One variable over time: entry t is entry `position[t]` of `pieces[piece[t]]`, times `factor` plus `shift`."""
-
-    pieces: tuple[xr.DataArray, ...]
-    piece: Int[np.ndarray, " time"]
-    position: Int[np.ndarray, " time"]
-    factor: float
-    shift: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -131,7 +118,7 @@ def open_source(
         pieces = open_pieces(name, variables=asked, select=select, storage_options=storage_options)
     channels = choose_channels(pieces, variables, levels_hpa, source=name)
     orientation = make_orientation(pieces, crop_south_pole=crop_south_pole, coarsen=coarsen, source=name)
-    found = {variable: _find_series(pieces, variable, name) for variable in group_by_variable(channels)}
+    found = {variable: find_series(pieces, variable, source=name) for variable in group_by_variable(channels)}
     times, missing, step_hours = choose_times(
         [all_times for all_times, _ in found.values()],
         period=period,
@@ -148,42 +135,9 @@ def open_source(
         channels=channels,
         static=_read_static(pieces, static, orientation, name),
         attributes={str(key): _plain(value) for key, value in pieces[0].attrs.items()},
-        series={variable: _take(all_times, series, times) for variable, (all_times, series) in found.items()},
+        series={variable: take_times(all_times, series, times) for variable, (all_times, series) in found.items()},
         orientation=orientation,
     )
-
-
-def _find_series(pieces, variable: str, source: str) -> tuple[np.ndarray, Series]:
-    """All times of a variable, ascending, with where each of them lies."""
-    arrays, times = [], []
-    for piece in pieces:
-        found = find_variable(piece, variable)
-        if found is None:
-            continue
-        array = piece[found]
-        other = [dim for dim in array.dims if dim not in ("time", "level", "latitude", "longitude")]
-        if other:
-            sizes = {dim: array.sizes[dim] for dim in other}
-            raise ValueError(f"{variable} in {source} has more dimensions, {sizes}: select one entry, {other[0]}=VALUE")
-        if "time" not in array.dims:
-            raise ValueError(f"{variable} in {source} has no time dimension: it has {array.dims}")
-        if not np.issubdtype(array["time"].dtype, np.datetime64):
-            raise ValueError(f"times of {source} are {array['time'].dtype}, not dates of the common calendar")
-        arrays.append(array)
-        times.append(array["time"].values.astype("datetime64[ns]"))
-    everything = np.concatenate(times)
-    order = np.argsort(everything, kind="stable")
-    twice = np.flatnonzero(np.diff(everything[order]) == np.timedelta64(0, "ns"))
-    if len(twice):
-        raise ValueError(f"{source} holds {variable} twice for {everything[order][twice[0]]}")
-    piece = np.concatenate([np.full(len(t), index) for index, t in enumerate(times)])[order]
-    position = np.concatenate([np.arange(len(t)) for t in times])[order]
-    return everything[order], Series(tuple(arrays), piece, position, *conversion(arrays[0], variable))
-
-
-def _take(times: np.ndarray, series: Series, wanted: np.ndarray) -> Series:
-    index = np.searchsorted(times, wanted)
-    return dataclasses.replace(series, piece=series.piece[index], position=series.position[index])
 
 
 def _read_static(pieces, names, orientation: Orientation, source: str) -> dict[str, np.ndarray]:
@@ -218,7 +172,9 @@ def _read_series(source: Source, variable: str, times: np.ndarray) -> Float[np.n
     breaks = np.flatnonzero(np.diff(series.piece[times])) + 1
     for run in np.split(times, breaks):
         try:
-            block = _read_piece(series.pieces[series.piece[run[0]]], series.position[run], levels, source.name)
+            block = read_piece(
+                series.pieces[series.piece[run[0]]], series.position[run], levels, remote="://" in source.name
+            )
         except Exception as error:
             if len(run) > 1:
                 for time_index in run:  # find the first time that is at fault; its error names it
@@ -231,37 +187,6 @@ def _read_series(source: Source, variable: str, times: np.ndarray) -> Float[np.n
         frames = frames * np.float32(series.factor)
         frames += np.float32(series.shift)
     return frames
-
-
-def _read_piece(array: xr.DataArray, position: np.ndarray, levels: Sequence[int | None], source: str) -> np.ndarray:
-    array = array.isel(time=_as_slice(position))
-    order = None
-    if "level" in array.dims:
-        wanted = [int(np.flatnonzero(np.isclose(array["level"].values, level))[0]) for level in levels]
-        unique = np.unique(wanted)
-        array, order = array.isel(level=_as_slice(unique)), np.searchsorted(unique, wanted)
-    values = _load(array, remote="://" in source)
-    axes = [array.dims.index(name) for name in ("time", "level", "latitude", "longitude") if name in array.dims]
-    values = values.transpose(axes)
-    return values[:, None] if order is None else take(values, order, axis=1)
-
-
-def _load(array: xr.DataArray, *, remote: bool) -> np.ndarray:
-    for attempt in range(RETRIES if remote else 0):
-        try:
-            return array.to_numpy()
-        except OSError:  # time-outs and broken connections among them
-            time.sleep(2**attempt)
-    return array.to_numpy()
-
-
-def _as_slice(index: np.ndarray) -> slice | np.ndarray:
-    """A slice where an ascending index has equal steps: lazy stores read slices quickest."""
-    steps = np.diff(index)
-    if len(index) == 1 or np.all(steps == steps[0]):
-        step = int(steps[0]) if len(steps) else 1
-        return slice(int(index[0]), int(index[-1]) + 1, step)
-    return index
 
 
 def _plain(value: Any) -> Any:
