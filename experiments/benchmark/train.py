@@ -26,7 +26,7 @@ from weathermixer.data.loader import Batch
 from weathermixer.data.standardization import Standardization
 from weathermixer.grid import cosine_weights
 from weathermixer.hlo import hidden_transfers
-from weathermixer.mesh import make_mesh, sharding, use_mesh
+from weathermixer.mesh import instances, make_mesh, sharding, use_mesh
 from weathermixer.model import ModelShape, WeatherMixer
 from weathermixer.optimizer import make_optimizer
 from weathermixer.schedule import SCHEDULES
@@ -128,7 +128,7 @@ def make_problem(shape: ModelShape, args: argparse.Namespace, mesh: Mesh) -> tup
     def random(key, *names, size, dtype):
         return jax.random.normal(key, size, dtype, out_sharding=sharding(mesh, *names).spec)
 
-    keys, size = jax.random.split(jax.random.key(1), 3), (args.batch or mesh.shape["data"], shape.channels, *shape.grid)
+    keys, size = jax.random.split(jax.random.key(1), 3), (args.batch or instances(mesh), shape.channels, *shape.grid)
     batch = Batch(*(random(key, "batch", "channel", "lat", "lon", size=size, dtype=jnp.float16) for key in keys[:2]))
     static = random(keys[2], "channel", "lat", "lon", size=size[1:], dtype=jnp.float32)
     one, zero = (jnp.full(shape.channels, value, out_sharding=sharding(mesh, "channel").spec) for value in (1.0, 0.0))
@@ -157,7 +157,7 @@ def time_steps(compiled: Any, state: Any, *constant: Any, steps: int) -> tuple[f
 
 def make_row(args: argparse.Namespace, shape: ModelShape, mesh: Mesh, memory: Any, seconds: float) -> dict[str, Any]:
     """What is reported; work is the matrix products' by convention, three forward passes."""
-    work = train_flops(shape, batch=args.batch or mesh.shape["data"]) / mesh.size
+    work = train_flops(shape, batch=args.batch or instances(mesh)) / mesh.size
     peak = find_hardware(args.device).peak(PRECISIONS[args.precision])
     return {
         "mesh": "x".join(map(str, args.mesh)),
