@@ -1,0 +1,36 @@
+"""`benchmark train` on a mesh of simulated devices: one row, printed and kept."""
+
+import csv
+
+import jaxtyping
+import pytest
+
+from experiments.benchmark import train
+
+TINY = ["--grid=8,16", "--patch=1,4", "--channels=8", "--embed=16", "--blocks=1", "--precision=float32", "--steps=1"]
+
+
+@pytest.fixture(autouse=True)
+def describe_instead_of_hold():
+    """Lowering fills the step's dataclasses with descriptions of arrays, which the check of types would refuse."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_a_row_is_printed_and_added_to_the_file(tmp_path, capsys):
+    path, program = tmp_path / "steps.csv", tmp_path / "step.hlo"
+    row = train.main([*TINY, "--mesh=1,2,2", f"--csv={path}", f"--hlo={program}"])
+    train.report(row, path)
+    assert row["mesh"] == "1x2x2" and row["token_hidden"] == 16 and row["step_ms"] > 0
+    with path.open() as file:
+        kept = list(csv.DictReader(file))
+    assert kept == [{key: str(value) for key, value in row.items()}] * 2
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split() == list(row) and printed[1].split() == [str(value) for value in row.values()]
+    assert "collective-permute" in program.read_text()
+
+
+def test_sizes_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match="patch_rows=8 is not divisible by domain=3"):
+        train.main([*TINY, "--mesh=1,3,1"])
