@@ -10,6 +10,7 @@ best.
 """
 
 import argparse
+import contextlib
 import csv
 import itertools
 import multiprocessing
@@ -44,11 +45,10 @@ def main(argv: list[str] | None = None) -> list[dict]:
         )
         print("  ".join(f"{name}: {size / 1e6:.0f} MB" for name, size in bytes_on_disk.items()), flush=True)
         rows = []
-        for processes in args.processes:
-            rows += measure(folder, args, processes)
-        if args.cold:
-            rows += measure(folder, args, 1, cold=True)
-    report(rows)
+        for processes, cold in [*((count, False) for count in args.processes), *([(1, True)] if args.cold else [])]:
+            found = measure(folder, args, processes, cold=cold)
+            report(found)
+            rows += found
     if not args.no_amplification:
         report_amplification(args)
     if args.csv:
@@ -147,7 +147,8 @@ def _read(process: int, barrier, results, folder: Path, cuts, seconds: float, ro
         sources = stores.open_sources(folder, mesh, device, box)
         for turn, (name, source) in itertools.product(range(rounds + 1), sources.items()):
             barrier.wait()
-            rate = _rate(source(cold), seconds, folder if cold else None)
+            with contextlib.closing(source(cold)) as samples:
+                rate = _rate(samples, seconds, folder if cold else None)
             if turn:  # the first one fills the page cache and warms up
                 rates.setdefault((cut, name), []).append(rate)
     results.put(rates)

@@ -117,18 +117,21 @@ def _extents(channel_set: ChannelSet) -> dict[str, tuple[int, int]]:
     return extents
 
 
-def archive_samples(archive: Archive, mesh: Mesh, device: jax.Device, *, ahead: int) -> Iterator[int]:
+def archive_samples(reader: Reader, *, ahead: int) -> Iterator[int]:
     """Reads pairs of frames as the loader does, `ahead` more in flight, onto a device; yields their bytes."""
-    reader = Reader(archive, ChannelSet(archive.channels), mesh, 1, spare=2 * (ahead + 2), devices=[device])
     here = jax.local_devices()[0]
     pending: deque = deque()
-    for first in _forever(len(archive.times) - 1):
-        pending.append(reader.start([np.array([first]), np.array([first + 1])]))
-        if len(pending) > ahead:
-            oldest = pending.popleft()
-            arrays = reader.wait(oldest, threading.Event())
-            jax.block_until_ready([jax.device_put(buffer, here) for parts in arrays for _, buffer in parts])
-            yield oldest.bytes_needed
+    try:
+        for first in _forever(len(reader.archive.times) - 1):
+            pending.append(reader.start([np.array([first]), np.array([first + 1])]))
+            if len(pending) > ahead:
+                oldest = pending.popleft()
+                arrays = reader.wait(oldest, threading.Event())
+                jax.block_until_ready([jax.device_put(buffer, here) for parts in arrays for _, buffer in parts])
+                yield oldest.bytes_needed
+    finally:  # nothing of this source's turn is left to the next one's
+        for rest in pending:
+            reader.wait(rest, threading.Event())
 
 
 def raw_samples(archive: Archive, box: Box, *, threads: int) -> Iterator[int]:
@@ -204,9 +207,8 @@ def open_sources(folder: Path, mesh: Mesh, device: jax.Device, box: Box) -> dict
     channel_set = ChannelSet(archives["none"].channels)
     sources: dict[str, Callable[[bool], Iterator[int]]] = {}
     for name, archive in archives.items():
-        sources[f"archive, {name}"] = lambda cold, archive=archive: archive_samples(
-            archive, mesh, device, ahead=0 if cold else 2
-        )
+        reader = Reader(archive, channel_set, mesh, 1, spare=2 * 4, devices=[device])
+        sources[f"archive, {name}"] = lambda cold, reader=reader: archive_samples(reader, ahead=0 if cold else 2)
         sources[f"its bytes, {name}"] = lambda cold, archive=archive: raw_samples(
             archive, box, threads=len(os.sched_getaffinity(0))
         )
