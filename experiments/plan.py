@@ -72,6 +72,7 @@ def step_options(config: ConfigDict, hardware: Hardware, *, batch: int, zero: st
         schedule=config.model.schedule,
         ema=config.training.ema_decay > 0,
         zero=zero,
+        frames=1 + config.model.history,
         dropout=config.model.dropout_rate > 0,
     )
 

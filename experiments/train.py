@@ -27,7 +27,7 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments import build, evaluate, forecast
 from weathermixer import distributed
-from weathermixer.account import format_account, make_account
+from weathermixer.account import account_step, format_account
 from weathermixer.checkpoint import Checkpoints, open_checkpoints
 from weathermixer.cost import find_device, parameters, train_flops
 from weathermixer.data.boxes import read_amplification
@@ -99,9 +99,10 @@ def train(config: ConfigDict, workdir: pathlib.Path, data: str | None = None) ->
                 log.note(f"{parameters(training.shape):,} parameters, steps {first_step} to {training.steps}")
                 guard = _Guard(checkpoints)
                 for step, batch in enumerate(log.watch(batches, account=batches.account), first_step + 1):
-                    if step == first_step + 1:
-                        log.note(format_account(make_account(mesh, _parts(state), {"batch": batch})))
-                    state, metrics = training.train_step(state, batch, standardization)
+                    if step == first_step + 1:  # compiled here, so that the account tells what the compiler plans for
+                        train_step = training.train_step.lower(state, batch, standardization).compile()
+                        log.note(_account(config, training, state, batch, standardization, train_step))
+                    state, metrics = train_step(state, batch, standardization)
                     guard.watch(step, metrics)
                     if log.step(step, metrics):
                         guard.check()
@@ -159,10 +160,14 @@ def _mean_loss(
     return sum(float(loss) for loss in losses) / len(losses)
 
 
-def _parts(state: TrainState) -> dict[str, Any]:
-    """The state's parts for the account of memory; a gradient is as large as the parameters, and cut as they are."""
-    parts = {"parameters": state.params, "gradients": state.params, "moments": state.moments}
-    return parts if state.ema is None else parts | {"ema": state.ema}
+def _account(
+    config: ConfigDict, training: build.Training, state: TrainState, batch: Batch, standardization: Any, train_step: Any
+) -> str:
+    """The account of memory of a step on the mesh in use, with the compiler's own below it."""
+    key = jax.random.key(config.seed) if training.shape.dropout_rate else None
+    mesh = jax.sharding.get_abstract_mesh()
+    entries = account_step(mesh, state, batch, loss=training.loss, rest=(standardization, key))
+    return format_account(entries, train_step)
 
 
 def _open_checkpoints(config: ConfigDict, workdir: pathlib.Path) -> Checkpoints:

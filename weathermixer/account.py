@@ -18,6 +18,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from weathermixer.mesh import LOGICAL_AXES, cut_axes, instance_devices, instances
 
 TOLERATED = 1.02
+NEGLIGIBLE = 1e-3  # of all that a device holds: vectors of the norms, counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,11 +109,13 @@ def account_step(mesh: Mesh | AbstractMesh, state: Any, batch: Any, *, loss: Cal
 def format_account(entries: list[Entry], compiled: Any = None) -> str:
     """A readable table of the account; with a compiled step, XLA's count of arguments, results and temporaries below.
 
-    Parts above 1.02 of a fair share are marked.
+    Parts above 1.02 of a fair share are marked, unless what is too much is under a thousandth of all that a device holds.
     """
     lines = [f"{'part':<14}{'one instance':>14}{'per device':>14}{'of fair share':>15}"]
+    total = sum(entry.device for entry in entries)
     for entry in entries:
-        mark = "" if entry.ratio <= TOLERATED else "  stored more than once"
+        excess = entry.device * (1 - 1 / entry.ratio) if entry.ratio else 0.0
+        mark = "  stored more than once" if entry.ratio > TOLERATED and excess > NEGLIGIBLE * total else ""
         sizes = f"{format_bytes(entry.instance):>14}{format_bytes(entry.device):>14}"
         lines.append(f"{entry.part:<14}{sizes}{entry.ratio:>15.3f}{mark}")
     if compiled is not None:

@@ -21,7 +21,7 @@ def activation_bytes(shape: Shape, options: StepOptions) -> float:
     state = s.tokens * s.embed
     block = state * item if options.rematerialize == "block" else block_bytes(shape, options)
     fields = HEAD_KEEPS[s.head] * s.channels * s.grid[0] * s.grid[1] * FLOAT32
-    return float((s.tokens * s.features + 2 * state) * item + s.blocks * options.repeats * block + fields)
+    return float((s.history * s.tokens * s.features + 2 * state) * item + s.blocks * options.repeats * block + fields)
 
 
 def block_bytes(shape: Shape, options: StepOptions) -> int:
