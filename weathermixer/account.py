@@ -109,7 +109,7 @@ def account_step(mesh: Mesh | AbstractMesh, state: Any, batch: Any, *, loss: Cal
 def format_account(entries: list[Entry], compiled: Any = None) -> str:
     """A readable table of the account; with a compiled step, XLA's count of arguments, results and temporaries below.
 
-    Parts above 1.02 of a fair share are marked, unless what is too much is under a thousandth of all that a device holds.
+    Parts above 1.02 of a fair share are marked, unless the excess is under a thousandth of all that a device holds.
     """
     lines = [f"{'part':<14}{'one instance':>14}{'per device':>14}{'of fair share':>15}"]
     total = sum(entry.device for entry in entries)
