@@ -4,7 +4,7 @@
 
 Start with the embedded default, which simulates its own small atmosphere and ends with scores, a forecast and a map:
 
-  python -m experiments.train --config=experiments/configs/quickstart.py --workdir=/tmp/quickstart
+  python -m experiments.train --config=experiments/configs/quickstart.py --workdir=runs/quickstart
 
 Configs: quickstart (simulated, minutes on a laptop), gfs_wind (real analyses, small), reference (the published 1.06 B
 model at 0.25 degrees). Every field of a config is documented in experiments/configs/base.py and can be set on the
@@ -203,6 +203,16 @@ def main(_) -> None:
         sys.exit(f"{type(error).__name__}: {error}")
 
 
+def parse_flags(arguments: list[str]) -> list[str]:
+    """absl's parsing, but a config or a field that is not there ends with one line instead of a traceback."""
+    try:
+        rest = app.parse_flags_with_usage(arguments)
+        assert _CONFIG.value is not None  # where its file failed to load, this raises
+        return rest
+    except (AttributeError, OSError, TypeError) as error:
+        sys.exit(f"--config: {error}\nEvery field is documented in experiments/configs/base.py.")
+
+
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

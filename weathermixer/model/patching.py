@@ -1,7 +1,7 @@
 """Fields on the grid to tokens and back.
 
-Tokens are ordered latitude-major, features (channel, row offset, column offset): a latitude band is a contiguous run of tokens
-and a channel group a contiguous run of features, so that cutting either cuts both, and nothing moves between devices.
+Tokens are ordered latitude-major, features (channel, row offset, column offset): a latitude band is a contiguous run of
+tokens and a channel group a contiguous run of features, so that cutting either cuts both, and nothing moves.
 """
 
 import jax.numpy as jnp
