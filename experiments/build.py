@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
@@ -20,7 +20,7 @@ import weathermixer
 from weathermixer.checkpoint import open_checkpoints
 from weathermixer.data.archive import Archive, open_archive
 from weathermixer.data.prepare import prepare
-from weathermixer.data.simulate import simulate
+from weathermixer.data.simulate import Settings, simulate
 from weathermixer.data.sources import open_source
 from weathermixer.data.standardization import Standardization, make_standardization
 from weathermixer.losses import make_loss_weights
@@ -81,17 +81,18 @@ def open_data(config: ConfigDict, data: str | None) -> Archive:
         )
     if "$" in source:
         raise ValueError(f"config.data.source={config.data.source!r}: the environment variable in it is not set")
+    simulated = source == "simulated"
+    if not simulated and "://" not in source and not os.path.exists(source):
+        raise ValueError(f"config.data.source={source!r} is not there: give its path, or --data=ARCHIVE")
+    made_of = dataclasses.asdict(Settings()) if simulated else os.path.abspath(source)
+    name = hashlib.sha256(json.dumps([made_of, weathermixer.__version__]).encode()).hexdigest()[:8]
     cache = cache_directory()
-    # the archive is cut for any mesh that fits a small grid: its chunks are small either way
-    made_by = hashlib.sha256(json.dumps([source, weathermixer.__version__]).encode()).hexdigest()[:8]
-    path = cache / f"{pathlib.Path(source).stem}-{made_by}.archive"
-    if not path.exists():
-        logging.info("making the archive %s, once", path)
-        if source == "simulated":
-            source = simulate(cache / "simulation.zarr")
-        elif "://" not in source and not os.path.exists(source):
-            raise ValueError(f"config.data.source={source!r} is not there: give its path, or --data=ARCHIVE")
-        prepare(open_source(source), path)
+    path = cache / f"{pathlib.Path(source).stem}-{name}.archive"
+    if jax.process_index() == 0 and not path.exists():
+        print(f"making {path}, once", flush=True)
+        prepare(open_source(simulate(cache / f"simulation-{name}.zarr") if simulated else source), path)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("data")  # the first process makes it, the others wait
     return open_archive(path)
 
 

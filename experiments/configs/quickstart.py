@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config.data.source = "simulated"
     config.data.train = ("2000-01-01", "2002-04-20")
     config.data.validation = ("2002-04-22", "2002-05-10")
-    config.data.test = ("2002-05-12", "2002-06-30")
+    config.data.test = ("2002-05-12", "2002-06-19")
 
     config.model.patch = (2, 4)
     config.model.embed = 192
