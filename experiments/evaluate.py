@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from experiments import build
+from experiments import runs
 from weathermixer import distributed
 from weathermixer.climatology import make_climatology
 from weathermixer.data.sampling import in_period, with_previous
@@ -35,7 +35,7 @@ SCORES_FILE = "scores.json"
 
 
 def score(
-    run: build.Run,
+    run: runs.Run,
     *,
     period: tuple[str, str] | None = None,
     lead_hours: Sequence[int] | None = None,
@@ -103,7 +103,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def open_run(options: argparse.Namespace) -> build.Run:
+def open_run(options: argparse.Namespace) -> runs.Run:
     """The run that `add_run_options` chose; ValueError for a mesh that is not three integers."""
     mesh = None
     if options.mesh:
@@ -111,7 +111,7 @@ def open_run(options: argparse.Namespace) -> build.Run:
         if len(sizes) != 3 or not all(size.strip().lstrip("-").isdigit() for size in sizes):
             raise ValueError(f"--mesh={options.mesh}: give three integers, data,domain,tensor, as 1,4,2")
         mesh = make_mesh(*map(int, sizes))
-    return build.open_run(options.workdir, data=options.data, mesh=mesh)
+    return runs.open_run(options.workdir, data=options.data, mesh=mesh)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import jax
 import numpy as np
 
-from experiments import build
+from experiments import runs
 from experiments.evaluate import add_run_options, open_run
 from weathermixer import distributed
 from weathermixer.data.archive import Archive
@@ -42,7 +42,7 @@ MOST_STARTS_AT_A_TIME = 8
 
 
 def write(
-    run: build.Run,
+    run: runs.Run,
     *,
     starts: Sequence[np.datetime64] | None = None,
     hours: int | None = None,
@@ -148,7 +148,7 @@ def _keep(frames: Iterable[Frames], *, lead: int, channel: int, kept: list[np.nd
         yield starts, at, fields
 
 
-def _read_truth(run: build.Run, start: int, lead_hours: int, channel: int) -> np.ndarray | None:
+def _read_truth(run: runs.Run, start: int, lead_hours: int, channel: int) -> np.ndarray | None:
     """The analysis at a start's valid time in SI units, None where the archive ends before."""
     found = np.flatnonzero(run.archive.times == run.archive.times[start] + np.timedelta64(lead_hours, "h"))
     if not len(found):
@@ -159,7 +159,7 @@ def _read_truth(run: build.Run, start: int, lead_hours: int, channel: int) -> np
         return gather_physical(frames, run.standardization)[0, channel]
 
 
-def _draw(run: build.Run, plot: pathlib.Path, forecast, truth, *, channel: int, start: int, lead_hours: int) -> None:
+def _draw(run: runs.Run, plot: pathlib.Path, forecast, truth, *, channel: int, start: int, lead_hours: int) -> None:
     figure = draw_forecast(
         forecast,
         truth,

@@ -25,7 +25,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from experiments import build, evaluate, forecast
+from experiments import build, evaluate, forecast, runs
 from weathermixer import distributed
 from weathermixer.account import account_step, format_account
 from weathermixer.checkpoint import Checkpoints, open_checkpoints
@@ -43,14 +43,14 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; one that exi
 _DATA = flags.DEFINE_string("data", None, "archive made by experiments.prepare; default: the config's own data")
 
 
-def train(config: ConfigDict, workdir: pathlib.Path, data: str | None = None) -> build.Run:
+def train(config: ConfigDict, workdir: pathlib.Path, data: str | None = None) -> runs.Run:
     """Runs the training that a config describes, from its last checkpoint if there is one, and returns the trained run.
 
     Raises ValueError, before long work starts, for what cannot work; FloatingPointError where the loss is not finite.
     """
     mesh = make_mesh(config.mesh.data, config.mesh.domain, config.mesh.tensor)
     check_divides(mesh, batch_size=("batch", config.training.batch_size))
-    build.check_workdir(config, workdir)
+    runs.check_workdir(config, workdir)
     archive = build.open_data(config, data)
     channel_set = build.make_channel_set(config, archive)
     lead_hours = config.training.lead_steps * archive.step_hours
@@ -85,7 +85,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, data: str | None = None) ->
                 state = checkpoints.restore(describe(jax.eval_shape(training.initial_state), mesh))
             else:
                 state = jax.jit(training.initial_state)()
-                build.write_config(config, workdir)
+                runs.write_config(config, workdir)
             with (
                 _open_log(config, workdir, training, first_step) as log,
                 open_batches(starts, first_step, training.steps) as batches,
@@ -115,14 +115,14 @@ def train(config: ConfigDict, workdir: pathlib.Path, data: str | None = None) ->
                     stop = distributed.preempted(step)
                     if stop or last or step % config.training.checkpoint_every == 0:
                         guard.check()
-                        checkpoints.save(step, state, {"config": build.config_values(config)}, force=True)
+                        checkpoints.save(step, state, {"config": runs.config_values(config)}, force=True)
                     if stop and not last:
                         log.note(f"asked to stop: saved step {step}; the same command goes on from there")
                         raise SystemExit(0)
                 for problem in batches.account().skipped:
                     log.note(f"skipped a sample: {problem}")
     params = state.ema if config.training.ema_decay else state.params
-    return build.Run(
+    return runs.Run(
         workdir, config, mesh, archive, channel_set, standardization, training.apply, params, training.steps
     )
 
@@ -172,7 +172,7 @@ def _account(
 
 def _open_checkpoints(config: ConfigDict, workdir: pathlib.Path) -> Checkpoints:
     options = config.training
-    return open_checkpoints(workdir / build.CHECKPOINTS, every=options.checkpoint_every, keep=options.keep_checkpoints)
+    return open_checkpoints(workdir / runs.CHECKPOINTS, every=options.checkpoint_every, keep=options.keep_checkpoints)
 
 
 def _open_log(config: ConfigDict, workdir: pathlib.Path, training: build.Training, first_step: int) -> RunLog:

@@ -6,13 +6,14 @@ Axes of size one count as cut too: there is one code path for all meshes.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "domain", "tensor")
-# an array on a mesh, or the description of one with its shape, dtype and sharding
-CutArray = jax.Array | jax.ShapeDtypeStruct
+# what a tree of arrays may hold: an array, or anything that describes one by its shape and dtype, as JAX's stages do
+CutArray = Any
 
 # logical dimension name -> mesh axis (or axes, major first); None is not cut
 LOGICAL_AXES: dict[str, str | tuple[str, ...] | None] = {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from experiments import build
+from experiments import runs
 from experiments.configs import base
 from experiments.evaluate import make_parser as make_evaluate_parser
 from experiments.evaluate import open_run, parse_leads, score, spread
@@ -30,7 +30,7 @@ def persist(params, x, *, repeats=1, key=None):
     return x * params * (np.arange(4) < 3).astype(np.float32)[None, :, None, None]
 
 
-def make_run(workdir, archive, channels, mesh) -> build.Run:
+def make_run(workdir, archive, channels, mesh) -> runs.Run:
     config = base.get_config()
     config.data.train = ("2020-01-01", "2020-01-08")
     config.data.test = ("2020-01-09", "2020-01-15")
@@ -38,7 +38,7 @@ def make_run(workdir, archive, channels, mesh) -> build.Run:
     config.evaluation.forecast_hours = 30
     standardization = make_standardization(archive, channels, mesh)
     workdir.mkdir()
-    return build.Run(workdir, config, mesh, archive, channels, standardization, persist, jnp.float32(1.0), 500)
+    return runs.Run(workdir, config, mesh, archive, channels, standardization, persist, jnp.float32(1.0), 500)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import build, train
+from experiments import runs, train
 from experiments.configs import base
 from tests.archives import make_archive
 from weathermixer import distributed
@@ -69,7 +69,7 @@ def test_a_run_leaves_its_config_log_records_and_checkpoints(undisturbed):
     log = (workdir / "log.txt").read_text()
     assert "parameters" in log
     assert "of fair share" in log
-    assert build.config_values(make_config(mesh__domain=2, mesh__tensor=2)) == json.loads(
+    assert runs.config_values(make_config(mesh__domain=2, mesh__tensor=2)) == json.loads(
         (workdir / "config.json").read_text()
     )
 
@@ -99,7 +99,7 @@ def test_a_run_resumes_on_another_mesh_and_its_losses_agree(undisturbed, archive
 
 
 def test_a_trained_run_opens_with_its_moving_average(undisturbed, archive):
-    run = build.open_run(undisturbed[0], data=archive)
+    run = runs.open_run(undisturbed[0], data=archive)
     assert run.step == STEPS
     jax.tree.map(np.testing.assert_array_equal, run.params, undisturbed[1])
 
