@@ -63,8 +63,10 @@ setup(
             "beartype>=0.21",
             "ruff>=0.15",
             "PyYAML>=6.0",
-            "moto[s3,server]>=5.0",
-            "boto3>=1.35",
+            "moto>=5.0",
+            "flask>=3.0",  # with flask-cors what moto's server needs; its [server] extra brings forty packages more
+            "flask-cors>=4.0",
+            "aiobotocore[boto3]>=3.0",  # the boto3 that s3fs's aiobotocore goes with: pip does not find it by itself
             *GRIB,
             *CLOUD,
             *NOTEBOOKS,
