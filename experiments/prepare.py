@@ -73,6 +73,9 @@ def make_parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how to keep it")
     how.add_argument("--dtype", default="float16", choices=["float16", "int16", "float32"], help="default: float16")
     how.add_argument(
+        "--compressor", default="zstd", choices=["zstd", "none"], help="none: about 1.5 times the bytes, cheap to read"
+    )
+    how.add_argument(
         "--domain", type=int, default=1, metavar="N", help="largest number of latitude bands to train with"
     )
     how.add_argument(
@@ -135,6 +138,7 @@ def _prepare(options: argparse.Namespace) -> bool:
         source,
         options.dest,
         **layout,
+        compressor=options.compressor,
         statistics_period=_pair(options.statistics_period),
         area_weighted=options.area_weighted,
         keep_faults=options.keep_faults,

@@ -47,6 +47,12 @@ def test_archive_holds_the_source(tmp_path, source, dtype, error, domain, tensor
     assert not os.path.exists(tmp_path / "a" / ".prepare")
 
 
+def test_without_compression_it_holds_the_same(tmp_path, source):
+    archives = {name: prepare(source, tmp_path / name, compressor=name) for name in ("zstd", "none")}
+    assert [archive.attributes["compressor"] for archive in archives.values()] == ["zstd", "none"]
+    np.testing.assert_array_equal(physical(archives["zstd"]), physical(archives["none"]))
+
+
 def test_xarray_opens_it(tmp_path, source):
     prepare(source, tmp_path / "a")
     with xr.open_zarr(tmp_path / "a", chunks=None) as opened:
