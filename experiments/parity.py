@@ -20,17 +20,14 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from experiments import synthetic
+from experiments import shared_flags, synthetic
 from weathermixer.mesh import check_divides, make_mesh, use_mesh
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "the run's config file, one of experiments/configs")
+flags.adopt_module_key_flags(shared_flags)
 _MESH = flags.DEFINE_list("mesh", None, "data,domain,tensor of the mesh to show right")
 _AGAINST = flags.DEFINE_list("against", ["1", "1", "1"], "data,domain,tensor of the mesh to compare it to")
-_DATA = flags.DEFINE_string(
-    "data", None, "archive whose grid and channels to use; default: --grid with ERA5's channels"
-)
 _GRID = flags.DEFINE_list("grid", ["64", "128"], "latitudes,longitudes where no archive is given")
 _STEPS = flags.DEFINE_integer("steps", 10, "length of the training run", lower_bound=1)
 _SHOW = flags.DEFINE_integer("show", 8, "how many parameters, the worst ones, the table shows; 0: all", lower_bound=0)
@@ -140,13 +137,13 @@ def format_differences(title: str, rows: list[Difference], show: int) -> str:
 
 
 def main(_) -> None:
-    config = _CONFIG.value
+    config = shared_flags.CONFIG.value
     mesh, against = (tuple(int(size) for size in sizes) for sizes in (_MESH.value, _AGAINST.value))
     if len(mesh) != 3 or len(against) != 3:
         raise app.UsageError("--mesh and --against are three sizes: data,domain,tensor")
     if jax.process_count() > 1:
         raise app.UsageError("parity compares whole arrays in one process: start it on one host")
-    options = dict(data=_DATA.value, grid=tuple(int(size) for size in _GRID.value), steps=_STEPS.value)
+    options = dict(data=shared_flags.DATA.value, grid=tuple(int(size) for size in _GRID.value), steps=_STEPS.value)
     measured, fine = {}, True
     try:
         for dtype in ("float32", "bfloat16"):

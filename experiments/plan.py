@@ -20,20 +20,19 @@ import sys
 from typing import Any
 
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from experiments import compiled, synthetic
+from experiments import compiled, shared_flags, synthetic
 from weathermixer.cost import find_hardware, forward_flops, parameters
 from weathermixer.cost.hardware import HARDWARE, Hardware
 from weathermixer.cost.layout import StepOptions
 from weathermixer.cost.plan import USABLE_MEMORY, Plan, Refusal, plan_meshes
 from weathermixer.model import ModelShape
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "the run's config file, one of experiments/configs")
+flags.adopt_module_key_flags(shared_flags)
 _DEVICES = flags.DEFINE_integer("devices", 1, "how many devices", lower_bound=1)
 _DEVICE = flags.DEFINE_enum("device", "h200", sorted(HARDWARE), "which machine")
 _HARDWARE = flags.DEFINE_list("hardware", [], "numbers of the machine to replace, such as read_rate=40e9,node_size=4")
-_DATA = flags.DEFINE_string("data", None, "archive whose grid and channels to plan for; default: ERA5, 69 channels")
 _GRID = flags.DEFINE_float("grid", 0.25, "without --data: degrees between grid points; the patch grows with the grid")
 _SAMPLES = flags.DEFINE_integer("samples_per_instance", 1, "batch = this times the mesh's data axis", lower_bound=1)
 _BATCH = flags.DEFINE_integer("batch", 0, "a batch that is the same on every mesh, instead", lower_bound=0)
@@ -188,11 +187,11 @@ def header(config: ConfigDict, shape: ModelShape, options: StepOptions, hardware
 
 
 def main(_) -> None:
-    config = _CONFIG.value
+    config = shared_flags.CONFIG.value
     try:
         hardware = find_hardware(_DEVICE.value, **overrides(_HARDWARE.value))
-        grid = None if _DATA.value else plan_grid(config, _GRID.value)
-        shape, channel_set = synthetic.find_sizes(config, data=_DATA.value, grid=grid)
+        grid = None if shared_flags.DATA.value else plan_grid(config, _GRID.value)
+        shape, channel_set = synthetic.find_sizes(config, data=shared_flags.DATA.value, grid=grid)
         zero = _ZERO.value or config.mesh.zero
         options = step_options(config, hardware, batch=_BATCH.value or 1, zero=zero)
         samples = 0 if _BATCH.value else _SAMPLES.value

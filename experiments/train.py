@@ -23,9 +23,9 @@ from typing import Any
 
 import jax
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from experiments import build, evaluate, forecast, runs
+from experiments import build, evaluate, forecast, runs, shared_flags
 from weathermixer import distributed
 from weathermixer.account import account_step, format_account
 from weathermixer.checkpoint import Checkpoints, open_checkpoints
@@ -38,9 +38,8 @@ from weathermixer.mesh import check_divides, make_mesh, use_mesh
 from weathermixer.state import TrainState, describe
 from weathermixer.telemetry import RunLog, open_log
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "the run's config file, one of experiments/configs")
+flags.adopt_module_key_flags(shared_flags)
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; one that exists is resumed")
-_DATA = flags.DEFINE_string("data", None, "archive made by experiments.prepare; default: the config's own data")
 
 
 def train(config: ConfigDict, workdir: pathlib.Path, data: str | None = None) -> runs.Run:
@@ -193,9 +192,9 @@ def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file at INFO
     distributed.initialize()
     workdir = pathlib.Path(_WORKDIR.value).expanduser().resolve()
-    config = _CONFIG.value
+    config = shared_flags.CONFIG.value
     try:
-        run = train(config, workdir, _DATA.value)
+        run = train(config, workdir, shared_flags.DATA.value)
         if config.evaluation.final:
             evaluate.score(run)
             forecast.write(run)
@@ -207,7 +206,7 @@ def parse_flags(arguments: list[str]) -> list[str]:
     """absl's parsing, but a config or a field that is not there ends with one line instead of a traceback."""
     try:
         rest = app.parse_flags_with_usage(arguments)
-        assert _CONFIG.value is not None  # where its file failed to load, this raises
+        assert shared_flags.CONFIG.value is not None  # where its file failed to load, this raises
         return rest
     except (AttributeError, OSError, TypeError) as error:
         sys.exit(f"--config: {error}\nEvery field is documented in experiments/configs/base.py.")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from tests.tiny_training import make_tiny
+from tests.tiny_training import make_tiny, quick_compilation
 from weathermixer.account import make_account
 from weathermixer.mesh import make_abstract_mesh, make_mesh, use_mesh
 from weathermixer.zero import cut_instances, cut_spec, gather_instances
