@@ -7,9 +7,9 @@ fields, with dropout, latent rollout, rematerialization, moving average and ZeRO
 (products in full precision) and in bfloat16. To try it without GPUs:
 XLA_FLAGS=--xla_force_host_platform_device_count=8.
 
-Differences are relative, |a - b| / |b| over all elements of a quantity. In float32 they may be as large as sums in
-another order make them; in bfloat16 as large as rounding to bfloat16 itself makes them on the other mesh, measured
-against its float32. Parameters are not compared after the run: Adam turns a zero gradient's rounding into a full step.
+Differences are relative, |a - b| / |b| over all elements of a quantity. In float32, between the meshes, they may be as
+large as sums in another order make them. Two runs in bfloat16 are rounded independently, so each is held to the other
+mesh's float32: the mesh may be at most twice as far from it as the other mesh's bfloat16 is. Parameters are not compared after the run: Adam turns a zero gradient's rounding into a full step.
 Exit status 1 where a difference is larger.
 """
 
@@ -35,8 +35,9 @@ _SHOW = flags.DEFINE_integer("show", 8, "how many parameters, the worst ones, th
 # Of float32 on a mesh: sums of thousands of terms in another order. A gradient is a long chain of such sums, a run a
 # chain of gradients. What is wrong in kind, such as a norm over a shard or a bias counted twice, differs by percents.
 FLOAT32_TOLERANCE = {"loss": 1e-6, "gradient": 2e-5, "run": 1e-5}
-# Of bfloat16 on a mesh, in units of what bfloat16 makes of float32 on the mesh that it is compared to
-BFLOAT16_SHARE = 1.5
+# How far bfloat16 on a mesh may be from float32, in units of how far it is on the other mesh: partial sums are rounded
+# once more where they travel. Seen on eight devices: 1.2 to 1.8 for the worst parameter, 0.9 to 1.5 for all together
+BFLOAT16_SHARE = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,8 +152,8 @@ def main(_) -> None:
             there, here = measure(config, against, **options), measure(config, mesh, **options)
             measured[dtype] = there
             rounding = None if dtype == "float32" else differences(there, measured["float32"])
-            rows = compare(differences(here, there), rounding)
-            title = f"{dtype}: mesh {mesh} against {against}, relative differences"
+            rows = compare(differences(here, measured["float32"]), rounding)
+            title = f"{dtype}: mesh {mesh} against {against} in float32, relative differences"
             print(format_differences(title, rows, _SHOW.value), flush=True)
             fine &= all(row.fine for row in rows)
     except ValueError as error:
