@@ -9,8 +9,8 @@ XLA_FLAGS=--xla_force_host_platform_device_count=8.
 
 Differences are relative, |a - b| / |b| over all elements of a quantity. In float32, between the meshes, they may be as
 large as sums in another order make them. Two runs in bfloat16 are rounded independently, so each is held to the other
-mesh's float32: the mesh may be at most twice as far from it as the other mesh's bfloat16 is. Parameters are not compared
-after the run: Adam turns a zero gradient's rounding into a full step. Exit status 1 where a difference is larger.
+mesh's float32: the mesh may be at most twice as far from it as the other mesh's bfloat16 is. After the run parameters
+are not compared: Adam turns a zero gradient's rounding into a full step. Exit status 1 where a difference is larger.
 """
 
 import dataclasses
