@@ -28,7 +28,6 @@ from weathermixer.mesh import check_divides, make_mesh, use_mesh
 flags.adopt_module_key_flags(shared_flags)
 _MESH = flags.DEFINE_list("mesh", None, "data,domain,tensor of the mesh to show right")
 _AGAINST = flags.DEFINE_list("against", ["1", "1", "1"], "data,domain,tensor of the mesh to compare it to")
-_GRID = flags.DEFINE_list("grid", ["64", "128"], "latitudes,longitudes where no archive is given")
 _STEPS = flags.DEFINE_integer("steps", 10, "length of the training run", lower_bound=1)
 _SHOW = flags.DEFINE_integer("show", 8, "how many parameters, the worst ones, the table shows; 0: all", lower_bound=0)
 
@@ -144,9 +143,9 @@ def main(_) -> None:
         raise app.UsageError("--mesh and --against are three sizes: data,domain,tensor")
     if jax.process_count() > 1:
         raise app.UsageError("parity compares whole arrays in one process: start it on one host")
-    options = dict(data=shared_flags.DATA.value, grid=tuple(int(size) for size in _GRID.value), steps=_STEPS.value)
     measured, fine = {}, True
     try:
+        options = dict(data=shared_flags.DATA.value, grid=shared_flags.find_grid((64, 128)), steps=_STEPS.value)
         for dtype in ("float32", "bfloat16"):
             config.model.compute_dtype = dtype
             there, here = measure(config, against, **options), measure(config, mesh, **options)

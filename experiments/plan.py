@@ -9,7 +9,7 @@ published model: --config=experiments/configs/reference.py:3.2b or :10b, or any 
 
 --compile lowers the real training step for the best mesh on simulated devices and sets the compiler's account of memory
 beside the formulae's. Machines are in weathermixer/cost/hardware.py; their numbers can be replaced:
---hardware=read_rate=40e9,node_size=4.
+--hardware=read_rate=40e9,node_size=4. --measured shows what is predicted for the steps that were timed.
 """
 
 import csv
@@ -17,6 +17,7 @@ import dataclasses
 import json
 import pathlib
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from absl import app, flags
@@ -26,14 +27,15 @@ from experiments import compiled, shared_flags, synthetic
 from weathermixer.cost import find_hardware, forward_flops, parameters
 from weathermixer.cost.hardware import HARDWARE, Hardware
 from weathermixer.cost.layout import StepOptions
+from weathermixer.cost.measured import MEASURED, MODELS, Measured
 from weathermixer.cost.plan import USABLE_MEMORY, Plan, Refusal, plan_meshes
+from weathermixer.cost.time import step_time
 from weathermixer.model import ModelShape
 
 flags.adopt_module_key_flags(shared_flags)
 _DEVICES = flags.DEFINE_integer("devices", 1, "how many devices", lower_bound=1)
 _DEVICE = flags.DEFINE_enum("device", "h200", sorted(HARDWARE), "which machine")
 _HARDWARE = flags.DEFINE_list("hardware", [], "numbers of the machine to replace, such as read_rate=40e9,node_size=4")
-_GRID = flags.DEFINE_float("grid", 0.25, "without --data: degrees between grid points; the patch grows with the grid")
 _SAMPLES = flags.DEFINE_integer("samples_per_instance", 1, "batch = this times the mesh's data axis", lower_bound=1)
 _BATCH = flags.DEFINE_integer("batch", 0, "a batch that is the same on every mesh, instead", lower_bound=0)
 _ZERO = flags.DEFINE_enum(
@@ -41,23 +43,9 @@ _ZERO = flags.DEFINE_enum(
 )
 _TOP = flags.DEFINE_integer("top", 12, "how many meshes the table shows; 0: all", lower_bound=0)
 _COMPILE = flags.DEFINE_bool("compile", False, "compile the best mesh's step on simulated devices and compare memory")
+_MEASURED = flags.DEFINE_bool("measured", False, "show the predictions for the steps that were timed, and nothing else")
 _CSV = flags.DEFINE_string("csv", None, "file to write every plan to")
 _JSON = flags.DEFINE_string("json", None, "file to write plans and refusals to")
-
-
-def plan_grid(config: ConfigDict, degrees: float) -> tuple[int, int]:
-    """(lat, lon) points of a global grid; on one finer than 0.25 degrees the config's patch grows to cover as much.
-
-    Raises ValueError where the degrees do not divide the globe.
-    """
-    rows = round(180 / degrees) if degrees > 0 else 0
-    if not rows or abs(rows * degrees - 180) > 1e-6:
-        raise ValueError(
-            f"grid={degrees} degrees does not divide 180 degrees of latitude: choose 0.25, 0.125, 1.5, ..."
-        )
-    factor = max(1, round(0.25 / degrees))
-    config.model.patch = tuple(factor * size for size in config.model.patch)
-    return rows, 2 * rows
 
 
 def step_options(config: ConfigDict, hardware: Hardware, *, batch: int, zero: str) -> StepOptions:
@@ -166,6 +154,19 @@ def format_refusals(refusals: list[Refusal]) -> str:
     return "\n".join(lines)
 
 
+def format_measured(cases: Iterable[Measured]) -> str:
+    """The steps that were timed, each beside its prediction."""
+    lines = []
+    for case in cases:
+        shape = ModelShape(**MODELS[case.model])
+        predicted = 1e3 * step_time(shape, case.layout, case.options, find_hardware(case.device)).total
+        lines.append(
+            f"{case.device}, {case.layout}, {case.model}: predicted {predicted:.1f} ms, measured {case.step_ms:.1f} ms "
+            f"by `{case.command}`, ratio {predicted / case.step_ms:.2f} ({case.software})"
+        )
+    return "\n".join(lines)
+
+
 def header(config: ConfigDict, shape: ModelShape, options: StepOptions, hardware: Hardware) -> str:
     """What is planned, and for which machine."""
     lat, lon = shape.grid
@@ -187,10 +188,17 @@ def header(config: ConfigDict, shape: ModelShape, options: StepOptions, hardware
 
 
 def main(_) -> None:
+    if _MEASURED.value:
+        print(format_measured(MEASURED))
+        return
+    if shared_flags.CONFIG.value is None:
+        raise app.UsageError("--config says which model to plan, or --measured shows the steps that were timed")
     config = shared_flags.CONFIG.value
     try:
         hardware = find_hardware(_DEVICE.value, **overrides(_HARDWARE.value))
-        grid = None if shared_flags.DATA.value else plan_grid(config, _GRID.value)
+        grid = shared_flags.find_grid((720, 1440))
+        if not shared_flags.DATA.value:  # on a grid finer than 0.25 degrees the patch grows to cover as much
+            config.model.patch = tuple(max(1, grid[0] // 720) * size for size in config.model.patch)
         shape, channel_set = synthetic.find_sizes(config, data=shared_flags.DATA.value, grid=grid)
         zero = _ZERO.value or config.mesh.zero
         options = step_options(config, hardware, batch=_BATCH.value or 1, zero=zero)
@@ -204,9 +212,13 @@ def main(_) -> None:
         print(format_plans(plans, _TOP.value))
         print(
             "\nreading: MB per process (one per node) and step, and the rate that hides it; exch, read: what the step "
-            "waits\nfor, beside it what hides; peak: three forward passes over step time and peak. Times are bounds, "
-            "from rates\nmeasured on single kernels."
+            "waits\nfor, beside it what hides; peak: three forward passes over step time and peak. How near such times "
+            "are to\nmeasured ones: --measured."
         )
+        planned = [(hardware.name, p.layout, shape, dataclasses.replace(options, batch=p.batch)) for p in plans]
+        timed = [c for c in MEASURED if (c.device, c.layout, ModelShape(**MODELS[c.model]), c.options) in planned]
+        if timed:
+            print(f"\n{format_measured(timed)}")
     if refusals:
         print(f"\n{len(refusals)} refused:\n{format_refusals(refusals)}")
     if _CSV.value and plans:
@@ -228,5 +240,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
     app.run(main)

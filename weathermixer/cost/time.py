@@ -1,7 +1,6 @@
 """Predicted duration of a training step: products, elementwise passes, optimizer, and what cannot hide behind them.
 
-An estimate from rates that were measured on single kernels. It leaves out how products slow down while transfers use
-the same memory and cores, so it is a bound to aim at, and a way to rank meshes.
+From the shares of the machine's peaks that timed steps reached (hardware.py, measured.py): an estimate, to rank meshes.
 """
 
 import dataclasses
@@ -21,7 +20,10 @@ GRID_PASSES = {"blend": 30, "increment": 12}  # standardize, patch, head and los
 
 @dataclasses.dataclass(frozen=True)
 class StepTime:
-    """Seconds of a training step by part; `hidden` runs under the products, `exposed` adds to the step."""
+    """Seconds of a training step by part; `hidden` runs under the products, `exposed` adds to the step.
+
+    What products lose to the transfers under them is in exchange_exposed, the gaps between kernels in elementwise.
+    """
 
     products: float
     elementwise: float
@@ -107,11 +109,12 @@ def exchange_seconds(shape: Shape, layout: Layout, options: StepOptions, hardwar
 
 def step_time(shape: Shape, layout: Layout, options: StepOptions, hardware: Hardware) -> StepTime:
     """The step's predicted parts; a node's devices share its rate of reading, which hides behind the whole step."""
-    rate = hardware.memory_rate * hardware.achieved_copies
     products = sum(product_seconds(shape, layout, options, hardware).values())
-    elementwise = elementwise_bytes(shape, layout, options) / rate
-    optimizer = optimizer_bytes(shape, layout, options) / rate
-    hidden, exposed = exchange_seconds(shape, layout, options, hardware)
+    fusions = elementwise_bytes(shape, layout, options) / (hardware.memory_rate * hardware.achieved_elementwise)
+    elementwise = fusions + hardware.gap_seconds
+    optimizer = optimizer_bytes(shape, layout, options) / (hardware.memory_rate * hardware.achieved_copies)
+    hidden, waited = exchange_seconds(shape, layout, options, hardware)
+    exposed = waited + hardware.contention * hidden
     busy = products + elementwise + optimizer + exposed
     devices = min(hardware.node_size, layout.devices)
     reading = read_bytes(shape, layout, options, devices=devices) / hardware.read_rate
