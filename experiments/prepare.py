@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from weathermixer.data.archive import Archive, is_published
+from weathermixer.data.layout import COMPRESSORS
 from weathermixer.data.planning import Plan, make_plan
 from weathermixer.data.prepare import prepare
 from weathermixer.data.simulate import DAYS, simulate
@@ -35,6 +36,7 @@ from weathermixer.data.sources import Source, open_source
 from weathermixer.data.verify import verify_archive
 from weathermixer.variables import ERA5, group_by_variable
 
+COMPRESSOR_HELP = "default: none, read fastest; zstd (2/3 of the bytes), lz4 (4/5): for slow and remote stores"
 CLIMATOLOGY_HELP = "mean by hour and day of the year, as WeatherBench 2's; auto: of ten years or more"
 
 
@@ -72,9 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
     what.add_argument("--anonymous", action="store_true", help="public bucket: no credentials are looked for")
     how = parser.add_argument_group("how to keep it")
     how.add_argument("--dtype", default="float16", choices=["float16", "int16", "float32"], help="default: float16")
-    how.add_argument(
-        "--compressor", default="zstd", choices=["zstd", "none"], help="none: about 1.5 times the bytes, cheap to read"
-    )
+    how.add_argument("--compressor", default="none", choices=list(COMPRESSORS), help=COMPRESSOR_HELP)
     how.add_argument(
         "--domain", type=int, default=1, metavar="N", help="largest number of latitude bands to train with"
     )
@@ -125,6 +125,7 @@ def _prepare(options: argparse.Namespace) -> bool:
     source = open_source(options.source, **source_options(options))
     layout = {
         "dtype": options.dtype,
+        "compressor": options.compressor,
         "domain": options.domain,
         "tensor": options.tensor,
         "times_per_shard": options.times_per_shard,
@@ -138,7 +139,6 @@ def _prepare(options: argparse.Namespace) -> bool:
         source,
         options.dest,
         **layout,
-        compressor=options.compressor,
         statistics_period=_pair(options.statistics_period),
         area_weighted=options.area_weighted,
         keep_faults=options.keep_faults,
@@ -187,7 +187,7 @@ def describe_plan(source: Source, plan: Plan, dest: str | os.PathLike) -> str:
     lines += [
         f"static    {' '.join(source.static) or 'none'}",
         f"archive   {dest}",
-        f"          {plan.dtype}, {_size(plan.total_bytes)} before compression",
+        f"          {plan.dtype}, {_size(plan.total_bytes)} {_compression(plan)}",
         f"          made for meshes up to domain={plan.domain} tensor={plan.tensor}",
         f"          {plan.shards} files of {plan.times_per_shard} times, up to {_size(plan.shard_bytes)} each",
         f"          chunks of {' x '.join(map(str, plan.chunk))} (time, channel, latitude, longitude)",
@@ -224,6 +224,12 @@ def describe_archive(archive: Archive) -> str:
 
 def _pair(values: Sequence[str] | None) -> tuple[str, str] | None:
     return None if values is None else (values[0], values[1])
+
+
+def _compression(plan: Plan) -> str:
+    if plan.compressor == "none":
+        return "without compression"
+    return f"before {plan.compressor}, about {_size(int(COMPRESSORS[plan.compressor][2] * plan.total_bytes))} after it"
 
 
 def _time(time) -> str:

@@ -10,6 +10,8 @@ import xarray as xr
 import weathermixer.data.prepare as module
 from tests.data.written_sources import TIMES, frames_of, make_dataset, write_zarr
 from weathermixer.data.archive import open_archive
+from weathermixer.data.layout import COMPRESSORS
+from weathermixer.data.planning import make_plan
 from weathermixer.data.prepare import prepare
 from weathermixer.data.sources import Source, open_source
 
@@ -47,10 +49,25 @@ def test_archive_holds_the_source(tmp_path, source, dtype, error, domain, tensor
     assert not os.path.exists(tmp_path / "a" / ".prepare")
 
 
-def test_without_compression_it_holds_the_same(tmp_path, source):
-    archives = {name: prepare(source, tmp_path / name, compressor=name) for name in ("zstd", "none")}
-    assert [archive.attributes["compressor"] for archive in archives.values()] == ["zstd", "none"]
-    np.testing.assert_array_equal(physical(archives["zstd"]), physical(archives["none"]))
+def test_compression_changes_bytes_alone(tmp_path, source):
+    archives = {name: prepare(source, tmp_path / name, compressor=name) for name in COMPRESSORS}
+    assert [archive.attributes["compressor"] for archive in archives.values()] == list(COMPRESSORS)
+    assert len({archive.attributes["checksum"] for archive in archives.values()}) == 1
+    for archive in archives.values():
+        np.testing.assert_array_equal(physical(archive), physical(archives["none"]))
+    assert prepare(source, tmp_path / "default").attributes["compressor"] == "none"
+    with pytest.raises(ValueError, match="compressor='gzip' must be one of .*zstd"):
+        prepare(source, tmp_path / "other", compressor="gzip")
+
+
+@pytest.mark.parametrize("changes", [{}, dict(domain=4, tensor=2, times_per_shard=6), dict(tensor=3, dtype="int16")])
+def test_the_size_on_disk_is_known_beforehand(tmp_path, source, changes):
+    options = {"dtype": "float16", "domain": 1, "tensor": 1} | changes
+    archive = prepare(source, tmp_path / "a", **options)
+    files = [path for path in (tmp_path / "a" / "fields" / "c").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) == make_plan(source, **options).total_bytes
+    assert len(files) == make_plan(source, **options).shards
+    assert archive.store.chunk_layout.read_chunk.shape == make_plan(source, **options).chunk
 
 
 def test_xarray_opens_it(tmp_path, source):

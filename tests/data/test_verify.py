@@ -10,15 +10,16 @@ import pytest
 
 from tests.data.written_sources import make_dataset
 from weathermixer.data.archive import Archive
+from weathermixer.data.layout import COMPRESSORS
 from weathermixer.data.prepare import prepare
 from weathermixer.data.sources import open_source
 from weathermixer.data.verify import verify_archive
 
 
-@pytest.fixture
-def archive(tmp_path) -> Archive:
+@pytest.fixture(params=COMPRESSORS)
+def archive(tmp_path, request) -> Archive:
     source = open_source(make_dataset(), levels_hpa=[500, 50])
-    return prepare(source, tmp_path / "a", domain=2, tensor=2, times_per_shard=5)
+    return prepare(source, tmp_path / "a", domain=2, tensor=2, times_per_shard=5, compressor=request.param)
 
 
 def flip(path: pathlib.Path, position: int, bit: int = 0) -> None:

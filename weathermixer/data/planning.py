@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from weathermixer.data.layout import chunk_shape
+from weathermixer.data.layout import COMPRESSORS, chunk_shape, stored_bytes
 from weathermixer.data.packing import DTYPES
 from weathermixer.data.sources import Source
 
@@ -25,6 +25,7 @@ class Plan:
     """Layout and limits. Sizes are of float32, but shard_bytes and total_bytes: as stored, before compression."""
 
     dtype: str
+    compressor: str
     domain: int
     tensor: int
     times_per_shard: int
@@ -44,8 +45,8 @@ class Plan:
 
     @property
     def total_bytes(self) -> int:
-        """Of all fields as stored, before compression."""
-        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+        """Of all files of fields, with checksums and indices, before compression."""
+        return stored_bytes(self.shape, self.chunk, self.dtype, self.times_per_shard)
 
     @property
     def memory_bytes(self) -> int:
@@ -68,6 +69,7 @@ class Plan:
         places = np.concatenate([source.grid.latitude, source.grid.longitude]).astype("<f8")
         return {
             "dtype": self.dtype,
+            "compressor": self.compressor,
             "domain": self.domain,
             "tensor": self.tensor,
             "times_per_shard": self.times_per_shard,
@@ -82,6 +84,7 @@ def make_plan(
     source: Source,
     *,
     dtype: str,
+    compressor: str = "none",
     domain: int,
     tensor: int,
     times_per_shard: int | None = None,
@@ -90,6 +93,8 @@ def make_plan(
     """Chooses shards and blocks for a source; ValueError where the sizes do not fit the mesh."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} must be one of {DTYPES}")
+    if compressor not in COMPRESSORS:
+        raise ValueError(f"compressor={compressor!r} must be one of {tuple(COMPRESSORS)}")
     if domain < 1 or tensor < 1:
         raise ValueError(f"domain={domain} and tensor={tensor} must be at least 1")
     lat, lon = source.grid.shape
@@ -109,6 +114,7 @@ def make_plan(
     lag = max(1, 6 // source.step_hours)
     return Plan(
         dtype=dtype,
+        compressor=compressor,
         domain=domain,
         tensor=tensor,
         times_per_shard=times_per_shard,
