@@ -1,12 +1,12 @@
 """What is read, and how often: bytes counted by TensorStore's own metrics against the boxes' sizes."""
 
 import itertools
+import threading
 
 import numpy as np
 import pytest
 
 from weathermixer.data import storage
-from weathermixer.data.archive import open_archive
 from weathermixer.data.boxes import find_boxes, needed_bytes, read_amplification, touched_bytes
 from weathermixer.data.loader import make_batches
 from weathermixer.data.reader import Reader
@@ -20,11 +20,8 @@ FRAME_BYTES = 8 * 16 * 1200 * 2
 MESHES_OF_8 = [shape for shape in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(shape) == 8]
 
 
-def uncompressed(make_archive, *, domain, tensor, memory_map=False):
-    archive = make_archive(
-        names=NAMES, static=(), times=8, shape=SHAPE, domain=domain, tensor=tensor, compressor="none"
-    )
-    return open_archive(archive.path, memory_map=memory_map)
+def uncompressed(make_archive, *, domain, tensor):
+    return make_archive(names=NAMES, static=(), times=8, shape=SHAPE, domain=domain, tensor=tensor, compressor="none")
 
 
 def read_by(archive, channels, mesh, devices, times):
@@ -33,7 +30,8 @@ def read_by(archive, channels, mesh, devices, times):
     before = storage.bytes_read()
     pending = one.start([np.asarray(times)])
     for frame in pending.frames.values():
-        frame.read.result()
+        for read in frame.reads:
+            read.result()
     counted = storage.bytes_read() - before
     shards = {time // 4 for time, _, _ in pending.frames}
     chunk = archive.store.chunk_layout.read_chunk.shape
@@ -82,11 +80,22 @@ def test_devices_of_one_process_share_what_they_touch(make_archive):
     assert read_amplification(archive, channels, mesh, processes=[mesh.devices.ravel().tolist()]) == 1.0
 
 
-def test_mapped_files_are_counted_too(make_archive):
-    archive = uncompressed(make_archive, domain=8, tensor=8, memory_map=True)
-    mesh = make_mesh(1, 8, 1)
-    read, needed = read_by(archive, ChannelSet(archive.channels), mesh, [mesh.devices[0, 3, 0]], [5])
-    assert read == needed
+@pytest.mark.parametrize("size", [1, 4 * 4800, 4 * 9600, 10**9])
+def test_large_reads_go_in_pieces_that_cut_no_chunk(make_archive, monkeypatch, size):
+    monkeypatch.setattr("weathermixer.data.reader.PIECE_BYTES", size)
+    archive = uncompressed(make_archive, domain=8, tensor=4)  # chunks of two channels, 9600 bytes
+    # parts of four of the eight channels and of the padding, and channels in an order that visits chunks twice
+    for channels, tensor in ((ChannelSet(archive.channels, multiple=12), 3), (ChannelSet(archive.channels[::-1]), 2)):
+        mesh = make_mesh(1, 2, tensor)
+        reader = Reader(archive, channels, mesh, 2)
+        before = storage.bytes_read()
+        (frames,) = reader.finish(reader.start([np.array([5, 2])]), threading.Event())
+        counted = storage.bytes_read() - before
+        stored = archive.store.read().result()[[5, 2]][:, archive.channel_indices(channels.names)]
+        np.testing.assert_array_equal(np.asarray(frames)[:, :8], stored)
+        # every chunk once; the index of each of two shards at most once for each of four pieces
+        indices, rest = divmod(counted - 2 * 4 * 8 * (9600 + 4), 16 * 4 * 4 * 8 + 4)
+        assert rest == 0 and 2 <= indices <= 2 * 4
 
 
 def test_static_and_padding_channels_are_not_read(make_archive):

@@ -73,19 +73,16 @@ class Archive:
         return np.array([position[name] for name in names], np.int64)
 
 
-def open_archive(
-    path: str | os.PathLike, *, context: ts.Context | None = None, memory_map: bool | None = None
-) -> Archive:
+def open_archive(path: str | os.PathLike, *, context: ts.Context | None = None) -> Archive:
     """Opens a published archive for reading, in any store.
 
-    memory_map reads files through the page cache without a copy: by default where nothing is compressed (on a failing
-    disk it ends the process by a signal, where reading raises). Raises ValueError where there is no archive, where it
-    is incomplete, or written in another format version.
+    Raises ValueError where there is no archive, where it is incomplete, or written in another format version.
     """
     path = os.fspath(path)
-    attributes = _read_attributes(path, context or ts.Context())
-    if context is None:
-        context = _reading_context(attributes["compressor"] == "none" if memory_map is None else memory_map)
+    # no cache: what can be shared is shared by reading it together, and host memory stays within the loader's bound.
+    # No memory map either: the kernel reads around each of its page faults, and a band cost 3.8 times its bytes
+    context = context or ts.Context({"cache_pool": {"total_bytes_limit": 0}})
+    attributes = _read_attributes(path, context)
     numeric = {name: storage.read_array(storage.join(path, name), context=context) for name in _NUMERIC}
     spec = {"driver": "zarr3", "kvstore": storage.kvstore_spec(storage.join(path, "fields"))}
     # an absent chunk is an error here, never a frame of fill values
@@ -104,13 +101,6 @@ def open_archive(
         statistics=Statistics(**{name: values[name] for name in _STATISTICS}),
         static=dict(zip(static_names, values["static"], strict=True)),
         attributes=attributes,
-    )
-
-
-def _reading_context(memory_map: bool) -> ts.Context:
-    # no cache: what can be shared is shared by reading it together, and host memory stays within the loader's bound
-    return ts.Context(
-        {"cache_pool": {"total_bytes_limit": 0}} | ({"file_io_mode": {"mode": "memmap"}} if memory_map else {})
     )
 
 

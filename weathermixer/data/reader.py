@@ -1,6 +1,8 @@
 """Reads of global arrays: settled once per loader, started many at a time, finished in order."""
 
+import contextlib
 import dataclasses
+import itertools
 import threading
 from collections.abc import Sequence
 
@@ -17,6 +19,9 @@ from weathermixer.data.buffers import Buffers
 from weathermixer.mesh import sharding
 from weathermixer.variables import ChannelSet
 
+# Chunks that lie together are read at once up to this size, each time by one thread into memory of its own: larger
+# pieces are read at half the rate (0.25 degrees, whole globe: 1.4 GB/s in one piece, 3 GB/s in pieces)
+PIECE_BYTES = 8 * 2**20
 Key = tuple[int, tuple[int, int], tuple[int, int]]
 
 
@@ -30,10 +35,10 @@ class Unreadable(ValueError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Frame:
-    """One time in one region, [channel, lat, lon], zero on static and padding channels, and its read in flight."""
+    """One time in one region, [channel, lat, lon], zero on static and padding channels, and its reads in flight."""
 
     values: np.ndarray
-    read: ts.WriteFutures | None
+    reads: list[ts.WriteFutures]
     what: str
 
 
@@ -83,11 +88,12 @@ class Reader:
         self._buffers = Buffers(spare * len(self.boxes))
         chosen = archive.channel_indices(channel_set.names)
         self._wanted = {box.channels: chosen[slice(*box.channels)] for box in self.boxes}
-        self._views = {
-            (channels, lats): archive.store[:, as_slice(self._wanted[channels]), slice(*lats)]
-            for _, channels, lats in self.boxes
-            if len(self._wanted[channels])
-        }
+        _, group, _, lon = archive.store.chunk_layout.read_chunk.shape
+        rows = max((lats[1] - lats[0] for _, _, lats in self.boxes), default=1)
+        # by the archive's channels: a chunk lies in one piece, whichever boxes touch it
+        self._piece_channels = group * max(1, PIECE_BYTES // (group * rows * lon * self.dtype.itemsize))
+        self._pieces = -(-len(archive.channels) // self._piece_channels)
+        self._views = {(channels, lats): self._cut(self._wanted[channels], lats) for _, channels, lats in self.boxes}
 
     @property
     def bytes(self) -> int:
@@ -100,8 +106,9 @@ class Reader:
         used: dict[Key, Frame] = {}
         pending: list[list[Part]] = []
         shared, needed, fresh = 0, 0, 0
-        # one TensorStore batch: a chunk that several boxes touch, and a shard's index, are read once
-        with ts.Batch() as batch:
+        # what is in a TensorStore batch is read together: a chunk that several boxes touch once, neighbours at once
+        with contextlib.ExitStack() as stack:
+            batches = [stack.enter_context(ts.Batch()) for _ in range(self._pieces)]
             for times in arrays:
                 pending.append([])
                 for box in self.boxes:
@@ -111,11 +118,11 @@ class Reader:
                         key = (int(time), box.channels, box.lats)
                         frame = used.get(key) or known.get(key)
                         if frame is None:
-                            frame = self._read(key, buffer[row], batch)
-                            fresh += frame.read is not None
+                            frame = self._read(key, buffer[row], batches)
+                            fresh += bool(frame.reads)
                             needed += self._needed(key)
                         else:
-                            shared += frame.read is not None
+                            shared += bool(frame.reads)
                             part.copied.add(row)
                         used[key] = frame
                         part.frames.append(frame)
@@ -148,20 +155,33 @@ class Reader:
         placed = [jax.device_put(buffer, device) for box, buffer in parts for device in self.boxes[box]]
         return jax.make_array_from_single_device_arrays(self.shape, self.sharding, placed)
 
-    def _read(self, key: Key, values: np.ndarray, batch: ts.Batch) -> Frame:
+    def _cut(self, wanted: Int[np.ndarray, " n"], lats: tuple[int, int]) -> list[tuple[int, slice, ts.TensorStore]]:
+        """A region's pieces: (number, which of the wanted channels, their part of the store)."""
+        numbers = wanted // self._piece_channels
+        cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(wanted)]
+        return [
+            (int(numbers[first]), slice(first, last), self.archive.store[:, as_slice(wanted[first:last]), slice(*lats)])
+            for first, last in itertools.pairwise(cuts)
+            if first < last
+        ]
+
+    def _read(self, key: Key, values: np.ndarray, batches: list[ts.Batch]) -> Frame:
         time, channels, lats = key
         wanted = self._wanted[channels]
         values[len(wanted) :] = 0
         if not len(wanted):
-            return Frame(values, None, "")
+            return Frame(values, [], "")
         names, latitude = self.archive.channels, self.archive.grid.latitude
         what = (
             f"{self.archive.path}: cannot read time {self.archive.times[time]:.16}, channels {names[wanted[0]].name} "
             f"to {names[wanted[-1]].name}, latitudes {latitude[lats[0]]:g} to {latitude[lats[1] - 1]:g}"
         )
         # straight into the buffer that goes to the device: one copy after decoding, and no allocation per read
-        target = ts.array(values[: len(wanted)])
-        return Frame(values, target.write(self._views[channels, lats][time], batch=batch), what)
+        reads = [
+            ts.array(values[some]).write(view[time], batch=batches[number])
+            for number, some, view in self._views[channels, lats]
+        ]
+        return Frame(values, reads, what)
 
     def _dimensions(self, box: Box) -> tuple[int, ...]:
         return (*(stop - start for start, stop in box), self.shape[3])
@@ -176,16 +196,11 @@ class Reader:
 
 def _wait(frame: Frame, closed: threading.Event) -> str | None:
     """Waits for a frame; what went wrong, or None."""
-    if frame.read is None:
-        return None
-    while not frame.read.commit.done():
-        if closed.is_set():
-            raise Closed
-        try:
-            frame.read.commit.result(timeout=0.5)
-        except TimeoutError:
-            continue
-        except Exception as error:  # whatever TensorStore raises: named here, raised by `finish`
-            return f"{frame.what}: {error}"
-    error = frame.read.commit.exception()
-    return None if error is None else f"{frame.what}: {error}"
+    for read in frame.reads:
+        while not read.commit.done():
+            if closed.is_set():
+                raise Closed
+            with contextlib.suppress(Exception):  # whatever TensorStore raises: found below, raised by `finish`
+                read.commit.result(timeout=0.5)
+    errors = [read.commit.exception() for read in frame.reads]
+    return next((f"{frame.what}: {error}" for error in errors if error is not None), None)

@@ -166,6 +166,5 @@ def read_text_array(path: str | os.PathLike, *, context: ts.Context | None = Non
 def bytes_read() -> int:
     """Bytes that this process has read from storage through TensorStore, by its own counters."""
     counters = ts.experimental_collect_matching_metrics("/tensorstore/kvstore/")
-    counters += ts.experimental_collect_matching_metrics("/tensorstore/file/mmap_bytes")
-    names = ("bytes_read", "mmap_bytes")
-    return sum(entry["value"] for counter in counters if counter["name"].endswith(names) for entry in counter["values"])
+    read = [counter["values"] for counter in counters if counter["name"].endswith("bytes_read")]
+    return sum(entry["value"] for values in read for entry in values)
