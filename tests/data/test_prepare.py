@@ -108,6 +108,9 @@ def test_statistics_of_a_period(tmp_path, source):
     exact = frames_of(make_dataset(), source.channels).astype(np.float64)[4:12]
     np.testing.assert_allclose(archive.statistics.mean, exact.mean(axis=(0, 2, 3)), rtol=1e-8)
     np.testing.assert_allclose(archive.statistics.tendency_std, np.diff(exact, axis=0).std(axis=(0, 2, 3)), rtol=1e-6)
+    year = prepare(source, tmp_path / "year", statistics_period=("2020", "2020"))
+    exact = frames_of(make_dataset(), source.channels).astype(np.float64)[8:]
+    np.testing.assert_allclose(year.statistics.mean, exact.mean(axis=(0, 2, 3)), rtol=1e-8)
     with pytest.raises(ValueError, match="no time lies in the statistics' period .*1999"):
         prepare(source, tmp_path / "b", statistics_period=("1999-01-01", "1999-02-01"))
 

@@ -53,6 +53,20 @@ def test_channels_can_be_named_with_their_level():
     assert [channel.name for channel in source.channels] == ["temperature_850", "2m_temperature", "geopotential_500"]
 
 
+@pytest.mark.parametrize(
+    ("period", "ends"),
+    [
+        (("2020", "2020"), ("2020-01-01T00", "2020-01-03T18")),  # a year ends with its last day, as in a config
+        (("2019-12", "2019"), ("2019-12-30T00", "2019-12-31T18")),
+        (("2020-01-01T06", "2020-01-02"), ("2020-01-01T06", "2020-01-02T18")),
+        (("2020-01-01", "2020-01-02T06"), ("2020-01-01T00", "2020-01-02T06")),
+    ],
+)
+def test_a_period_ends_with_its_last_year_month_day_or_hour(period, ends):
+    times = open_source(make_dataset(), period=period).times
+    np.testing.assert_array_equal(times[[0, -1]], np.array(ends, "datetime64[ns]"))
+
+
 def test_step_period_and_gaps():
     times = np.datetime64("2020-01-01T00", "ns") + np.arange(72) * np.timedelta64(1, "h")
     dataset = make_dataset(times=times).drop_isel(time=[18])

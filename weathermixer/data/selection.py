@@ -6,10 +6,10 @@ import numpy as np
 import xarray as xr
 
 from weathermixer.data.names import STATIC, SURFACE, find_variable
+from weathermixer.data.sampling import in_period
 from weathermixer.variables import VARIABLES, Channel, group_by_variable, parse_channel
 
 HOUR = np.timedelta64(1, "h")
-DAY = np.timedelta64(1, "D")
 EPOCH = np.datetime64("1970-01-01T00", "ns")
 
 
@@ -87,11 +87,7 @@ def choose_times(
         there = np.intersect1d(there, more)
     everywhere = there
     if period is not None:
-        first, last = (np.datetime64(date) for date in period)
-        end = (
-            last.astype("datetime64[D]") + DAY if np.datetime_data(last)[0] in "YMD" else last + np.timedelta64(1, "s")
-        )
-        there = there[(there >= first) & (there < end)]
+        there = there[in_period(there, period)]
     if not len(there):
         ends = f"{everywhere[0]} ... {everywhere[-1]}" if len(everywhere) else "no times that all variables have"
         raise ValueError(f"{source} has no times in {period}; it has {ends}")

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int, UInt32
 from weathermixer.data.checks import check_frames, checksums
 from weathermixer.data.packing import UnpackableError, pack
 from weathermixer.data.planning import FEW_BYTES, Plan
+from weathermixer.data.sampling import in_period
 from weathermixer.data.sources import Source
 from weathermixer.data.statistics import Partial, compute_partial, concatenate_partials, merge_partials, no_partial
 from weathermixer.variables import group_by_variable
@@ -51,9 +52,7 @@ def find_pairs(
     times, step = source.times, source.step_hours
     counted = np.ones(len(times), bool)
     if period is not None:
-        first, last = (np.datetime64(date, "D") for date in period)
-        days = times.astype("datetime64[D]")
-        counted = (days >= first) & (days <= last)
+        counted = in_period(times, period)
         if not counted.any():
             raise ValueError(f"no time lies in the statistics' period {period}; there are {times[0]} ... {times[-1]}")
     lag = 6 // step if 6 % step == 0 else 1
