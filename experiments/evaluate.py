@@ -3,7 +3,8 @@
   python -m experiments.evaluate --workdir=DIR [--data=ARCHIVE] [--period FIRST LAST] [--leads=6,24,72]
 
 Prints a table and writes DIR/scores.json. Everything that is not given is taken from the run's config. The climatology
-is fitted to the training period: by hour of day, and by day of year too where that spans two years.
+is the archive's own (WeatherBench 2's definition, see prepare --climatology) where that holds no time that is scored;
+otherwise one fitted to the training period: by hour of day, and by day of year too where that spans two years.
 
 Examples:
   # what the config's evaluation says, on the data that the run was trained with
@@ -24,7 +25,8 @@ import xarray as xr
 
 from experiments import runs
 from weathermixer import distributed
-from weathermixer.climatology import make_climatology
+from weathermixer.climatology import Climatology, make_climatology
+from weathermixer.data.normals import Normals, open_normals
 from weathermixer.data.sampling import in_period, with_previous
 from weathermixer.evaluation import evaluate
 from weathermixer.mesh import make_mesh
@@ -59,8 +61,6 @@ def score(
     if run.config.model.history == 2:
         starts = with_previous(archive.times, starts, step_hours=archive.step_hours)
     starts = spread(starts, max_starts or options.max_starts)
-    training = np.flatnonzero(in_period(archive.times, tuple(run.config.data.train)))
-    data = (archive, run.channel_set, run.standardization, run.mesh)
     batch_size = batch_size or options.batch_size
     # the first process speaks; its bars are for a terminal
     first = jax.process_index() == 0
@@ -68,12 +68,15 @@ def score(
     scores = evaluate(
         run.apply,
         run.params,
-        *data,
+        archive,
+        run.channel_set,
+        run.standardization,
+        run.mesh,
         starts=starts,
         lead_hours=lead_hours or tuple(options.lead_hours),
         step_hours=archive.step_hours,
         batch_size=batch_size,
-        climatology=make_climatology(*data, indices=training, batch_size=batch_size, progress=progress),
+        climatology=_choose_climatology(run, period, batch_size=batch_size, progress=progress),
         mode=mode or options.mode,
         history=run.config.model.history,
         until=archive.times[in_period(archive.times, period)][-1],
@@ -86,6 +89,24 @@ def score(
     return scores
 
 
+def _choose_climatology(
+    run: runs.Run, period: tuple[str, str], *, batch_size: int, progress: bool
+) -> Climatology | Normals:
+    """The archive's own climatology where it holds no time of the period, else one fitted to the training period."""
+    times = run.archive.times
+    normals = open_normals(run.archive, run.channel_set)
+    if normals and not normals.holds_any(times[in_period(times, period)]):
+        return normals
+    if normals and jax.process_index() == 0:
+        print(
+            f"the climatology in {run.archive.path} is also of times that are scored: one of the training period takes "
+            "its place (prepare --statistics-period keeps times out)"
+        )
+    training = np.flatnonzero(in_period(times, tuple(run.config.data.train)))
+    data = (run.archive, run.channel_set, run.standardization, run.mesh)
+    return make_climatology(*data, indices=training, batch_size=batch_size, progress=progress)
+
+
 def spread(starts: np.ndarray, count: int) -> np.ndarray:
     """At most `count` of the starts, evenly spread; all where count is 0."""
     if not count or count >= len(starts):
@@ -96,7 +117,7 @@ def spread(starts: np.ndarray, count: int) -> np.ndarray:
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """The options that say which run is opened, and where."""
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the trained run")
-    parser.add_argument("--data", metavar="ARCHIVE", help="archive to use; default: the config's own data")
+    parser.add_argument("--data", metavar="ARCHIVE", help="archive to use; default: the one it was trained on")
     parser.add_argument("--mode", choices=MODES, help="how steps follow each other; default: the config's")
     parser.add_argument(
         "--mesh", metavar="DATA,DOMAIN,TENSOR", help="mesh to run on, as -1,1,1; default: the one it was trained on"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.archives import make_archive
-from weathermixer.climatology import climatology_at, climatology_terms, make_climatology
+from weathermixer.climatology import climatology_terms, make_climatology
 from weathermixer.data.standardization import make_standardization
 from weathermixer.mesh import make_mesh, use_mesh
 from weathermixer.variables import ChannelSet
@@ -14,7 +14,7 @@ CHANNELS = ChannelSet.make(surface=["2m_temperature", "10m_u_component_of_wind"]
 
 def physical(archive, climatology, times, mesh):
     with use_mesh(mesh):
-        fields = np.asarray(climatology_at(climatology, times, mesh), np.float64)
+        fields = np.asarray(climatology.at(times, mesh), np.float64)
     statistics = archive.statistics
     return fields * statistics.std[:, None, None] + statistics.mean[:, None, None]
 

@@ -1,7 +1,8 @@
 """The climatology that forecasts are measured against: the mean state for an hour of the day and a day of the year.
 
 It is held as a few coefficient fields per hour instead of a field per hour and day (1464 of them: 420 GB at 0.25
-degrees), so it stays on the mesh, is cut like any field, and is fitted in one pass over the training period.
+degrees), so it stays on the mesh, is cut like any field, and is fitted in one pass over the training period. An archive
+may bring those fields itself, in WeatherBench 2's definition: weathermixer/data/normals.py reads them.
 """
 
 import dataclasses
@@ -40,6 +41,11 @@ class Climatology:
     def description(self) -> str:
         seasons = f" with {self.harmonics} annual harmonics" if self.harmonics else ""
         return f"mean of the training period by hour of day{seasons}"
+
+    def at(self, times: np.ndarray, mesh: Mesh) -> Float[Array, "b n lat lon"]:
+        """The standardized climatology at these times, a global array cut like a batch of fields."""
+        terms = climatology_terms(times, hours=self.hours, harmonics=self.harmonics)
+        return _combine(_on_mesh(terms, mesh), self.coefficients)
 
 
 def climatology_terms(times: np.ndarray, *, hours: tuple[int, ...], harmonics: int) -> Float[np.ndarray, "time term"]:
@@ -96,12 +102,6 @@ def make_climatology(
             frames = read_frames(archive, channel_set, mesh, indices[chosen])
             total = _accumulate(total, _on_mesh(weights, mesh), frames, standardization)
         return Climatology(_solve(np.linalg.inv(gram).astype(np.float32), total), hours, harmonics)
-
-
-def climatology_at(climatology: Climatology, times: np.ndarray, mesh: Mesh) -> Float[Array, "b n lat lon"]:
-    """The standardized climatology at these times, a global array cut like a batch of fields."""
-    terms = climatology_terms(times, hours=climatology.hours, harmonics=climatology.harmonics)
-    return _combine(_on_mesh(terms, mesh), climatology.coefficients)
 
 
 def _on_mesh(terms: Float[np.ndarray, "b term"], mesh: Mesh) -> Float[Array, "b term"]:

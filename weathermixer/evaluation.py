@@ -10,9 +10,10 @@ from jax.sharding import Mesh, PartitionSpec, reshard
 from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
-from weathermixer.climatology import Climatology, climatology_at
+from weathermixer.climatology import Climatology
 from weathermixer.data.archive import Archive
 from weathermixer.data.loader import read_frames
+from weathermixer.data.normals import Normals
 from weathermixer.data.standardization import Standardization, standardize
 from weathermixer.grid import area_weights
 from weathermixer.mesh import check_divides, use_mesh
@@ -35,7 +36,7 @@ def evaluate(
     lead_hours: Sequence[int],
     step_hours: int,
     batch_size: int,
-    climatology: Climatology,
+    climatology: Climatology | Normals,
     mode: str = "autoregressive",
     history: int = 1,
     until: np.datetime64 | None = None,
@@ -74,7 +75,7 @@ def evaluate(
                 counted = real & (valid[lead, chosen] >= 0)
                 # a sample without a target is given its own start in its place, and left out of the sums
                 indices = np.where(counted, valid[lead, chosen], starts[chosen])
-                target, normal = read(indices), climatology_at(climatology, archive.times[indices], mesh)
+                target, normal = read(indices), climatology.at(archive.times[indices], mesh)
                 for source, fields in enumerate((prediction, x, normal)):
                     statistics = _statistics(fields, target, normal, standardization.std, area)
                     for name, values in statistics.items():

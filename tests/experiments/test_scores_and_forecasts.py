@@ -15,10 +15,12 @@ from experiments.evaluate import make_parser as make_evaluate_parser
 from experiments.evaluate import open_run, parse_leads, score, spread
 from experiments.forecast import find_starts, parse_starts, write
 from tests.archives import make_archive
+from tests.data.written_sources import make_dataset
 from weathermixer.data.archive import open_archive
 from weathermixer.data.prepare import prepare
 from weathermixer.data.sources import open_source
 from weathermixer.data.standardization import make_standardization
+from weathermixer.grid import area_weights
 from weathermixer.mesh import make_mesh
 from weathermixer.variables import ChannelSet
 
@@ -62,6 +64,30 @@ def test_score_takes_what_is_not_given_from_the_config(run, capsys):
         == scores.rmse.sel(source="model", channel="geopotential_500").values.tolist()
     )
     assert found["step"] == 500
+
+
+def test_the_archives_climatology_counts_unless_it_holds_scored_times(tmp_path, capsys):
+    times = np.arange(np.datetime64("2019-01-01T00", "ns"), np.datetime64("2021-02-01", "ns"), np.timedelta64(12, "h"))
+    source = open_source(make_dataset(times=times, lat=8, lon=12, levels=(500, 850)), step_hours=12)
+    archive = prepare(source, tmp_path / "archive", climatology=True, statistics_period=("2019", "2020"))
+    run = make_run(tmp_path / "run", archive, CHANNELS, make_mesh(2, 2, 2))
+    run.config.data.train = ("2019", "2020")
+    scores = score(run, period=("2021-01-01", "2021-01-31"), lead_hours=(12,))
+    assert scores.attrs["climatology"].startswith("the archive's of 2019 to 2020, ")
+    with xr.open_zarr(archive.path, group="climatology", chunks=None) as group:
+        normal = group["2m_temperature"].values  # [hour, day, lat, lon]
+    stored = archive.store[:, 0].read().result().astype(np.float64)
+    truth = (stored * archive.scale[0] + archive.offset[0])[times >= np.datetime64("2021-01-01T12")]
+    difference = truth - normal.transpose(1, 0, 2, 3).reshape(-1, 8, 12)[1:62]
+    weights = area_weights(archive.grid.latitude)[:, None]
+    expected = np.sqrt((weights * difference**2).mean())
+    found = scores.rmse.sel(source="climatology", lead_hours=12, channel="2m_temperature")
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert "takes its place" not in capsys.readouterr().out
+
+    scores = score(run, period=("2020-12-01", "2021-01-31"), lead_hours=(12,), max_starts=4)
+    assert scores.attrs["climatology"].startswith("mean of the training period")
+    assert "is also of times that are scored: one of the training period takes its place" in capsys.readouterr().out
 
 
 def test_score_takes_what_is_given(run, tmp_path):
