@@ -80,24 +80,39 @@ def _flat(name: str, value: Any) -> dict[str, Any]:
     return {key: leaf for part, inner in value.items() for key, leaf in _flat(f"{name}.{part}", inner).items()}
 
 
-def write_config(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Keeps the config in the workdir, from where scores and forecasts read it; the first process writes."""
+def write_config(config: ConfigDict, workdir: pathlib.Path, *, archive: str | None) -> None:
+    """Keeps the config in the workdir, from where scores and forecasts read it; the first process writes.
+
+    `archive` is the run's --data; None where it trains on the config's own data.
+    """
+    if archive and "://" not in archive:
+        archive = os.path.abspath(os.path.expanduser(archive))
     if jax.process_index() == 0:
         partial = workdir / (CONFIG_FILE + ".partial")
-        partial.write_text(json.dumps(config_values(config), indent=2))
+        partial.write_text(json.dumps(config_values(config) | {"archive": archive}, indent=2))
         partial.replace(workdir / CONFIG_FILE)
 
 
 def open_run(workdir: str | os.PathLike, *, data: str | None = None, mesh: Mesh | None = None) -> Run:
     """Opens a trained run, with the moving average of its parameters where there is one, on any mesh.
 
-    Raises ValueError where the workdir holds no run or no checkpoint.
+    `data` is an archive other than the one that it was trained on. Raises ValueError where the workdir holds no run or
+    no checkpoint, and where the archive is not there.
     """
     workdir = pathlib.Path(workdir)
     if not (workdir / CONFIG_FILE).exists():
         raise ValueError(f"{workdir} holds no run: it has no {CONFIG_FILE}; train one there first")
-    config = ConfigDict(json.loads((workdir / CONFIG_FILE).read_text()))
-    archive = build.open_data(config, data)
+    values = json.loads((workdir / CONFIG_FILE).read_text())
+    trained_on = values.pop("archive", None)  # runs of older software did not say
+    config = ConfigDict(values)
+    try:
+        archive = build.open_data(config, data or trained_on)
+    except ValueError as error:
+        if data or not trained_on:
+            raise
+        raise ValueError(
+            f"{workdir} was trained on {trained_on}, but {error}; say where it is now: --data=ARCHIVE"
+        ) from None
     mesh = mesh or make_mesh(config.mesh.data, config.mesh.domain, config.mesh.tensor)
     channel_set = build.make_channel_set(config, archive)
     with use_mesh(mesh):

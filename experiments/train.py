@@ -84,7 +84,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, data: str | None = None) ->
                 state = checkpoints.restore(describe(jax.eval_shape(training.initial_state), mesh))
             else:
                 state = jax.jit(training.initial_state)()
-                runs.write_config(config, workdir)
+            runs.write_config(config, workdir, archive=data)
             with (
                 _open_log(config, workdir, training, first_step) as log,
                 open_batches(starts, first_step, training.steps) as batches,

@@ -60,7 +60,7 @@ def undisturbed(archive, tmp_path_factory):
     return workdir, jax.tree.map(np.asarray, run.params)
 
 
-def test_a_run_leaves_its_config_log_records_and_checkpoints(undisturbed):
+def test_a_run_leaves_its_config_log_records_and_checkpoints(undisturbed, archive):
     workdir, _ = undisturbed
     losses = [record["loss"] for record in records(workdir) if "loss" in record]
     assert len(losses) == STEPS // 2
@@ -69,9 +69,8 @@ def test_a_run_leaves_its_config_log_records_and_checkpoints(undisturbed):
     log = (workdir / "log.txt").read_text()
     assert "parameters" in log
     assert "of fair share" in log
-    assert runs.config_values(make_config(mesh__domain=2, mesh__tensor=2)) == json.loads(
-        (workdir / "config.json").read_text()
-    )
+    config = runs.config_values(make_config(mesh__domain=2, mesh__tensor=2))
+    assert config | {"archive": archive} == json.loads((workdir / "config.json").read_text())
 
 
 def test_stopped_and_resumed_is_bit_equal(undisturbed, archive, tmp_path, monkeypatch):
@@ -98,10 +97,26 @@ def test_a_run_resumes_on_another_mesh_and_its_losses_agree(undisturbed, archive
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
-def test_a_trained_run_opens_with_its_moving_average(undisturbed, archive):
-    run = runs.open_run(undisturbed[0], data=archive)
-    assert run.step == STEPS
+def test_a_trained_run_opens_with_its_moving_average_and_the_archive_that_trained_it(undisturbed, archive):
+    run = runs.open_run(undisturbed[0])
+    assert run.step == STEPS and run.archive.path == archive
     jax.tree.map(np.testing.assert_array_equal, run.params, undisturbed[1])
+
+
+def test_an_archive_that_moved_is_named_and_may_be_given_again(undisturbed, archive, tmp_path, monkeypatch):
+    workdir, moved = tmp_path / "run", tmp_path / "moved"
+    shutil.copytree(undisturbed[0], workdir)
+    shutil.copytree(archive, moved)
+    monkeypatch.chdir(tmp_path)
+    train.train(make_config(mesh__domain=2, mesh__tensor=2), workdir, "moved")  # has nothing left to train
+    monkeypatch.chdir("/")
+    assert runs.open_run(workdir).archive.path == str(moved)
+    shutil.rmtree(moved)
+    with pytest.raises(ValueError, match=rf"was trained on {moved}, .*no archive at .*now: --data=ARCHIVE"):
+        runs.open_run(workdir)
+    assert runs.open_run(workdir, data=archive).archive.path == archive
+    with pytest.raises(ValueError, match="there is no archive at nowhere"):
+        runs.open_run(workdir, data="nowhere")
 
 
 def test_values_that_are_not_finite_stop_the_run_and_name_the_last_good_checkpoint(archive, tmp_path):
