@@ -15,24 +15,36 @@ EPSILON = 1e-5  # of every LayerNorm (Jigsaw's published settings)
 
 
 @jax.custom_vjp
-def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The exact GELU, x Phi(x) with the normal distribution Phi, to 5e-7 in float32."""
-    wide = x.astype(jnp.float32)
+def gelu(x: Float[Array, "b t d"], bias: Float[Array, "#b #t #d"]) -> Float[Array, "b t d"]:
+    """The exact GELU of x + bias, z Phi(z) with the normal distribution Phi, to 5e-7 in float32."""
+    wide = x.astype(jnp.float32) + bias
     return (wide * _normal(wide)[0]).astype(x.dtype)
 
 
-def _gelu_forward(x):
-    return gelu(x), x
+def _gelu_forward(x, bias):
+    return gelu(x, bias), (x, bias)
 
 
-def _gelu_backward(x, dy):
+def _gelu_backward(saved, dy):
+    x, bias = saved
     x, dy = lax.optimization_barrier((x, dy))
-    wide = x.astype(jnp.float32)
+    wide = x.astype(jnp.float32) + bias
     distribution, density = _normal(wide)
-    return (((distribution + wide * density) * dy.astype(jnp.float32)).astype(x.dtype),)
+    dx = lax.optimization_barrier(((distribution + wide * density) * dy.astype(jnp.float32)).astype(x.dtype))
+    return dx, _sum_to(bias, dx.astype(jnp.float32))
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+def add_bias(x: Float[Array, "b t d"], bias: Float[Array, "#b #t #d"]) -> Float[Array, "b t d"]:
+    """x + bias in float32, so that the bias's gradient is summed in float32, and back to x's dtype."""
+    return (x.astype(jnp.float32) + bias).astype(x.dtype)
+
+
+def _sum_to(bias, gradient):
+    """A gradient summed over the dimensions along which the bias was repeated."""
+    return gradient.sum([axis for axis, size in enumerate(bias.shape) if size == 1], keepdims=True)
 
 
 def _normal(x):
@@ -71,7 +83,7 @@ def _layer_norm_backward(saved, dy):
     means = scaled.mean(-1, keepdims=True), (scaled * unit).mean(-1, keepdims=True)
     offset, slope = lax.optimization_barrier(means)
     dx = inverse * (scaled - offset - unit * slope)
-    return dx.astype(x.dtype), (dy * unit).sum((0, 1), keepdims=True), dy.sum((0, 1), keepdims=True)
+    return dx.astype(x.dtype), _sum_to(scale, dy * unit), _sum_to(scale, dy)
 
 
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)

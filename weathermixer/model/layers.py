@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from weathermixer.jigsaw import ACTIVATION, mix
 from weathermixer.mesh import spec, ways
-from weathermixer.model.elementwise import layer_norm
+from weathermixer.model.elementwise import add_bias, layer_norm
 from weathermixer.schedule import Over, Schedule, choose_schedule, kernel_names
 
 
@@ -62,9 +62,10 @@ class Dense(nnx.Module):
         self.kernel = parameter(kernel_init(inputs), rngs, names, (inputs, outputs))
         self.bias = parameter(constant_init(0.0), rngs, (bias,), (outputs,))
 
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t2 d2"]:
+    def __call__(self, x: Float[Array, "b t d"], *, finish: Callable = add_bias) -> Float[Array, "b t2 d2"]:
+        """finish(x kernel, bias): an activation function that adds the bias itself saves writing the sum."""
         y = mix(x, self.kernel[...], over=self.over, schedule=self.schedule)
-        return y + dense_bias(self.bias[...].astype(x.dtype), self.over)
+        return finish(y, dense_bias(self.bias[...], self.over))
 
 
 def resolve_schedule(schedule: Schedule, inputs: int, outputs: int, over: Over) -> Schedule:

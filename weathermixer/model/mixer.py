@@ -20,7 +20,7 @@ class Mlp(nnx.Module):
         self.dropout_rate = dropout_rate
 
     def __call__(self, x: Float[Array, "b t d"], key: Key[Array, ""] | None) -> Float[Array, "b t d"]:
-        hidden = gelu(self.up(x))
+        hidden = self.up(x, finish=gelu)
         hidden = dropout(hidden, self.dropout_rate, fold_key(key, 0))
         return dropout(self.down(hidden), self.dropout_rate, fold_key(key, 1))
 
