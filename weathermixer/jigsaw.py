@@ -17,7 +17,7 @@ chunks; they wait for nothing, so they travel under the products before. What mo
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,11 @@ TOKEN_MAJOR = Layout(major_to_minor=(1, 0, 2))
 
 
 def mix(
-    x: Float[Array, "b t d"], kernel: Float[Array, "i o"], *, over: Over, schedule: Schedule = "auto"
+    x: Float[Array, "b t d"] | Sequence[Float[Array, "b t d"]],
+    kernel: Float[Array, "i o"] | Sequence[Float[Array, "i o"]],
+    *,
+    over: Over,
+    schedule: Schedule = "auto",
 ) -> Float[Array, "b t2 d2"]:
     """Contracts an activation with a kernel over its channels or over its tokens.
 
@@ -44,7 +48,8 @@ def mix(
         over="token":    y[b, o, d] = sum_i x[b, i, d] kernel[i, o]
 
     Args:
-      x: cut ("batch", "token", "embed"), and so is the result.
+      x: cut ("batch", "token", "embed"), and so is the result. Of several activations with a kernel each the sum is
+        returned: one contraction over all of them, whose result travels once.
       kernel: [contracted, produced], cut as `kernel_names(over, schedule)` says. It is cast to the activation's dtype
         before it travels; its gradient comes back in its own dtype.
       over: what is mixed.
@@ -54,18 +59,20 @@ def mix(
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule={schedule!r} is not one of {SCHEDULES}")
-    cut = jax.typeof(kernel).sharding.spec
+    xs, kernels = ((x,), (kernel,)) if isinstance(x, jax.Array) else (tuple(x), tuple(kernel))
+    cut = jax.typeof(kernels[0]).sharding.spec
     stored = "ring_gather" if cut == spec(*kernel_names(over, "gather")) else "ring_scatter"
     if schedule == "auto":
         schedule = stored
     names = kernel_names(over, stored if schedule == "einsum" else schedule)
-    if cut != spec(*names):
-        raise ValueError(
-            f"kernel cut {cut} does not fit schedule={schedule!r} over {over}s: it is {spec(*names)} for {names}"
-        )
+    for cut in (jax.typeof(one).sharding.spec for one in kernels):
+        if cut != spec(*names):
+            raise ValueError(
+                f"kernel cut {cut} does not fit schedule={schedule!r} over {over}s: it is {spec(*names)} for {names}"
+            )
     if schedule == "einsum":
-        return _einsum(x, kernel, over, names)
-    return _contract(x, kernel, Way.of(over, schedule))
+        return _sum(_einsum(x, kernel, over, names) for x, kernel in zip(xs, kernels, strict=True))
+    return _contract(xs, kernels, Way.of(over, schedule))
 
 
 def _einsum(x, kernel, over, names):
@@ -94,63 +101,73 @@ class Way:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _contract(x, kernel, way):
-    return _contract_forward(x, kernel, way)[0]
+def _contract(xs, kernels, way):
+    return _contract_forward(xs, kernels, way)[0]
 
 
-def _contract_forward(x, kernel, way):
-    y = jax.shard_map(functools.partial(_forward, way=way), out_specs=spec(*ACTIVATION))(x, kernel)
-    return y, (x, kernel)
+def _contract_forward(xs, kernels, way):
+    y = jax.shard_map(functools.partial(_forward, way=way), out_specs=spec(*ACTIVATION))(xs, kernels)
+    return y, (xs, kernels)
 
 
 def _contract_backward(way, saved, dy):
-    x, kernel = saved
-    cuts = (jax.typeof(x).sharding.spec, jax.typeof(kernel).sharding.spec)
-    return jax.shard_map(functools.partial(_backward, way=way), out_specs=cuts)(x, kernel, dy)
+    cuts = jax.tree.map(lambda array: jax.typeof(array).sharding.spec, saved)
+    return jax.shard_map(functools.partial(_backward, way=way), out_specs=cuts)(*saved, dy)
 
 
 _contract.defvjp(_contract_forward, _contract_backward)
 
 
-def _forward(x, kernel, way):
-    """y = x W, of one device's parts."""
-    kernel = _whole(kernel, x.dtype, way)
+def _forward(xs, kernels, way):
+    """y = sum x W, of one device's parts."""
+    pairs = [(x, _whole(kernel, x.dtype, way)) for x, kernel in zip(xs, kernels, strict=True)]
     if way.gather:
-        chunks = _arrive(x, way.along, way.dim, ring=way.ring)
-        return _sum(_product(chunk, _part(kernel, owner, way.along, 0), way.dim) for owner, chunk in chunks)
+        arriving = ((_arrive(x, way.along, way.dim, ring=way.ring), kernel) for x, kernel in pairs)
+        return _sum(
+            _product(chunk, _part(kernel, owner, way.along, 0), way.dim)
+            for chunks, kernel in arriving
+            for owner, chunk in chunks
+        )
 
     def term(owner):
-        return _product(x, _part(kernel, owner, way.along, 1), way.dim)
+        return _sum(_product(x, _part(kernel, owner, way.along, 1), way.dim) for x, kernel in pairs)
 
     return _deliver(term, way.along, way.dim, ring=way.ring)
 
 
-def _backward(x, kernel, dy, way):
-    """dx = dy W^T by the transposed schedule, then dW = x^T dy from what has arrived, as one product."""
-    if lax.axis_size(way.across) > 1:  # gather it again: no device keeps whole kernels from forward to backward
-        kernel, dy = lax.optimization_barrier((kernel, dy))
-    whole = _whole(kernel, x.dtype, way)
+def _backward(xs, kernels, dy, way):
+    """dx = dy W^T by the transposed schedule, then dW = x^T dy from what has arrived, as one product each."""
+    if lax.axis_size(way.across) > 1:  # gather them again: no device keeps whole kernels from forward to backward
+        kernels, dy = lax.optimization_barrier((kernels, dy))
+    wholes = [_whole(kernel, dy.dtype, way) for kernel in kernels]
     if way.gather:
 
-        def term(owner):
+        def term(whole, owner):
             return _product(dy, _part(whole, owner, way.along, 0), way.dim, transposed=True)
 
-        dx = _deliver(term, way.along, way.dim, ring=way.ring)
-        x = lax.all_gather(x, way.along, axis=way.dim, tiled=True)  # waits for nothing, as the kernels
+        dxs = [_deliver(functools.partial(term, whole), way.along, way.dim, ring=way.ring) for whole in wholes]
+        # waits for nothing, as the kernels
+        xs = [lax.all_gather(x, way.along, axis=way.dim, tiled=True) for x in xs]
     else:
         chunks = list(_arrive(dy, way.along, way.dim, ring=way.ring))
-        dx = _sum(
-            _product(chunk, _part(whole, owner, way.along, 1), way.dim, transposed=True) for owner, chunk in chunks
-        )
+        dxs = [
+            _sum(
+                _product(chunk, _part(whole, owner, way.along, 1), way.dim, transposed=True) for owner, chunk in chunks
+            )
+            for whole in wholes
+        ]
         dy = _in_order([chunk for _, chunk in chunks], way.along, way.dim)
 
-    def kernel_term(owner):
+    def kernel_term(x, owner):
         if way.gather:
             return _outer(_part(x, owner, way.across, way.dim), dy, way.dim)
         return _outer(x, _part(dy, owner, way.across, way.dim), way.dim)
 
-    dkernel = _deliver(kernel_term, way.across, 0 if way.gather else 1, ring=way.ring)
-    return dx, lax.psum(dkernel.astype(kernel.dtype), LOGICAL_AXES["batch"])
+    def kernel_gradient(x, kernel):
+        part = _deliver(functools.partial(kernel_term, x), way.across, 0 if way.gather else 1, ring=way.ring)
+        return lax.psum(part.astype(kernel.dtype), LOGICAL_AXES["batch"])
+
+    return tuple(dxs), tuple(map(kernel_gradient, xs, kernels))
 
 
 def _whole(kernel, dtype, way):

@@ -7,37 +7,117 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from weathermixer.mesh import spec
+from weathermixer.mesh import LOGICAL_AXES, spec
 from weathermixer.model.elementwise import EPSILON
 from weathermixer.model.layers import constant_init, kernel_init, parameter
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def masked_norm(x: Float[Array, "b c lat lon"], counted: tuple[bool, ...]) -> Float[Array, "b c lat lon"]:
-    """Normalizes each grid point to mean zero and variance one over the counted channels; others come out zero."""
-    return _masked_norm_forward(x, counted)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def blend(
+    decoded: Float[Array, "b c lat lon"],
+    x: Float[Array, "b c lat lon"],
+    weights: dict[str, Float[Array, "..."]],
+    counted: tuple[bool, ...],
+) -> Float[Array, "b c lat lon"]:
+    """Each grid point's next state, from its channels of `decoded` and of the state `x`; both norms are in here.
+
+        n = (decoded - mean(decoded)) / deviation(decoded)                            to decoded's dtype
+        M, 1/R = mean, deviation of the concatenation of scale * n + bias and x       over the counted channels
+        y = R * (first^T n + second^T x + constant - M * total) + shift               in float32
+
+    The outer norm is affine for each grid point, so it is applied to the products: the normalized concatenation itself,
+    twice the size of the state, is never written. All of this is bound by memory: the backward pass starts from n and
+    y, and what it writes at full size it writes in decoded's dtype. The barriers keep the compiler from storing float32
+    in place of these.
+
+    Args:
+      weights: first, second [c, c] (contracted, produced); scale, bias, constant, total, shift [c]. All are zero for
+        channels that are not counted, and so is y.
+    """
+    return _blend_forward(decoded, x, weights, counted)[0]
 
 
-def _masked_norm_forward(x, counted):
-    mask, count = np.array(counted, np.float32)[None, :, None, None], float(sum(counted))
-    mean = (x * mask).sum(1, keepdims=True) / count
-    variance = jnp.square((x - mean) * mask).sum(1, keepdims=True) / count
-    mean, inverse = jax.lax.optimization_barrier((mean, jax.lax.rsqrt(variance + EPSILON)))
-    y = (x - mean) * inverse * mask
-    return y, (y, inverse)
+def _blend_forward(decoded, x, weights, counted):
+    mask, count = _on_grid(np.array(counted, np.float32)), float(sum(counted))
+    decoded = lax.optimization_barrier(decoded)
+    wide = decoded.astype(jnp.float32) * mask
+    mean = wide.sum(1, keepdims=True) / count
+    variance = jnp.maximum(jnp.square(wide).sum(1, keepdims=True) / count - jnp.square(mean), 0)
+    mean, inverse = lax.optimization_barrier((mean, lax.rsqrt(variance + EPSILON)))
+    normal = lax.optimization_barrier(((wide - mean) * inverse * mask).astype(decoded.dtype))
+    scaled, state = normal * _on_grid(weights["scale"]) + _on_grid(weights["bias"]), x * mask
+    outer_mean = (scaled + state).sum(1, keepdims=True) / (2 * count)
+    square = (jnp.square(scaled) + jnp.square(state)).sum(1, keepdims=True) / (2 * count)
+    variance = jnp.maximum(square - jnp.square(outer_mean), 0)
+    outer_mean, outer_inverse = lax.optimization_barrier((outer_mean, lax.rsqrt(variance + EPSILON)))
+    cut = jax.typeof(x).sharding.spec
+    y = _product("co,bclw->bolw", weights["first"].astype(normal.dtype), normal, cut)
+    y += _product("co,bclw->bolw", weights["second"].astype(x.dtype), x, cut)
+    y += _on_grid(weights["constant"]) - outer_mean * _on_grid(weights["total"])
+    y = lax.optimization_barrier((y * outer_inverse + _on_grid(weights["shift"])) * mask)
+    return y, (normal, inverse, x, outer_mean, outer_inverse, y, weights)
 
 
-def _masked_norm_backward(counted, saved, dy):
-    mask, count = np.array(counted, np.float32)[None, :, None, None], float(sum(counted))
-    y, inverse = saved
-    means = (dy * mask).sum(1, keepdims=True) / count, (dy * y).sum(1, keepdims=True) / count
-    offset, slope = jax.lax.optimization_barrier(means)
-    return (inverse * (dy - offset - y * slope) * mask,)
+def _blend_backward(counted, saved, dy):
+    mask, count = _on_grid(np.array(counted, np.float32)), float(sum(counted))
+    normal, inverse, x, outer_mean, outer_inverse, y, weights = saved
+    # through the outer norm: the gradients of its mean and of its variance, each shared by 2 * count values
+    dmean = -outer_inverse * (dy * _on_grid(weights["total"])).sum(1, keepdims=True)
+    dvariance = -0.5 * jnp.square(outer_inverse) * (dy * (y - _on_grid(weights["shift"]))).sum(1, keepdims=True)
+    slope, dz = lax.optimization_barrier((dvariance / count, (dy * outer_inverse).astype(normal.dtype)))
+    level = (dmean / 2 - dvariance * outer_mean) / count
+    # through the products; what corrects a kernel by the state does not need the state in float32
+    cut, kernel_cut = (jax.typeof(array).sharding.spec for array in (x, weights["first"]))
+    through = {
+        name: _product("co,bolw->bclw", weights[name].astype(dz.dtype), dz, cut).astype(dz.dtype)
+        for name in ("first", "second")
+    }
+    dkernel = {
+        name: _kernel_gradient(factor.astype(dz.dtype), dz, kernel_cut)
+        for name, factor in (("first", normal), ("second", x))
+    }
+    # through the inner norm
+    first = lax.optimization_barrier(through["first"]).astype(jnp.float32)
+    wide, scale = normal.astype(jnp.float32), _on_grid(weights["scale"])
+    dscaled = (level + slope * (wide * scale + _on_grid(weights["bias"]))) * mask
+    dnormal = first + dscaled * scale
+    means = dnormal.sum(1, keepdims=True) / count, (dnormal * wide).sum(1, keepdims=True) / count
+    offset, along = lax.optimization_barrier(means)
+    ddecoded = (inverse * (dnormal - offset - wide * along) * mask).astype(normal.dtype)
+    dx = through["second"].astype(x.dtype) + (level + slope * x) * mask
+    wide_dz = dz.astype(jnp.float32)
+    dweights = dict(
+        dkernel,
+        scale=(dscaled * wide).sum((0, 2, 3)),
+        bias=dscaled.sum((0, 2, 3)),
+        constant=wide_dz.sum((0, 2, 3)),
+        total=-(wide_dz * outer_mean).sum((0, 2, 3)),
+        shift=(wide_dz / outer_inverse).sum((0, 2, 3)),
+    )
+    return ddecoded, dx, dweights
 
 
-masked_norm.defvjp(_masked_norm_forward, _masked_norm_backward)
+blend.defvjp(_blend_forward, _blend_backward)
+
+
+def _on_grid(vector):
+    return vector[None, :, None, None]
+
+
+def _product(subscripts, kernel, fields, cut):
+    # the kernel stands first: XLA has no CPU kernel for bf16 factors of a float32 result the other way round
+    return jnp.einsum(subscripts, kernel, fields, out_sharding=cut, preferred_element_type=jnp.float32)
+
+
+def _kernel_gradient(fields, dy, cut):
+    """sum fields[b,c,l,w] dy[b,o,l,w], row by row: XLA would pad both to split one product of millions of terms."""
+    cut = PartitionSpec(LOGICAL_AXES["batch"], LOGICAL_AXES["lat"], *cut)
+    rows = jnp.einsum("bclw,bolw->blco", fields, dy, out_sharding=cut, preferred_element_type=jnp.float32)
+    return rows.sum((0, 1))
 
 
 class Blend(nnx.Module):
@@ -63,33 +143,25 @@ class Blend(nnx.Module):
     def __call__(
         self, decoded: Float[Array, "b c lat lon"], x: Float[Array, "b c lat lon"], predicted: Bool[np.ndarray, " c"]
     ) -> Float[Array, "b c lat lon"]:
-        def grid(vector):
-            return vector[None, :, None, None]
-
-        def product(vectors, kernel, *, subscripts="bclw,co->bolw", names=("batch", "channel", "lat", "lon")):
-            return jnp.einsum(subscripts, vectors, kernel, out_sharding=spec(*names))
-
         mask = predicted.astype(np.float32)
-        kernel = self.kernel[...] * mask[None, :, None]
-        inner = masked_norm(decoded, tuple(predicted.tolist()))
+        kernel = self.kernel[...] * np.outer(mask, mask)[None]
         scale, bias = self.inner_scale[...] * mask, self.inner_bias[...] * mask
-        # the outer norm's statistics, of LN(decoded) and x together, in one pass over both
-        first, second, count = inner * grid(scale) + grid(bias), x * grid(mask), 2 * float(mask.sum())
-        mean = (first + second).sum(1, keepdims=True) / count
-        square = (jnp.square(first) + jnp.square(second)).sum(1, keepdims=True) / count
-        inverse = jax.lax.rsqrt(square - jnp.square(mean) + EPSILON)
-        # the outer norm is affine for each grid point, so it is applied to the products: the normalized
-        # concatenation itself, twice the size of the state, is never written
         outer = self.outer_scale[...][:, :, None] * kernel
-        y = product(inner, scale[:, None] * outer[0]) + product(x, outer[1])
 
         def vector(values, kernel):
-            return product(values, kernel, subscripts="c,co->o", names=("channel_vector",))
+            return jnp.einsum("c,co->o", values, kernel, out_sharding=spec("channel_vector"))
 
-        ones = jnp.ones_like(bias)
-        y = y + grid(vector(bias, outer[0])) - mean * grid(vector(ones, outer[0] + outer[1]))
-        shift = vector(self.outer_bias[0], kernel[0]) + vector(self.outer_bias[1], kernel[1]) + self.bias[...]
-        return (y * inverse + grid(shift)) * grid(mask)
+        shift = vector(self.outer_bias[0], kernel[0]) + vector(self.outer_bias[1], kernel[1]) + self.bias[...] * mask
+        weights = dict(
+            first=scale[:, None] * outer[0],
+            second=outer[1],
+            scale=scale,
+            bias=bias,
+            constant=vector(bias, outer[0]),
+            total=vector(jnp.ones_like(bias), outer[0] + outer[1]),
+            shift=shift,
+        )
+        return blend(decoded, x, weights, tuple(predicted.tolist()))
 
 
 class Increment(nnx.Module):

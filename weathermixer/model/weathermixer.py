@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Key
 
 from weathermixer.jigsaw import mix
 from weathermixer.mesh import check_divides
+from weathermixer.model.elementwise import add_bias
 from weathermixer.model.heads import Blend, Increment
 from weathermixer.model.layers import (
     Dense,
@@ -203,7 +204,7 @@ class WeatherMixer(nnx.Module):
         for repeat in range(repeats):
             for index, block in enumerate(self.blocks):
                 h = self._apply_block(block, h, fold_key(key, repeat * self.shape.blocks + index))
-        decoded = unpatch(self._decode(h, encoded), self.shape.patch, self.shape.grid).astype(jnp.float32)
+        decoded = unpatch(self._decode(h, encoded), self.shape.patch, self.shape.grid)
         predicted = np.arange(self.shape.channels) < self.shape.predicted
         return gather_instances(self.head)(decoded, x, predicted)
 
@@ -216,6 +217,5 @@ class WeatherMixer(nnx.Module):
     def _decode(self, h, encoded):
         parts = (self.decode_kernel[...], self.decode_bias[...], self.norm)
         kernel, bias, norm = (gather_instances(part) for part in parts)
-        options = dict(over="channel", schedule=self.decode_schedule)
-        y = mix(norm(h), kernel[0], **options) + mix(encoded, kernel[1], **options)
-        return y + dense_bias(bias.astype(self.compute_dtype), "channel")
+        y = mix((norm(h), encoded), (kernel[0], kernel[1]), over="channel", schedule=self.decode_schedule)
+        return add_bias(y, dense_bias(bias, "channel"))
