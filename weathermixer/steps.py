@@ -35,13 +35,14 @@ def make_loss(
         raise ValueError(f"augmentation={augmentation!r} is not one of {AUGMENTATIONS}")
 
     def loss(params: Any, batch: Batch, standardization: Standardization, key: Array | None) -> Float[Array, ""]:
-        frames = (batch.inputs, batch.targets) + (() if batch.previous is None else (batch.previous,))
-        x, target, *previous = (standardize(field, standardization) for field in frames)
+        seen = (batch.inputs,) if batch.previous is None else (batch.inputs, batch.previous)
+        x, *previous = (standardize(field, standardization) for field in seen)
+        target = standardize(batch.targets, standardization, static=False)
         if augmentation == "rotate_longitude" and key is not None:
             key, turn = jax.random.split(key)
             x, target, *previous = rotate_longitude((x, target, *previous), turn)
-        seen = {"previous": previous[0]} if previous else {}
-        prediction = apply(params, x, repeats=repeats, key=key, **seen)
+        history = {"previous": previous[0]} if previous else {}
+        prediction = apply(params, x, repeats=repeats, key=key, **history)
         return weighted_mse(prediction, target, area=area, channel=channel)
 
     return loss

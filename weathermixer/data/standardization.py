@@ -61,10 +61,15 @@ def make_standardization(archive: Archive, channel_set: ChannelSet, mesh: Mesh) 
     )
 
 
-def standardize(stored: Num[Array, "b n lat lon"], s: Standardization) -> Float[Array, "b n lat lon"]:
-    """Stored values to the model's input, float32: stored * scale + offset, static fields in their channels."""
+def standardize(
+    stored: Num[Array, "b n lat lon"], s: Standardization, *, static: bool = True
+) -> Float[Array, "b n lat lon"]:
+    """Stored values to standardized ones, float32: stored * scale + offset, and the static fields in their channels.
+
+    The model's input has static fields; a target can do without (static=False).
+    """
     widened = stored.astype(jnp.float32) * s.scale[None, :, None, None] + s.offset[None, :, None, None]
-    return widened + s.static[None]
+    return widened + s.static[None] if static else widened
 
 
 def to_physical(standardized: Float[Array, "b n lat lon"], s: Standardization) -> Float[Array, "b n lat lon"]:
