@@ -27,13 +27,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from weathermixer.data.archive import Archive, is_published
+from weathermixer.data.archive import Archive
 from weathermixer.data.layout import COMPRESSORS
 from weathermixer.data.planning import Plan, make_plan
 from weathermixer.data.prepare import prepare
 from weathermixer.data.simulate import DAYS, simulate
 from weathermixer.data.sources import Source, open_source
 from weathermixer.data.verify import verify_archive
+from weathermixer.data.writer import is_published
 from weathermixer.variables import ERA5, group_by_variable
 
 COMPRESSOR_HELP = "default: none, read fastest; zstd (2/3 of the bytes), lz4 (4/5): for slow and remote stores"

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from weathermixer.data.archive import Archive, Statistics, create_archive, open_archive, publish, write_statistics
+from weathermixer.data.archive import Archive, Statistics, open_archive
+from weathermixer.data.writer import create_archive, publish, write_statistics
 from weathermixer.grid import Grid
 from weathermixer.variables import ChannelSet
 

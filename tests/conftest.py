@@ -31,6 +31,7 @@ def no_mesh_left_over():
 def make_archive(tmp_path):
     """Makes a small published archive of smooth made-up weather: make_archive(times=..., shape=(lat, lon), ...)."""
     from weathermixer.data import archive as archives
+    from weathermixer.data import writer
     from weathermixer.grid import Grid
     from weathermixer.variables import ChannelSet
 
@@ -57,7 +58,7 @@ def make_archive(tmp_path):
         mean, std = np.linspace(200, 900, len(names)), np.linspace(5, 50, len(names))
         fields = {name: rng.random(shape).astype(np.float32) for name in static}
         path = str(path or tmp_path / f"archive{seed}")
-        store = archives.create_archive(
+        store = writer.create_archive(
             path, times=when, grid=grid, channels=ChannelSet.from_names(names).dynamic, static=fields, scale=std,
             offset=mean, times_per_shard=times_per_shard, attributes={"step_hours": 6}, **options,
         )  # fmt: skip
@@ -67,10 +68,8 @@ def make_archive(tmp_path):
         tendency = np.diff(physical, axis=0).std(axis=(0, 2, 3))
         moments = dict(mean=physical.mean(axis=(0, 2, 3)), std=physical.std(axis=(0, 2, 3)), tendency_std=tendency)
         extent = dict(minimum=physical.min(axis=(0, 2, 3)), maximum=physical.max(axis=(0, 2, 3)))
-        archives.write_statistics(
-            path, archives.Statistics(**moments, **extent, missing=np.zeros(len(names), np.int64))
-        )
-        archives.publish(path)
+        writer.write_statistics(path, archives.Statistics(**moments, **extent, missing=np.zeros(len(names), np.int64)))
+        writer.publish(path)
         return archives.open_archive(path)
 
     return make

@@ -12,9 +12,10 @@ import numpy as np
 import xarray
 from jax.sharding import Mesh
 
-from weathermixer.data.archive import Archive, Statistics, create_archive, open_archive, publish, write_statistics
+from weathermixer.data.archive import Archive, Statistics, open_archive
 from weathermixer.data.boxes import Box
 from weathermixer.data.reader import Reader
+from weathermixer.data.writer import create_archive, publish, write_statistics
 from weathermixer.grid import Grid
 from weathermixer.variables import LEVELS_HPA, ChannelSet
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import xarray
 
-from weathermixer.data.archive import chunk_shape, create_archive, open_archive, publish
-from weathermixer.data.layout import COMPRESSORS
+from weathermixer.data.archive import open_archive
+from weathermixer.data.layout import COMPRESSORS, chunk_shape
+from weathermixer.data.writer import create_archive, publish
 from weathermixer.grid import Grid
 from weathermixer.variables import Channel
 

@@ -8,7 +8,7 @@ import pytest
 
 from weathermixer.data import storage
 from weathermixer.data.boxes import find_boxes, needed_bytes, read_amplification, touched_bytes
-from weathermixer.data.loader import make_batches
+from weathermixer.data.loader import make_batches, read_frames
 from weathermixer.data.reader import Reader
 from weathermixer.mesh import make_mesh
 from weathermixer.variables import ChannelSet
@@ -33,9 +33,9 @@ def read_by(archive, channels, mesh, devices, times):
         for read in frame.reads:
             read.result()
     counted = storage.bytes_read() - before
-    shards = {time // 4 for time, _, _ in pending.frames}
+    shards = {time // 4 for (time, _, _), frame in pending.frames.items() if frame.reads}
     chunk = archive.store.chunk_layout.read_chunk.shape
-    index = len(shards) * (16 * 4 * (8 // chunk[1]) * (16 // chunk[2]) + 4)
+    index = len(shards) * (16 * 4 * (len(archive.channels) // chunk[1]) * (16 // chunk[2]) + 4)
     chunk_bytes = 2 * np.prod(chunk)
     chunks, rest = divmod(counted - index, chunk_bytes + 4)
     assert rest == 0
@@ -69,6 +69,30 @@ def test_the_figure_is_honest_on_other_meshes(make_archive, made_for):
         assert (
             read / needed == read_amplification(archive, channels, mesh) == np.prod([max(1, a // b) for a, b in cuts])
         )
+
+
+@pytest.mark.parametrize(
+    ("multiple", "tensor", "amplification"),
+    [(1, 2, 1.0), (8, 2, 1.0), (6, 2, 1.0), (4, 4, 1.0), (5, 2, 2.0), (6, 4, 4 / 3), (10, 5, 1.0)],
+)
+def test_a_padding_that_the_archive_does_not_know(make_archive, multiple, tensor, amplification):
+    """Made for two parts of 6 + 2 channels, in chunks of two: other padding moves the parts' ends into chunks."""
+    archive = make_archive(
+        names=NAMES[:6], static=("land_sea_mask", "soil_type"), times=8, shape=SHAPE, domain=2, tensor=2
+    )
+    assert archive.store.chunk_layout.read_chunk.shape[1] == 2
+    channels, mesh = ChannelSet(archive.channels, tuple(archive.static), multiple), make_mesh(1, 1, tensor)
+    ratios = []
+    for device in mesh.devices.ravel():
+        boxes = find_boxes(mesh, (2, channels.size, *SHAPE), [device])
+        read, needed = read_by(archive, channels, mesh, [device], [6, 1])
+        assert read == 2 * touched_bytes(archive, channels, boxes)
+        assert needed == 2 * needed_bytes(archive, channels, boxes)
+        ratios += [read / needed] if needed else []
+    assert max(ratios) == pytest.approx(read_amplification(archive, channels, mesh)) == pytest.approx(amplification)
+    frames = np.asarray(read_frames(archive, channels, mesh, np.array([6, 1])))
+    np.testing.assert_array_equal(frames[:, :6], archive.store.read().result()[[6, 1]])
+    np.testing.assert_array_equal(frames[:, 6:], 0)
 
 
 def test_devices_of_one_process_share_what_they_touch(make_archive):

@@ -13,9 +13,10 @@ import tensorstore as ts
 
 from tests.data.servers import serve
 from weathermixer.data import loader
-from weathermixer.data.archive import create_archive, open_archive, publish
+from weathermixer.data.archive import open_archive
 from weathermixer.data.loader import make_batches, read_frames
 from weathermixer.data.storage import kvstore_spec
+from weathermixer.data.writer import create_archive, publish
 from weathermixer.mesh import make_mesh
 from weathermixer.variables import ChannelSet
 
@@ -154,44 +155,28 @@ def test_a_stalled_request_is_sent_again(make_archive):
     assert float(found.stdout) == local.store[2].read().result().astype(np.float64).sum()
 
 
-def test_an_archive_in_object_storage(make_archive, monkeypatch):
-    pytest.importorskip("moto", reason="needs moto[server], a local server that speaks S3's protocol")
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="localhost", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        for name, value in (
-            ("AWS_ENDPOINT_URL", f"http://{host}:{port}"), ("AWS_REGION", "us-east-1"), ("AWS_ACCESS_KEY_ID", "k"),
-            ("AWS_SECRET_ACCESS_KEY", "s"),
-        ):  # fmt: skip
-            monkeypatch.setenv(name, value)
-        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="weather")
-        path = "s3://weather/archives/one"
-        local = make_archive(domain=2)
-        create = dict(
-            times=local.times, grid=local.grid, channels=local.channels, static={}, scale=np.ones(4), offset=np.ones(4),
-            times_per_shard=4, attributes={"step_hours": 6},
-        )  # fmt: skip
-        create_archive(path, **create)
-        with pytest.raises(ValueError, match="is incomplete"):
-            open_archive(path)
-        with pytest.raises(ValueError, match="another layout"):
-            make_archive(path, domain=2)
-        remote = make_archive("s3://weather/archives/two", domain=2)
-        assert remote.attributes["complete"] and list(remote.static) == list(local.static)
-        np.testing.assert_array_equal(remote.times, local.times)
-        with pytest.raises(ValueError, match="exists: delete it"):
-            create_archive(remote.path, **create)
-        with pytest.raises(ValueError, match=r"cannot be published: arrays \['mean'"):
-            publish(path)
-        with steps(local) as expected, steps(remote) as batches:
-            np.testing.assert_array_equal(targets(batches), targets(expected))
-            account = batches.account()
-        assert account.bytes_read > 0 and account.frames_read == 2 * 2 * 3
-        frames = read_frames(remote, ChannelSet(remote.channels), make_mesh(2, 1, 1), np.array([0, 9]))
-        np.testing.assert_array_equal(np.asarray(frames), local.store.read().result()[[0, 9]])
-    finally:
-        server.stop()
+def test_an_archive_in_object_storage(make_archive, s3_bucket):
+    path = f"{s3_bucket}/archives/one"
+    local = make_archive(domain=2)
+    create = dict(
+        times=local.times, grid=local.grid, channels=local.channels, static={}, scale=np.ones(4), offset=np.ones(4),
+        times_per_shard=4, attributes={"step_hours": 6},
+    )  # fmt: skip
+    create_archive(path, **create)
+    with pytest.raises(ValueError, match="is incomplete"):
+        open_archive(path)
+    with pytest.raises(ValueError, match="another layout"):
+        make_archive(path, domain=2)
+    remote = make_archive(f"{s3_bucket}/archives/two", domain=2)
+    assert remote.attributes["complete"] and list(remote.static) == list(local.static)
+    np.testing.assert_array_equal(remote.times, local.times)
+    with pytest.raises(ValueError, match="exists: delete it"):
+        create_archive(remote.path, **create)
+    with pytest.raises(ValueError, match=r"cannot be published: arrays \['mean'"):
+        publish(path)
+    with steps(local) as expected, steps(remote) as batches:
+        np.testing.assert_array_equal(targets(batches), targets(expected))
+        account = batches.account()
+    assert account.bytes_read > 0 and account.frames_read == 2 * 2 * 3
+    frames = read_frames(remote, ChannelSet(remote.channels), make_mesh(2, 1, 1), np.array([0, 9]))
+    np.testing.assert_array_equal(np.asarray(frames), local.store.read().result()[[0, 9]])

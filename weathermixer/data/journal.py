@@ -17,7 +17,7 @@ import numpy as np
 import tensorstore as ts
 
 from weathermixer.data import storage
-from weathermixer.data.archive import working_path
+from weathermixer.data.writer import working_path
 
 FOLDER = ".prepare"
 

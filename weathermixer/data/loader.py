@@ -5,7 +5,9 @@ one more thread plans ahead, waits and hands over, so that reads, copies to the 
 store shows as waiting, in the account and after a while in the log; remote stores are asked again, with growing delays.
 """
 
+import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 import queue
@@ -115,21 +117,17 @@ def make_batches(
     if rest or lead < 1:
         raise ValueError(f"lead_hours={lead_hours} is not a positive multiple of step_hours={archive.step_hours}")
 
-    def choose(step: int) -> Int[np.ndarray, " b"]:
-        return sample_starts(starts, seed=seed, step=step, batch_size=batch_size, block=block)
-
-    def replace(step: int, row: int, attempt: int) -> int:
-        return replace_start(starts, seed=seed, step=step, row=row, attempt=attempt)
-
+    choose = functools.partial(sample_starts, starts, seed=seed, batch_size=batch_size, block=block)
+    replace = functools.partial(replace_start, starts, seed=seed) if on_error == "skip" else None
     # with blocks, an input was a target `lead` steps ago
     keep = lead if block > 1 else 0
     offsets = (0, lead) if history == 1 else (0, lead, -1)
     reader = Reader(archive, channel_set, mesh, batch_size, spare=len(offsets) * (prefetch + 2 + keep))
-    options = dict(choose=choose, replace=replace if on_error == "skip" else None, offsets=offsets)
-    return Batches(reader, range(first_step, last_step), prefetch=prefetch, keep=keep, **options)
+    steps, options = range(first_step, last_step), dict(choose=choose, replace=replace, offsets=offsets)
+    return Batches(reader, steps, prefetch=prefetch, keep=keep, **options)
 
 
-class Batches(Iterator[Batch]):
+class Batches(Iterator[Batch], contextlib.AbstractContextManager):
     """Batches in order, read by a thread; to be closed, or used in `with`. An error surfaces in the consumer."""
 
     def __init__(
@@ -137,8 +135,8 @@ class Batches(Iterator[Batch]):
         reader: Reader,
         steps: range,
         *,
-        choose: Callable[[int], np.ndarray],
-        replace: Callable[[int, int, int], int] | None,
+        choose: Callable[..., np.ndarray],
+        replace: Callable[..., int] | None,
         offsets: tuple[int, ...],
         prefetch: int,
         keep: int,
@@ -163,15 +161,9 @@ class Batches(Iterator[Batch]):
 
     def account(self) -> Account:
         """What was read so far; the difference of two accounts is what happened between."""
-        return Account(
-            self._batches,
-            self._frames_read,
-            self._frames_shared,
-            self._bytes_needed,
-            storage.bytes_read() - self._bytes_before,
-            self._wait_seconds,
-            tuple(self._skipped),
-        )
+        counts = (self._batches, self._frames_read, self._frames_shared, self._bytes_needed)
+        bytes_read = storage.bytes_read() - self._bytes_before
+        return Account(*counts, bytes_read, self._wait_seconds, tuple(self._skipped))
 
     def __next__(self) -> Batch:
         if self._closed.is_set():
@@ -196,9 +188,6 @@ class Batches(Iterator[Batch]):
         self._thread.join()
         self._recent.clear()
 
-    def __enter__(self) -> "Batches":
-        return self
-
     def __exit__(self, *_) -> None:
         self.close()
 
@@ -206,7 +195,7 @@ class Batches(Iterator[Batch]):
         pending: deque[tuple[int, np.ndarray, Pending]] = deque()
         try:
             for step in self._steps:
-                chosen = self._choose(step)
+                chosen = self._choose(step=step)
                 pending.append((step, chosen, self._start(chosen, share=True)))
                 if len(pending) == self._prefetch:
                     self._put(self._finish(*pending.popleft()))
@@ -245,7 +234,7 @@ class Batches(Iterator[Batch]):
             for row, problem in failed.items():
                 self._skipped.append(f"step {step}, row {row}: {problem}")
                 logger.warning("replaced a sample: %s", self._skipped[-1])
-                chosen[row] = self._replace(step, row, attempt)
+                chosen[row] = self._replace(step=step, row=row, attempt=attempt)
             pending = self._start(chosen, share=False)
         raise ValueError(f"step {step}: {REPLACEMENTS} samples in a row cannot be read: {self._skipped[-1]}")
 

@@ -13,7 +13,7 @@ import numpy as np
 import tensorstore as ts
 
 from weathermixer.data import storage
-from weathermixer.data.archive import Archive, create_archive, open_archive, publish, working_path, write_statistics
+from weathermixer.data.archive import Archive, open_archive
 from weathermixer.data.checks import describe_faults, digest_archive
 from weathermixer.data.climatology import climatology_members, contributions, is_long_enough, write_climatology
 from weathermixer.data.journal import Journal, open_journal, remove_journal
@@ -23,6 +23,7 @@ from weathermixer.data.progress import Progress
 from weathermixer.data.shards import Job, Shard, find_pairs, make_shard
 from weathermixer.data.sources import Source
 from weathermixer.data.statistics import flatten_partial, make_statistics, merge_partials, no_partial, unflatten_partial
+from weathermixer.data.writer import create_archive, publish, working_path, write_statistics
 from weathermixer.grid import area_weights
 from weathermixer.variables import group_by_variable
 
