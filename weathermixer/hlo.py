@@ -1,12 +1,14 @@
 """Reads what devices exchange out of a compiled program's text (compiled.as_text()), loops multiplied by their trips.
 
-Replica groups are written differently from one jax to the next and are not read: what is told is what one device hands
-in and gets back. Shapes, operands and the order of instructions, which is the schedule, are enough for that.
+Shapes, operands, groups of devices and the order of instructions, which is the schedule, are enough for that.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
+
+import numpy as np
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
 ITEM_BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8}
@@ -16,31 +18,41 @@ INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\
 CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 TRIPS = re.compile(r'known_trip_count[^}]*?"n":"?(\d+)')
+# groups of devices: listed, counted through a transposed range, or along axes of a mesh that is counted through so
+LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
+COUNTED = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+ALONG_AXES = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? ?\{([^}]*)\}"
+)
+PAIR = re.compile(r"\{(\d+),(\d+)\}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective of a program, as one device sees it.
+    """One array that a collective of a program carries, as one device sees it.
 
     Attributes:
       kind: one of KINDS, synchronous or not.
+      elements: of the array that the device hands in.
       operand_bytes, result_bytes: what the device hands in and gets back, once.
       times: how often it runs.
-      largest: elements of the largest array that it hands in or gets back.
+      group: numbers of the devices that exchange, of the first such group; of a permute, those of one pair.
       origin: the JAX operation that it comes from.
     """
 
     kind: str
+    elements: int
     operand_bytes: int
     result_bytes: int
     times: int
-    largest: int
+    group: tuple[int, ...]
     origin: str
 
-    def received(self, devices: int) -> float:
-        """Bytes that a device receives, all times together, in a group of so many devices: a ring's, for a sum."""
+    @property
+    def received(self) -> float:
+        """Bytes that a device receives, all times together: for a sum, around a ring."""
         if self.kind == "all-reduce":
-            each = 2 * (devices - 1) / devices * self.operand_bytes
+            each = 2 * (1 - 1 / len(self.group)) * self.operand_bytes
         elif self.kind == "collective-permute":
             each = self.operand_bytes
         else:
@@ -71,19 +83,43 @@ def collectives(text: str) -> list[Collective]:
             operands = [array for operand in instruction.operands for array in _arrays(shapes[operand])]
             results = _arrays(instruction.shape)
             if instruction.opcode != kind and kind != "all-reduce":  # a start's type holds the operands as well
-                results = results[len(operands) :][: len(operands)]
+                results = results[len(operands) :]
             origin = re.search(r'op_name="([^"]*)"', instruction.attributes)
-            found.append(
-                Collective(
-                    kind,
-                    sum(size * item for size, item in operands),
-                    sum(size * item for size, item in results),
-                    times[name],
-                    max(size for size, _ in operands + results),
-                    origin[1] if origin else "",
-                )
-            )
+            rest = times[name], _group(instruction.attributes), origin[1] if origin else ""
+            found += [
+                Collective(kind, size, size * item, got * got_item, *rest)
+                for (size, item), (got, got_item) in zip(operands, results)
+            ]
     return found
+
+
+def _group(attributes: str) -> tuple[int, ...]:
+    """The first of a collective's groups of devices; ValueError where they are written in a way not known here."""
+    if "source_target_pairs" in attributes:
+        pairs = PAIR.findall(attributes[attributes.index("source_target_pairs") :])
+        return next((int(a), int(b)) for a, b in pairs if a != b)
+    if found := LISTED.search(attributes):
+        return _numbers(found[1])
+    if found := COUNTED.search(attributes):
+        shape, *order = map(_numbers, found.groups(default=""))
+        return tuple(_count(*order).reshape(shape)[0].tolist())
+    if found := ALONG_AXES.search(attributes):
+        axes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        sizes = tuple(map(int, axes.values()))
+        devices = _count(*map(_numbers, found.groups(default="")[1:3])) if found[2] else np.arange(math.prod(sizes))
+        along = tuple(slice(None) if f"'{axis}'" in found[4] else 0 for axis in axes)
+        return tuple(devices.reshape(sizes)[along].ravel().tolist())
+    raise ValueError(f"groups of devices written in a way that is not known here: {attributes[:200]}")
+
+
+def _count(sizes: tuple[int, ...], order: tuple[int, ...]) -> np.ndarray:
+    """0, 1, 2, ... in an array of these sizes, its dimensions then put into the order, if there is one."""
+    counted = np.arange(math.prod(sizes)).reshape(sizes)
+    return counted.transpose(order) if order else counted
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, filter(None, text.split(","))))
 
 
 def hidden_transfers(text: str) -> list[tuple[str, int]]:
@@ -145,9 +181,6 @@ def _arrays(shape: str) -> list[tuple[int, int]]:
     """(elements, bytes of one) of every array in a type; ITEM_BYTES or the bits in its name."""
     arrays = []
     for dtype, dimensions in re.findall(r"\b([a-z]+\d*\w*)\[([\d,]*)\]", shape):
-        size = 1
-        for dimension in filter(None, dimensions.split(",")):
-            size *= int(dimension)
         bits = re.search(r"\d+", dtype)
-        arrays.append((size, ITEM_BYTES.get(dtype) or max(1, int(bits[0]) // 8)))
+        arrays.append((math.prod(_numbers(dimensions)), ITEM_BYTES.get(dtype) or max(1, int(bits[0]) // 8)))
     return arrays

@@ -1,5 +1,7 @@
 """Traffic by hand on small cases, and its split between nodes."""
 
+import dataclasses
+
 import pytest
 
 from weathermixer.cost.layout import Group, Layout, StepOptions, indivisible
@@ -54,12 +56,35 @@ def test_rematerialization_repeats_a_blocks_transfers():
         assert again[name] == kept[name]
 
 
-@pytest.mark.parametrize("zero, elements", [("none", 2 * 4), ("moments", 4 + 4), ("parameters", 4 + 4)])
-def test_sum_over_data(zero, elements):
-    layout = Layout(4, 2, 1)
-    found = transfers(layout, zero=zero)
-    moved = sum(t.bytes for name, t in found.items() if name.endswith("over data"))
-    assert moved == pytest.approx(3 / 4 * parameters(SHAPE) / 2 * elements)
+@pytest.mark.parametrize("zero, sums, gathers", [("none", 2, 0), ("moments", 1, 1), ("parameters", 1, 1)])
+def test_sum_over_data(zero, sums, gathers):
+    found = transfers(Layout(4, 2, 1), zero=zero)
+    kernels = sum(c.kernel * c.count for c in contractions(SHAPE))
+    assert found["gradients over data"].bytes == pytest.approx(3 / 4 * kernels / 2 * 4 * sums)
+    gathered = found["parameters over data"].bytes if gathers else 0
+    assert gathered == pytest.approx(3 / 4 * parameters(SHAPE) / 2 * 4 * gathers)
+
+
+def test_a_rollout_gathers_kernels_once_and_sums_gradients_each_time():
+    once, twice = (transfers(Layout(2, 2, 2), schedule="scatter", repeats=k) for k in (1, 2))
+    assert twice["channel up: activation"].bytes == 2 * once["channel up: activation"].bytes
+    assert twice["channel up: kernel"].bytes == pytest.approx(5 / 3 * once["channel up: kernel"].bytes)
+    assert twice["decode: kernel"] == once["decode: kernel"]
+    blocks = sum(c.kernel * c.count for c in contractions(SHAPE) if c.in_block)
+    more = twice["gradients over data"].bytes - once["gradients over data"].bytes
+    assert more == pytest.approx(2 * 1 / 2 * blocks / 4 * 4)
+
+
+def test_two_frames_are_encoded_in_one_contraction():
+    two = dataclasses.replace(SHAPE, history=2)
+    for schedule, activation in (("scatter", 1), ("gather", 2)):
+        one, both = (
+            {t.name: t.bytes for t in step_transfers(shape, Layout(1, 2, 2), StepOptions(batch=1, schedule=schedule))}
+            for shape in (SHAPE, two)
+        )
+        assert both["encode: activation"] == activation * one["encode: activation"]
+        assert both["encode: kernel"] == 2 * one["encode: kernel"]
+        assert both["decode: activation"] == one["decode: activation"]
 
 
 @pytest.mark.parametrize(

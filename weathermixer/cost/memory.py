@@ -8,7 +8,9 @@ from weathermixer.cost.layout import Layout, StepOptions
 from weathermixer.cost.work import Shape, contractions, parameters
 
 FLOAT32 = 4
-HEAD_KEEPS = {"blend": 4, "increment": 1}  # float32 fields on the grid, the loss's included
+# Fields on the grid that head and loss keep, in (float32, compute dtype): the error, and of blend the state, the
+# result before the mask and the normalized fields
+HEAD_KEEPS = {"blend": (3, 1), "increment": (1, 0)}
 
 
 def activation_bytes(shape: Shape, options: StepOptions) -> float:
@@ -20,7 +22,8 @@ def activation_bytes(shape: Shape, options: StepOptions) -> float:
     s, item = shape, options.compute_bytes
     state = s.tokens * s.embed
     block = state * item if options.rematerialize == "block" else block_bytes(shape, options)
-    fields = HEAD_KEEPS[s.head] * s.channels * s.grid[0] * s.grid[1] * FLOAT32
+    wide, narrow = HEAD_KEEPS[s.head]
+    fields = (wide * FLOAT32 + narrow * item) * s.channels * s.grid[0] * s.grid[1]
     return float((s.history * s.tokens * s.features + 2 * state) * item + s.blocks * options.repeats * block + fields)
 
 

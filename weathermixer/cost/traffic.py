@@ -7,7 +7,7 @@ the sum of gradients over instances and the reading of samples.
 import dataclasses
 
 from weathermixer.cost.layout import Group, Layout, StepOptions
-from weathermixer.cost.work import Contraction, Shape, contractions, parameters
+from weathermixer.cost.work import Contraction, Shape, contractions, parameter_parts
 from weathermixer.schedule import Schedule, choose_schedule, moves_input, traffic
 
 FLOAT32 = 4
@@ -72,63 +72,103 @@ def contraction_transfers(c: Contraction, layout: Layout, options: StepOptions) 
         itemsize=options.compute_bytes,
     )
     activation = moved.activation_forward + moved.activation_backward
-    kernel = moved.kernel_forward + moved.kernel_backward
-    messages = 3 if moves_input(schedule) else 2
-    kernel_messages = 3
+    kernel = moved.kernel_backward
+    messages = 3 * c.operands if moves_input(schedule) else 2
+    kernel_messages = 2
     if not c.needs_input_gradient:  # `gather` then sums no dx, and no schedule gathers the kernel for it
         activation -= moved.activation_forward if moves_input(schedule) else 0
         kernel -= moved.kernel_forward
-        messages, kernel_messages = 2, 2
+        messages, kernel_messages = 2 * c.operands if moves_input(schedule) else 2, 1
     if options.repeated_in_backward(c):
         activation, kernel = activation + moved.activation_forward, kernel + moved.kernel_forward
         messages, kernel_messages = messages + 1, kernel_messages + 1
-    times = c.count * (options.repeats if c.in_block else 1)
+    repeats = options.repeats if c.in_block else 1
+    # gathered once for all repetitions of the forward pass: the compiler finds that it is the same
+    kernel, kernel_messages = repeats * kernel + moved.kernel_forward, c.operands * (repeats * kernel_messages + 1)
     straight = schedule.startswith("ring")
     return [
         Transfer(
             f"{c.name}: activation",
             contracted,
-            times * activation,
-            times * messages * (contracted.size - 1),
+            c.count * repeats * activation,
+            c.count * repeats * messages * (contracted.size - 1),
             c.name,
             straight,
         ),
-        Transfer(f"{c.name}: kernel", across, times * kernel, times * kernel_messages * (across.size - 1), c.name),
+        Transfer(f"{c.name}: kernel", across, c.count * kernel, c.count * kernel_messages * (across.size - 1), c.name),
     ]
 
 
 def head_transfers(c: Contraction, layout: Layout, options: StepOptions) -> list[Transfer]:
-    """The blend's: per grid point, in float32, partial sums scattered over channels and gathered backward."""
+    """The blend's, per grid point: two products summed over channels and cut in float32, their gradient gathered."""
     group = layout.contracted(c.over)
-    whole = c.result * FLOAT32 * options.batch / layout.data / layout.domain
-    return [Transfer("blend: activation", group, 2 * gathered_bytes(group, whole), 2 * (group.size - 1))]
+    whole = c.result * options.batch / layout.data / layout.domain
+    moved = gathered_bytes(group, whole * (2 * FLOAT32 + options.compute_bytes))
+    return [Transfer("head", group, moved, 3 * (group.size - 1))]
 
 
 def norm_transfers(shape: Shape, layout: Layout, options: StepOptions) -> list[Transfer]:
-    """Sums over channels of the norms' statistics, all-reduces of one float32 a row: two forward, two backward."""
+    """Sums over channels of the norms' statistics, all-reduces of one float32 a row: two forward, two backward.
+
+    The blend's two norms have a row for every grid point.
+    """
     group = layout.contracted("channel")
     in_blocks = 2 * shape.blocks * options.repeats * (6 if options.rematerialize == "block" else 4)
-    points = 8 * shape.grid[0] * shape.grid[1] if shape.head == "blend" else 0
-    rows = ((in_blocks + 4) * shape.tokens + points) / layout.domain * options.batch / layout.data
-    sums = in_blocks + 4 + (8 if points else 0)
-    return [Transfer("norms", group, 2 * gathered_bytes(group, rows * FLOAT32), 2 * sums * (group.size - 1))]
+    points = shape.grid[0] * shape.grid[1] if shape.head == "blend" else 0
+    transfers = []
+    for name, sums, rows in (("norms", in_blocks + 4, shape.tokens), ("head's norms", 8, points)):
+        moved = sums * rows / layout.domain * options.batch / layout.data * FLOAT32
+        transfers.append(Transfer(name, group, 2 * gathered_bytes(group, moved), 2 * sums * (group.size - 1)))
+    return transfers
+
+
+def block_uses(options: StepOptions) -> int:
+    """How often a parameter of a block is gathered: once, and again for every block that is rematerialized."""
+    return 1 + options.repeats * (options.rematerialize == "block")
+
+
+def vector_transfers(shape: Shape, layout: Layout, options: StepOptions) -> list[Transfer]:
+    """Biases and norms' scales, cut over both model axes: gathered over one for use, their gradients summed over it.
+
+    In float32, and over instances as they are used, once for each repetition. The head's parameters are whole over
+    `domain` and only summed.
+    """
+    s, kernels = shape, {c.name: c.kernel * c.count for c in contractions(shape)}
+    uses, sums = block_uses(options), 2 * options.repeats
+    bands, groups, replicas = layout.contracted("token"), layout.contracted("channel"), layout.replicas
+    token = s.blocks * (s.token_hidden + s.tokens) / bands.size
+    embed = s.blocks * (5 * s.embed + s.embed_hidden) / groups.size
+    outside = (3 * s.embed + s.features) / groups.size
+    head = (kernels["blend"] + 7 * s.channels) / groups.size if "blend" in kernels else 0
+    moved = {
+        bands: gathered_bytes(bands, (uses + sums) * embed + 3 * outside + 2 * head),
+        groups: gathered_bytes(groups, (uses + sums) * token),
+        replicas: gathered_bytes(replicas, sums * (token + embed) + 2 * (outside + head)),
+    }
+    return [Transfer("vectors", group, FLOAT32 * numbers, group.size - 1) for group, numbers in moved.items()]
 
 
 def gradient_transfers(shape: Shape, layout: Layout, options: StepOptions) -> list[Transfer]:
-    """Sums of float32 gradients over instances, and with ZeRO the gathering of what each instance updated or keeps.
+    """Sums of kernels' float32 gradients over instances, with ZeRO the gathering of what each updated or keeps.
 
-    none: all-reduce. moments: summed and cut, then the new parameters gathered. parameters: summed and cut, and
-    gathered for the forward pass and, where it is rematerialized, again for the backward pass.
+    none: all-reduce, once for each repetition of a block. moments: cut as well, then the new parameters are gathered.
+    parameters: cut as well, and parameters are gathered for every use.
     """
-    group, own = layout.replicas, parameters(shape) / layout.instance
-    hops, whole = group.size - 1, gathered_bytes(group, own * FLOAT32)
-    if options.zero == "none":
-        return [Transfer("gradients over data", group, 2 * whole, 2 * hops, "backward")]
-    gradients = Transfer("gradients over data", group, whole, hops, "backward")
+    group = layout.replicas
+    hops, whole = group.size - 1, gathered_bytes(group, FLOAT32 / layout.instance)
+    summed = sum(
+        c.kernel * c.count * (options.repeats if c.in_block else 1) for c in contractions(shape) if c.name != "blend"
+    )
+    sums = 2 if options.zero == "none" else 1
+    transfers = [Transfer("gradients over data", group, sums * whole * summed, sums * hops, "backward")]
+    parts = parameter_parts(shape)
+    all_parts, blocks = sum(parts.values()), parts["token mixing"] + parts["channel mixing"]
     if options.zero == "moments":
-        return [gradients, Transfer("parameters over data", group, whole, hops)]
-    times = 2 if options.rematerialize == "block" else 1
-    return [gradients, Transfer("parameters over data", group, times * whole, times * hops, "backward")]
+        transfers.append(Transfer("parameters over data", group, whole * all_parts, hops))
+    if options.zero == "parameters":
+        gathered = all_parts - blocks + block_uses(options) * blocks
+        transfers.append(Transfer("parameters over data", group, whole * gathered, 2 * hops, "backward"))
+    return transfers
 
 
 def step_transfers(shape: Shape, layout: Layout, options: StepOptions) -> list[Transfer]:
@@ -136,7 +176,8 @@ def step_transfers(shape: Shape, layout: Layout, options: StepOptions) -> list[T
     transfers = []
     for c in contractions(shape):
         transfers += (head_transfers if c.name == "blend" else contraction_transfers)(c, layout, options)
-    transfers += norm_transfers(shape, layout, options) + gradient_transfers(shape, layout, options)
+    for others in (norm_transfers, vector_transfers, gradient_transfers):
+        transfers += others(shape, layout, options)
     return [transfer for transfer in transfers if transfer.bytes]
 
 

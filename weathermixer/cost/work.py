@@ -28,7 +28,8 @@ class Contraction:
 
     `over` names what is contracted: "token" over the mesh's domain axis, "channel" over its tensor axis. `rows` is the
     size of the activation's other dimension. `in_block` products are repeated by the latent rollout.
-    `needs_input_gradient` is False where the input is data.
+    `needs_input_gradient` is False where the input is data. The inputs may be those of several activations with a
+    kernel each, `operands`, whose products are summed.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Contraction:
     count: int = 1
     in_block: bool = False
     needs_input_gradient: bool = True
+    operands: int = 1
 
     @property
     def flops(self) -> int:
@@ -60,13 +62,13 @@ def contractions(shape: Shape) -> tuple[Contraction, ...]:
     """The model's products in order: encode, token and channel mixing of the blocks, decode, and the head's."""
     s, lat_lon = shape, shape.grid[0] * shape.grid[1]
     products = [
-        Contraction("encode", "channel", s.features, s.embed, s.tokens, s.history, needs_input_gradient=False),
+        Contraction("encode", "channel", s.history * s.features, s.embed, s.tokens, 1, False, False, s.history),
         Contraction("token up", "token", s.tokens, s.token_hidden, s.embed, s.blocks, in_block=True),
         Contraction("token down", "token", s.token_hidden, s.tokens, s.embed, s.blocks, in_block=True),
         Contraction("channel up", "channel", s.embed, s.embed_hidden, s.tokens, s.blocks, in_block=True),
         Contraction("channel down", "channel", s.embed_hidden, s.embed, s.tokens, s.blocks, in_block=True),
-        # of the state after the blocks, and of the encoded one
-        Contraction("decode", "channel", s.embed, s.features, s.tokens, 2),
+        # of the state after the blocks and of the encoded one, in one contraction
+        Contraction("decode", "channel", 2 * s.embed, s.features, s.tokens, operands=2),
     ]
     if s.head == "blend":  # in float32, on every grid point
         products.append(Contraction("blend", "channel", 2 * s.channels, s.channels, lat_lon))

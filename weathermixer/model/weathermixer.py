@@ -144,11 +144,11 @@ class WeatherMixer(nnx.Module):
         self.shape = shape
         self.compute_dtype = jnp.dtype(compute_dtype)
         self.rematerialize = rematerialize
-        self.encode = Dense(shape.features, shape.embed, over="channel", schedule=schedule, rngs=rngs)
+        encode_schedule = resolve_schedule(schedule, shape.history * shape.features, shape.embed, "channel")
+        self.encode = Dense(shape.features, shape.embed, over="channel", schedule=encode_schedule, rngs=rngs)
         if shape.history == 2:
             # added to the other's product, it makes one affine map of both frames' features
-            self.previous_schedule = resolve_schedule(schedule, shape.features, shape.embed, "channel")
-            names = kernel_names("channel", self.previous_schedule)
+            names = kernel_names("channel", encode_schedule)
             self.previous_kernel = parameter(kernel_init(shape.features), rngs, names, (shape.features, shape.embed))
         self.blocks = nnx.List(
             MixerBlock(
@@ -163,7 +163,7 @@ class WeatherMixer(nnx.Module):
             for _ in range(shape.blocks)
         )
         self.norm = LayerNorm(shape.embed, rngs=rngs)
-        self.decode_schedule = resolve_schedule(schedule, shape.embed, shape.features, "channel")
+        self.decode_schedule = resolve_schedule(schedule, 2 * shape.embed, shape.features, "channel")
         names = ("stack", *kernel_names("channel", self.decode_schedule))
         init = kernel_init(2 * shape.embed)
         self.decode_kernel = parameter(init, rngs, names, (2, shape.embed, shape.features))
@@ -195,18 +195,22 @@ class WeatherMixer(nnx.Module):
         """
         if (previous is not None) != (self.shape.history == 2):
             raise ValueError(f"history={self.shape.history}: the previous frame is given exactly where it is 2")
-        encoded = gather_instances(self.encode)(patch(x.astype(self.compute_dtype), self.shape.patch))
-        if previous is not None:
-            features = patch(previous.astype(self.compute_dtype), self.shape.patch)
-            kernel = gather_instances(self.previous_kernel[...])
-            encoded += mix(features, kernel, over="channel", schedule=self.previous_schedule)
-        h = encoded
+        h = encoded = self._encode((x,) if previous is None else (x, previous))
         for repeat in range(repeats):
             for index, block in enumerate(self.blocks):
                 h = self._apply_block(block, h, fold_key(key, repeat * self.shape.blocks + index))
         decoded = unpatch(self._decode(h, encoded), self.shape.patch, self.shape.grid)
         predicted = np.arange(self.shape.channels) < self.shape.predicted
         return gather_instances(self.head)(decoded, x, predicted)
+
+    def _encode(self, frames):
+        encode = gather_instances(self.encode)
+        kernels = [encode.kernel[...]]
+        if len(frames) == 2:
+            kernels.append(gather_instances(self.previous_kernel[...]))
+        features = [patch(frame.astype(self.compute_dtype), self.shape.patch) for frame in frames]
+        y = mix(features, kernels, over="channel", schedule=encode.schedule)
+        return add_bias(y, dense_bias(encode.bias[...], "channel"))
 
     def _apply_block(self, block, h, key):
         def run(block, h, key):
