@@ -39,6 +39,13 @@ COLOURS = {
     "FSDP": "#4c8f3a",
     "lower bound": "#888888",
 }
+NAMES = {
+    "ours": "ours, any mesh",
+    "published": "published, 1-, 2- or 4-way",
+    "Megatron": "Megatron-style",
+    "FSDP": "FSDP, whole samples",
+    "lower bound": "least for any distribution of the products",
+}
 MARKERS = {"ours": "o", "published": "s", "Megatron": "^", "FSDP": "D"}
 
 
@@ -53,7 +60,12 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-    draw(rows, args.out, f"{args.size} model, bfloat16 products, one training step")
+    draw(
+        rows,
+        args.out,
+        f"One training step of the {args.size} model, bfloat16 products. Strong: {args.batch} samples; weak: "
+        f"{args.samples_per_device:g} per device. Each scheme on its mesh that receives least.",
+    )
     print(f"figure: {args.out}")
     if args.validate:
         from experiments.benchmark import validate  # simulates devices, which planning does without
@@ -182,37 +194,38 @@ def format_best(rows: list[dict[str, Any]]) -> str:
 
 
 def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Strong scaling above, weak below; received, held and computed per device beside each other, on log scales."""
+    """Strong scaling above, on log scales, weak below; received, held and computed per device beside each other."""
     panels = [
         ("received_gb", "GB received per device"),
         ("held_gb", "GB held per device"),
-        ("tflop", "TFLOP per device"),
+        ("tflop", "TFLOP of products per device"),
     ]
     figure, axes = plt.subplots(2, 3, figsize=(13, 7.5), constrained_layout=True)
     for line, way in zip(axes, ("strong", "weak")):
         for panel, (field, label) in zip(line, panels):
             for scheme in (*SCHEMES, "lower bound"):
-                points = [
-                    (r["devices"], r[field])
-                    for r in rows
-                    if r["scaling"] == way and r["scheme"] == scheme and r[field] > 0
-                ]
-                if points:
+                here = [r for r in rows if r["scaling"] == way and r["scheme"] == scheme]
+                points = [(r["devices"], r[field]) for r in here if r[field] > 0]
+                if points:  # ours below, filled; where others do the same, their open markers lie upon it
+                    ours = scheme == "ours"
                     panel.plot(
-                        *zip(*points), label=scheme, color=COLOURS[scheme], marker=MARKERS.get(scheme), markersize=5,
-                        linestyle="--" if scheme == "lower bound" else "-", linewidth=2 if scheme == "ours" else 1.3,
-                        zorder=3 if scheme == "ours" else 2,
+                        *zip(*points), label=NAMES[scheme], color=COLOURS[scheme], marker=MARKERS.get(scheme),
+                        markersize=4 if ours else 7, markerfacecolor=COLOURS[scheme] if ours else "none",
+                        linestyle="--" if scheme == "lower bound" else "-", linewidth=2.2 if ours else 1.2,
                     )  # fmt: skip
             panel.set_xscale("log", base=2)
-            panel.set_yscale("log", base=10)
             panel.set_xticks(COUNTS, [str(count) for count in COUNTS], fontsize=8)
-            panel.yaxis.set_major_formatter("{x:g}")
-            panel.yaxis.set_minor_formatter(matplotlib.ticker.LogFormatter(minor_thresholds=(1.5, 0.6)))
+            if way == "strong":
+                panel.set_yscale("log", base=10)
+                panel.yaxis.set_major_formatter("{x:g}")
+                panel.yaxis.set_minor_formatter(matplotlib.ticker.LogFormatter(minor_thresholds=(1.5, 0.6)))
+            else:
+                panel.set_ylim(bottom=0)
             panel.set_xlabel("devices")
             panel.set_title(f"{way} scaling: {label}", fontsize=10)
             panel.grid(True, which="major", alpha=0.3)
     axes[0][0].legend(fontsize=8)
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(title, fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
