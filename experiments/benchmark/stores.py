@@ -1,6 +1,9 @@
 """The same made-up weather in three stores, and ways to read a device's box of it: for the loader's benchmark."""
 
 import concurrent.futures
+import contextlib
+import functools
+import itertools
 import os
 import threading
 from collections import deque
@@ -12,8 +15,10 @@ import numpy as np
 import xarray
 from jax.sharding import Mesh
 
+from weathermixer.data import storage
 from weathermixer.data.archive import Archive, Statistics, open_archive
 from weathermixer.data.boxes import Box
+from weathermixer.data.layout import COMPRESSORS
 from weathermixer.data.reader import Reader
 from weathermixer.data.writer import create_archive, publish, write_statistics
 from weathermixer.grid import Grid
@@ -21,7 +26,9 @@ from weathermixer.variables import LEVELS_HPA, ChannelSet
 
 SURFACE = ("mean_sea_level_pressure", "surface_pressure", "10m_u_component_of_wind", "10m_v_component_of_wind")
 UPPER = ("geopotential", "specific_humidity", "temperature", "u_component_of_wind", "v_component_of_wind")
-COMPRESSORS = ("none", "zstd")
+AHEAD = 2  # samples in flight beside the one that is waited for, as the training's loader has them
+PIECE_BYTES = 8 * 2**20  # of a plain read
+Read = Callable[[int], None]
 
 
 def make_frames(times: int, channels: int, lat: int, lon: int) -> Iterator[np.ndarray]:
@@ -54,7 +61,7 @@ def make_channels(channels: int) -> ChannelSet:
 
 
 def make_stores(folder: Path, *, times: int, channels: int, lat: int, lon: int, domain: int, tensor: int) -> None:
-    """Writes archive-none, archive-zstd and globe.zarr: float32, a chunk per time, variable and globe, as is common."""
+    """Writes an archive per compressor, and globe.zarr: float32, a chunk per time, variable and globe, as is common."""
     frames = list(make_frames(times, channels, lat, lon))
     for compressor in COMPRESSORS:
         path = folder / f"archive-{compressor}"
@@ -75,10 +82,10 @@ def make_archive(
     tensor: int,
     compressor: str = "none",
 ) -> Archive:
-    """An archive of these frames; of one time that was never written where there are none."""
+    """An archive of these frames."""
     one = np.ones(channels)
     store = create_archive(
-        path, times=_times(max(1, len(frames))), grid=make_grid(*shape), channels=make_channels(channels).dynamic,
+        path, times=_times(len(frames)), grid=make_grid(*shape), channels=make_channels(channels).dynamic,
         static={}, scale=one, offset=0 * one, domain=domain, tensor=tensor, times_per_shard=1,
         attributes={"step_hours": 6, "source": "made up"}, compressor=compressor,
     )  # fmt: skip
@@ -118,41 +125,59 @@ def _extents(channel_set: ChannelSet) -> dict[str, tuple[int, int]]:
     return extents
 
 
-def archive_samples(reader: Reader, *, ahead: int) -> Iterator[int]:
-    """Reads pairs of frames as the loader does, `ahead` more in flight, onto a device; yields their bytes."""
+def read_archive(reader: Reader, count: int, *, ahead: int) -> None:
+    """Reads pairs of frames as the loader does, `ahead` more in flight, onto a device, to the last."""
     here = jax.local_devices()[0]
     pending: deque = deque()
-    try:
-        for first in _forever(len(reader.archive.times) - 1):
-            pending.append(reader.start([np.array([first]), np.array([first + 1])]))
-            if len(pending) > ahead:
-                oldest = pending.popleft()
-                arrays = reader.wait(oldest, threading.Event())
-                jax.block_until_ready([jax.device_put(buffer, here) for parts in arrays for _, buffer in parts])
-                yield oldest.bytes_needed
-    finally:  # nothing of this source's turn is left to the next one's
-        for rest in pending:
-            reader.wait(rest, threading.Event())
+
+    def finish() -> None:
+        arrays = reader.wait(pending.popleft(), threading.Event())
+        jax.block_until_ready([jax.device_put(buffer, here) for parts in arrays for _, buffer in parts])
+
+    for first in _pairs(len(reader.archive.times), count):
+        pending.append(reader.start([np.array([first]), np.array([first + 1])]))
+        if len(pending) > ahead:
+            finish()
+    while pending:
+        finish()
 
 
-def raw_samples(archive: Archive, box: Box, *, threads: int) -> Iterator[int]:
-    """Reads the bytes of the same chunks with preadv into the same buffer again and again, as dd does."""
-    frames = [_chunk_ranges(archive, time, box) for time in range(len(archive.times))]
-    buffer = np.zeros(max(sum(length for _, length in ranges) for _, ranges in frames), np.uint8)
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        for first in _forever(len(frames) - 1):
-            total = 0
-            for path, ranges in frames[first : first + 2]:
-                starts = np.cumsum([0, *(length for _, length in ranges)])
-                file = os.open(path, os.O_RDONLY)
-                parts = [(file, buffer[a : a + n], at) for a, (at, n) in zip(starts[:-1], ranges, strict=True)]
-                total += sum(pool.map(lambda part: os.preadv(part[0], [part[1]], part[2]), parts))
-                os.close(file)
-            yield total
+def read_amplification(archive: Archive, mesh: Mesh, device: jax.Device) -> float:
+    """Bytes that TensorStore reads for a batch of one frame in a device's box, over the bytes needed."""
+    samples = mesh.shape["data"]
+    reader = Reader(archive, ChannelSet(archive.channels), mesh, samples, devices=[device])
+    before = storage.bytes_read()
+    pending = reader.start([np.zeros(samples, int)])
+    reader.wait(pending, threading.Event())
+    return (storage.bytes_read() - before) / pending.bytes_needed
 
 
-def _chunk_ranges(archive: Archive, time: int, box: Box) -> tuple[Path, list[tuple[int, int]]]:
-    """A shard's file and the (offset, length) of the chunks that hold a box, adjacent ones joined; from its index."""
+class Raw:
+    """Plain reads of the bytes of the same chunks: preadv, a thread per core, into the memory of AHEAD + 1 samples."""
+
+    def __init__(self, archive: Archive, box: Box):
+        self._frames = [_pieces(archive, time, box) for time in range(len(archive.times))]
+        self._size = max(sum(length for _, length in pieces) for _, pieces in self._frames)
+        self._buffers = itertools.cycle(np.zeros((AHEAD + 1, 2, self._size), np.uint8))
+
+    def read(self, count: int) -> None:
+        with (
+            concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,
+            contextlib.ExitStack() as files,
+        ):
+            for first in _pairs(len(self._frames), count):
+                parts = []
+                for (path, pieces), buffer in zip(self._frames[first : first + 2], next(self._buffers)):
+                    file = files.enter_context(path.open("rb", buffering=0))
+                    starts = np.cumsum([0, *(length for _, length in pieces)])
+                    parts += [(file.fileno(), [buffer[a : a + n]], at) for a, (at, n) in zip(starts, pieces)]
+                found = sum(pool.map(lambda part: os.preadv(*part), parts))
+                if found != sum(len(part[0]) for _, part, _ in parts):
+                    raise OSError(f"{path}: only {found} bytes could be read")
+
+
+def _pieces(archive: Archive, time: int, box: Box) -> tuple[Path, list[tuple[int, int]]]:
+    """A shard's file and the (offset, length) of the chunks that hold a box, neighbours joined; from its index."""
     _, group, band, _ = archive.store.chunk_layout.read_chunk.shape
     path = Path(archive.path, "fields", "c", str(time), "0", "0", "0")
     counts = (-(-len(archive.channels) // group), archive.grid.shape[0] // band)
@@ -164,32 +189,28 @@ def _chunk_ranges(archive: Archive, time: int, box: Box) -> tuple[Path, list[tup
     ]
     joined: list[tuple[int, int]] = []
     for offset, length in sorted(map(tuple, chosen.reshape(-1, 2).tolist())):
-        if joined and sum(joined[-1]) == offset:
+        if joined and sum(joined[-1]) == offset and joined[-1][1] + length <= PIECE_BYTES:
             joined[-1] = (joined[-1][0], joined[-1][1] + length)
         else:
             joined.append((offset, length))
     return path, joined
 
 
-def xarray_samples(folder: Path, channel_set: ChannelSet, box: Box, *, dask: bool) -> Iterator[int]:
+def read_xarray(dataset: xarray.Dataset, channel_set: ChannelSet, box: Box, count: int) -> None:
     """Loads the same box of pairs of frames through xarray and zarr-python, lazily indexed or through dask."""
-    dataset = xarray.open_zarr(folder / "globe.zarr", chunks={} if dask else None)
-    extents = _extents(channel_set)
-    for first in _forever(dataset.sizes["time"] - 1):
-        total = 0
-        for name, (start, stop) in extents.items():
+    for first in _pairs(dataset.sizes["time"], count):
+        for name, (start, stop) in _extents(channel_set).items():
             begin, end = max(start, box.channels[0]), min(stop, box.channels[1])
             if begin < end:
                 part = dataset[name].isel(time=slice(first, first + 2), latitude=slice(*box.lats))
                 if part.ndim == 4:
                     part = part[:, begin - start : end - start]
-                total += part.load().nbytes
-        yield total
+                part.load()
 
 
-def _forever(count: int) -> Iterator[int]:
-    while True:
-        yield from range(count)
+def _pairs(times: int, count: int) -> Iterator[int]:
+    """First times of `count` pairs, round and round; those in flight have no frame in common, which is read once."""
+    return itertools.islice(itertools.cycle(range(0, times - 1, 2)), count)
 
 
 def drop_from_page_cache(folder: Path) -> None:
@@ -202,17 +223,23 @@ def drop_from_page_cache(folder: Path) -> None:
             os.close(file)
 
 
-def open_sources(folder: Path, mesh: Mesh, device: jax.Device, box: Box) -> dict[str, Callable[[bool], Iterator[int]]]:
-    """What is compared, by name: functions of `cold` that yield the bytes of one sample after the other."""
-    archives = {compressor: open_archive(str(folder / f"archive-{compressor}")) for compressor in COMPRESSORS}
-    channel_set = ChannelSet(archives["none"].channels)
-    sources: dict[str, Callable[[bool], Iterator[int]]] = {}
-    for name, archive in archives.items():
-        reader = Reader(archive, channel_set, mesh, 1, spare=2 * 4, devices=[device])
-        sources[f"archive, {name}"] = lambda cold, reader=reader: archive_samples(reader, ahead=0 if cold else 2)
-        sources[f"its bytes, {name}"] = lambda cold, archive=archive: raw_samples(
-            archive, box, threads=len(os.sched_getaffinity(0))
-        )
-    for name, dask in (("xarray", False), ("xarray, dask", True)):
-        sources[name] = lambda cold, dask=dask: xarray_samples(folder, channel_set, box, dask=dask)
+def disk_bytes() -> int:
+    """Bytes that this process has had fetched from disks, by the kernel's own count."""
+    return int(Path("/proc/self/io").read_text().split("\nread_bytes: ")[1].split()[0])
+
+
+def open_sources(
+    folder: Path, mesh: Mesh, device: jax.Device, box: Box, *, compressors: Sequence[str], ahead: int
+) -> dict[str, Read]:
+    """What is compared, by name: functions that read so many samples, a pair of frames in a device's box each."""
+    sources: dict[str, Read] = {}
+    for name in compressors:
+        archive = open_archive(str(folder / f"archive-{name}"))
+        channel_set = ChannelSet(archive.channels)
+        reader = Reader(archive, channel_set, mesh, 1, spare=2 * (AHEAD + 2), devices=[device])
+        sources[f"archive, {name}"] = functools.partial(read_archive, reader, ahead=ahead)
+        sources[f"its bytes, {name}"] = Raw(archive, box).read
+    for name, chunks in (("xarray", None), ("xarray, dask", {})):
+        dataset = xarray.open_zarr(folder / "globe.zarr", chunks=chunks)
+        sources[name] = functools.partial(read_xarray, dataset, channel_set, box)
     return sources
