@@ -1,5 +1,14 @@
-"""A training step compiled for a mesh of the real size on simulated CPU devices, to hold the plan's formulae to."""
+"""A training step compiled for a mesh of the real size on simulated CPU devices, to hold the plan's formulae to.
 
+  python -m experiments.benchmark train --mesh=1,2,1 --hlo=step.hlo && python -m experiments.compiled step.hlo
+
+shows of any compiled program which transfers run under products: in the GPU's schedule between a transfer's start and
+its done, and by what depends on what, for compilers that do not split transfers in two.
+"""
+
+import sys
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,6 +19,7 @@ from experiments import synthetic
 from weathermixer.account import format_bytes
 from weathermixer.cost.layout import StepOptions
 from weathermixer.cost.plan import Plan
+from weathermixer.hlo import free_products, hidden_transfers
 from weathermixer.mesh import make_mesh, use_mesh
 from weathermixer.model import ModelShape
 from weathermixer.variables import ChannelSet
@@ -54,3 +64,20 @@ def compare(config: ConfigDict, shape: ModelShape, channel_set: ChannelSet, plan
         lines.append(f"  {what:<36} formula {format_bytes(ours):>8}   compiler {format_bytes(theirs):>8}")
     lines.append("  (the CPU's compiler orders and fuses its work otherwise than a GPU's: the second line is a guide)")
     return "\n".join(lines)
+
+
+def format_transfers(text: str) -> str:
+    """How many transfers of a program have how many products between start and done, or free to run meanwhile."""
+    lines = [
+        f"{times:>4} x {kind}-start ... {products} products ... {kind}-done"
+        for (kind, products), times in sorted(Counter(hidden_transfers(text)).items())
+    ]
+    lines += [
+        f"{times:>4} x {kind}, which {products} products neither feed nor wait for"
+        for (kind, products), times in sorted(Counter(free_products(text)).items())
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(format_transfers(Path(sys.argv[1]).read_text(encoding="utf-8")))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from weathermixer.hlo import free_products
 from weathermixer.jigsaw import mix
 from weathermixer.mesh import make_mesh, sharding, use_mesh
 from weathermixer.schedule import SCHEDULES, choose_schedule, kernel_names, traffic
@@ -107,6 +108,28 @@ def test_auto_follows_the_cut_of_the_kernel():
 
             assert jaxpr("auto") == jaxpr(f"ring_{stored}")
             assert "ppermute" in jaxpr("auto") and "ppermute" not in jaxpr(stored)
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_a_chunk_and_another_chunks_product_wait_for_nothing_of_each_other(devices):
+    """In the compiled program: the ring's transfers can run under all products but their own, a bulk one under none."""
+    mesh = make_mesh(1, devices, 1)
+
+    def compiled(schedule, *, pull=False):
+        x, kernel, dy = make_case("token", schedule, 1, 32, 16, 64)[2:]
+        with use_mesh(mesh):
+            x, dy = (jax.device_put(array, sharding(mesh, "batch", "token", "embed")) for array in (x, dy))
+            kernel = jax.device_put(kernel, sharding(mesh, *kernel_names("token", schedule)))
+            forward = lambda x, kernel: mix(x, kernel, over="token", schedule=schedule)  # noqa: E731
+            backward = lambda x, kernel, dy: jax.vjp(forward, x, kernel)[1](dy)  # noqa: E731
+            lowered = jax.jit(backward).lower(x, kernel, dy) if pull else jax.jit(forward).lower(x, kernel)
+            return free_products(lowered.compile().as_text())
+
+    for way in ("gather", "scatter"):
+        assert compiled(f"ring_{way}") == [("collective-permute", devices - 1)] * (devices - 1)
+        assert {free for _, free in compiled(way)} == {0}
+        backward = compiled(f"ring_{way}", pull=True)
+        assert len(backward) >= devices - 1 and all(free >= devices - 1 for _, free in backward)
 
 
 def test_a_kernel_cut_for_another_schedule_is_refused():

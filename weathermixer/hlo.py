@@ -125,19 +125,37 @@ def _numbers(text: str) -> tuple[int, ...]:
 def hidden_transfers(text: str) -> list[tuple[str, int]]:
     """For every asynchronous collective, its kind and how many products the schedule runs between start and done."""
     transfers = []
-    for instructions in _parse(text)[0].values():
+    computations, _ = _parse(text)
+    for instructions in computations.values():
         order = {instruction.name: index for index, instruction in enumerate(instructions)}
         for done in instructions:
             kind = done.opcode.removesuffix("-done")
             if kind in KINDS and kind != done.opcode:
                 between = instructions[order[done.operands[0]] + 1 : order[done.name]]
-                transfers.append((kind, sum(map(_is_product, between))))
+                transfers.append((kind, sum(_is_product(each, computations) for each in between)))
     return transfers
 
 
-def _is_product(instruction: _Instruction) -> bool:
+def free_products(text: str) -> list[tuple[str, int]]:
+    """For every collective, its kind and how many products can run while it travels: none feeds it or needs it."""
+    transfers = []
+    computations, _ = _parse(text)
+    for instructions in computations.values():
+        needs: dict[str, set[str]] = {}
+        for each in instructions:
+            needs[each.name] = set(each.operands).union(*(needs.get(operand, ()) for operand in each.operands))
+        products = [each.name for each in instructions if _is_product(each, computations)]
+        for each in instructions:
+            if (kind := each.opcode.removesuffix("-start")) in KINDS:
+                free = (name not in needs[each.name] and each.name not in needs[name] for name in products)
+                transfers.append((kind, sum(free)))
+    return transfers
+
+
+def _is_product(instruction: _Instruction, computations: dict[str, list[_Instruction]]) -> bool:
     if instruction.opcode == "fusion":
-        return "gemm" in instruction.attributes
+        fused = (each for name in CALLED.findall(instruction.attributes) for each in computations.get(name, ()))
+        return "gemm" in instruction.attributes or any(each.opcode == "dot" for each in fused)
     return instruction.opcode == "dot" or (instruction.opcode == "custom-call" and "matmul" in instruction.attributes)
 
 
