@@ -137,8 +137,10 @@ def _forward(xs, kernels, way):
 
 def _backward(xs, kernels, dy, way):
     """dx = dy W^T by the transposed schedule, then dW = x^T dy from what has arrived, as one product each."""
-    if lax.axis_size(way.across) > 1:  # gather them again: no device keeps whole kernels from forward to backward
-        kernels, dy = lax.optimization_barrier((kernels, dy))
+    if lax.axis_size(way.across) > 1:
+        # gather them again: no device keeps whole kernels from forward to backward. Tied to x, which is there since
+        # the forward pass, they wait for nothing; tied to dy they would be gathered only when they are needed
+        kernels, xs = lax.optimization_barrier((kernels, xs))
     wholes = [_whole(kernel, dy.dtype, way) for kernel in kernels]
     if way.gather:
 
