@@ -22,6 +22,7 @@ from weathermixer.data.layout import COMPRESSORS
 from weathermixer.data.reader import Reader
 from weathermixer.data.writer import create_archive, publish, write_statistics
 from weathermixer.grid import Grid
+from weathermixer.mesh import ways
 from weathermixer.variables import LEVELS_HPA, ChannelSet
 
 SURFACE = ("mean_sea_level_pressure", "surface_pressure", "10m_u_component_of_wind", "10m_v_component_of_wind")
@@ -144,7 +145,7 @@ def read_archive(reader: Reader, count: int, *, ahead: int) -> None:
 
 def read_amplification(archive: Archive, mesh: Mesh, device: jax.Device) -> float:
     """Bytes that TensorStore reads for a batch of one frame in a device's box, over the bytes needed."""
-    samples = mesh.shape["data"]
+    samples = ways(mesh, "batch")
     reader = Reader(archive, ChannelSet(archive.channels), mesh, samples, devices=[device])
     before = storage.bytes_read()
     pending = reader.start([np.zeros(samples, int)])

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from weathermixer.data.agreement import Closed
 from weathermixer.data.archive import Archive
 from weathermixer.data.boxes import Box, as_slice, find_boxes, frames_shape
 from weathermixer.data.buffers import Buffers
+from weathermixer.data.files import open_files
 from weathermixer.mesh import sharding
 from weathermixer.variables import ChannelSet
 
@@ -38,7 +40,7 @@ class Frame:
     """One time in one region, [channel, lat, lon], zero on static and padding channels, and its reads in flight."""
 
     values: np.ndarray
-    reads: list[ts.WriteFutures]
+    reads: list[ts.Future | Future]
     what: str
 
 
@@ -85,6 +87,7 @@ class Reader:
         self.sharding = sharding(mesh, "batch", "channel", "lat", "lon")
         self.boxes = find_boxes(mesh, self.shape, devices)
         self.dtype = archive.store.dtype.numpy_dtype
+        self._files = open_files(archive)
         self._buffers = Buffers(spare * len(self.boxes))
         chosen = archive.channel_indices(channel_set.names)
         self._wanted = {box.channels: chosen[slice(*box.channels)] for box in self.boxes}
@@ -93,6 +96,9 @@ class Reader:
         # by the archive's channels: a chunk lies in one piece, whichever boxes touch it
         self._piece_channels = group * max(1, PIECE_BYTES // (group * rows * lon * self.dtype.itemsize))
         self._pieces = -(-len(archive.channels) // self._piece_channels)
+        regions = {(channels, lats) for _, channels, lats in self.boxes}
+        holds = self._files.holds if self._files else lambda wanted, lats: False
+        self._plain = {region for region in regions if holds(self._wanted[region[0]], region[1])}
         self._views = {(channels, lats): self._cut(self._wanted[channels], lats) for _, channels, lats in self.boxes}
 
     @property
@@ -177,8 +183,10 @@ class Reader:
             f"to {names[wanted[-1]].name}, latitudes {latitude[lats[0]]:g} to {latitude[lats[1] - 1]:g}"
         )
         # straight into the buffer that goes to the device: one copy after decoding, and no allocation per read
+        if self._files and (channels, lats) in self._plain:
+            return Frame(values, self._files.start(values[: len(wanted)], time, wanted, lats), what)
         reads = [
-            ts.array(values[some]).write(view[time], batch=batches[number])
+            ts.array(values[some]).write(view[time], batch=batches[number]).commit
             for number, some, view in self._views[channels, lats]
         ]
         return Frame(values, reads, what)
@@ -197,10 +205,10 @@ class Reader:
 def _wait(frame: Frame, closed: threading.Event) -> str | None:
     """Waits for a frame; what went wrong, or None."""
     for read in frame.reads:
-        while not read.commit.done():
+        while not read.done():
             if closed.is_set():
                 raise Closed
-            with contextlib.suppress(Exception):  # whatever TensorStore raises: found below, raised by `finish`
-                read.commit.result(timeout=0.5)
-    errors = [read.commit.exception() for read in frame.reads]
+            with contextlib.suppress(Exception):  # whatever reading raises: found below, raised by `finish`
+                read.result(timeout=0.5)
+    errors = [read.exception() for read in frame.reads]
     return next((f"{frame.what}: {error}" for error in errors if error is not None), None)
