@@ -23,10 +23,10 @@ def test_rows_and_file(tmp_path, capsys):
         # two frames of 8 x 64 x 512 16-bit values, a quarter of each
         needed = 2 * 8 * 64 * 512 * 2 / (row["domain"] * row["tensor"])
         assert row["megabytes_per_second"] == pytest.approx(row["samples_per_second"] * needed / 1e6)
-        # all that the mesh was made for is read, and nothing else: chunks' and indices' checksums, indices
+        # all that the mesh was made for is read, and nothing else: chunks' checksums, and an index where it is new
         if row["source"] == "archive, none":
-            chunks = 2 * 4 / (row["domain"] * row["tensor"])
-            assert row["read_over_needed"] == pytest.approx(1 + (chunks * 4 + 2 * (4 * 16 + 4)) / needed)
+            checksums, indices = 2 * 4 * 4 / (row["domain"] * row["tensor"]), 2 * (4 * 16 + 4)
+            assert 1 + checksums / needed <= row["read_over_needed"] <= 1 + (checksums + indices) / needed
     assert rows[0]["of_raw"] == pytest.approx(rows[0]["samples_per_second"] / rows[1]["samples_per_second"])
     with path.open() as file:
         written = list(csv.DictReader(file))
