@@ -7,10 +7,11 @@ fields, with dropout, latent rollout, rematerialization, moving average and ZeRO
 (products in full precision) and in bfloat16. To try it without GPUs:
 XLA_FLAGS=--xla_force_host_platform_device_count=8.
 
-Differences are relative, |a - b| / |b| over all elements of a quantity. In float32, between the meshes, they may be as
-large as sums in another order make them. Two runs in bfloat16 are rounded independently, so each is held to the other
-mesh's float32: the mesh may be at most twice as far from it as the other mesh's bfloat16 is. After the run parameters
-are not compared: Adam turns a zero gradient's rounding into a full step. Exit status 1 where a difference is larger.
+Differences are relative, |a - b| / |b| over all elements of a quantity (gradients that vanish: see `differences`). In
+float32, between the meshes, they may be as large as sums in another order make them. Two runs in bfloat16 are rounded
+independently, so each is held to the other mesh's float32: the mesh may be at most twice as far from it as the other
+mesh's bfloat16 is. After the run parameters are not compared: Adam turns a zero gradient's rounding into a full step.
+Exit status 1 where a difference is larger.
 """
 
 import dataclasses
@@ -34,6 +35,7 @@ _SHOW = flags.DEFINE_integer("show", 8, "how many parameters, the worst ones, th
 # Of float32 on a mesh: sums of thousands of terms in another order. A gradient is a long chain of such sums, a run a
 # chain of gradients. What is wrong in kind, such as a norm over a shard or a bias counted twice, differs by percents.
 FLOAT32_TOLERANCE = {"loss": 1e-6, "gradient": 2e-5, "run": 1e-5}
+LEAST_SHARE = 1e-3
 # How far bfloat16 on a mesh may be from float32, in units of how far it is on the other mesh: partial sums are rounded
 # once more where they travel. Seen on eight devices: 1.2 to 1.8 for the worst parameter, 0.9 to 1.5 for all together
 BFLOAT16_SHARE = 2.0
@@ -96,17 +98,22 @@ def name_of(path: tuple) -> str:
     return ".".join(name for name in names if name != "value")
 
 
-def relative(a: np.ndarray, b: np.ndarray) -> float:
-    """|a - b| / |b| over all elements; 0 where both are zero."""
+def relative(a: np.ndarray, b: np.ndarray, *, least: float = 0.0) -> float:
+    """|a - b| / |b| over all elements, or / least where |b| is smaller; 0 where both are zero."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    size = np.linalg.norm(b)
-    return float(np.linalg.norm(a - b) / size) if size else float(np.linalg.norm(a) > 0)
+    size = max(float(np.linalg.norm(b)), least)
+    return float(np.linalg.norm(a - b)) / size if size else float(np.linalg.norm(a) > 0)
 
 
 def differences(a: Measured, b: Measured) -> dict[str, float]:
-    """Relative differences of every quantity; the run's is the worst of its losses."""
+    """Relative differences of every quantity; the run's is the worst of its losses.
+
+    Some gradients vanish, such as those of a bias that is the same for all features and lost in the next norm: what is
+    left of them is rounding. None is measured by less than a thousandth of the whole gradient's norm.
+    """
+    least = 1e-3 * float(np.linalg.norm([np.linalg.norm(np.asarray(g, np.float64)) for g in b.gradient.values()]))
     found = {"loss": relative(a.loss, b.loss), "run": max(map(relative, a.run, b.run))}
-    return found | {f"gradient {name}": relative(a.gradient[name], b.gradient[name]) for name in b.gradient}
+    return found | {f"gradient {name}": relative(a.gradient[name], g, least=least) for name, g in b.gradient.items()}
 
 
 def compare(found: Mapping[str, float], rounding: Mapping[str, float] | None) -> list[Difference]:

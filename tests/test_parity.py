@@ -115,4 +115,8 @@ def test_what_differs_is_told():
     assert [row.quantity for row in rows if not row.fine] == ["loss", "run", "gradient a.kernel"]
     text = format_differences("title", rows, 1)
     assert "gradient a.kernel   1.0e+00  of 2.0e-05  TOO LARGE" in text and "1 of 2 gradients within" in text
+    # a gradient that vanishes is measured by the whole one: rounding is fine, a bias counted twice is not
+    small, noise = (Measured(right.loss, right.gradient | {"a.bias": np.full(2, s)}, right.run) for s in (1e-4, 1e-12))
+    assert all(row.fine for row in compare(differences(noise, right), None))
+    assert [row.quantity for row in compare(differences(small, right), None) if not row.fine] == ["gradient a.bias"]
     assert relative(np.ones(1), np.zeros(1)) == 1.0 and relative(np.zeros(3), np.zeros(3)) == 0.0

@@ -41,13 +41,16 @@ def block_bytes(shape: Shape, options: StepOptions) -> int:
 def temporary_bytes(shape: Shape, layout: Layout, options: StepOptions) -> float:
     """Bytes in passing on one device, an estimate of the largest moment in the backward pass.
 
-    A kernel and its gradient gathered over the other model axis, the parameters' copy in the compute dtype, three
-    activations, and under rematerialize="block" what one block keeps.
+    A kernel and its gradient gathered over the other model axis, and where that is cut every kernel, for nothing bounds
+    how far ahead they travel; the parameters' copy in the compute dtype, three activations, and under
+    rematerialize="block" what one block keeps.
     """
     batch = options.batch / layout.data
-    gathered = max(c.kernel / layout.contracted(c.over).size for c in contractions(shape) if c.name != "blend")
+    mixing = [c for c in contractions(shape) if c.name != "blend"]
+    gathered = max(c.kernel / layout.contracted(c.over).size for c in mixing)
+    ahead = sum(c.count * c.kernel / layout.contracted(c.over).size for c in mixing if layout.across(c.over).size > 1)
     largest = shape.tokens * max(shape.embed, shape.embed_hidden, shape.features)
-    numbers = 2 * gathered + batch * 3 * largest / layout.instance
+    numbers = 2 * gathered + ahead + batch * 3 * largest / layout.instance
     if options.compute_dtype != "float32":
         numbers += parameters(shape) / layout.instance
     total = numbers * options.compute_bytes

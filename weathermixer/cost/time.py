@@ -15,7 +15,7 @@ FLOAT32 = 4
 # backward). Per MLP over the activation: norm 2 and residual 3; both 4 and bias 1. Over its hidden layer: GELU 2; GELU
 # 3 and bias 1.
 ACTIVATION_PASSES, HIDDEN_PASSES = (5, 5), (2, 4)
-GRID_PASSES = {"blend": 30, "increment": 12}  # standardize, patch, head and loss, forward and backward
+GRID_PASSES = {"blend": 18, "increment": 12}  # of float32: standardize, patch, head and loss, forward and backward
 
 
 @dataclasses.dataclass(frozen=True)
