@@ -32,6 +32,7 @@ from weathermixer.optimizer import make_optimizer
 from weathermixer.schedule import SCHEDULES
 from weathermixer.state import make_state
 from weathermixer.steps import make_loss, make_train_step
+from weathermixer.zero import ZERO
 
 PRECISIONS = {"bf16": "bfloat16", "float32": "float32"}
 BETWEEN_WAITS = 5  # steps sent before the device is waited for: the host's time is hidden, as in training
@@ -79,6 +80,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--precision", default="bf16", choices=sorted(PRECISIONS))
     add("--schedule", default="auto", choices=SCHEDULES)
     add("--rematerialize", default="none", choices=("none", "block"))
+    add("--zero", default="none", choices=ZERO, help="what is cut over the instances too")
     add("--steps", type=int, default=40)
     add("--device", default="h200", help="row of the hardware table, for the share of peak")
     add("--csv", type=Path, help="the row is added to this file")
@@ -120,7 +122,7 @@ def make_problem(shape: ModelShape, args: argparse.Namespace, mesh: Mesh) -> tup
     graph, params = nnx.split(model)
     rate = lambda step: 1e-4  # noqa: E731
     optimizer = make_optimizer("adam", processor_rate=rate, coder_rate=rate, weight_decay=3e-6)
-    state = jax.jit(lambda params: make_state(params, optimizer, ema=False))(nnx.to_pure_dict(params))
+    state = jax.jit(lambda params: make_state(params, optimizer, ema=False, zero=args.zero))(nnx.to_pure_dict(params))
 
     def apply(params, x, *, repeats, key):
         return nnx.merge(graph, params)(x, repeats=repeats, key=key)
@@ -136,7 +138,7 @@ def make_problem(shape: ModelShape, args: argparse.Namespace, mesh: Mesh) -> tup
     latitude = 90 - (np.arange(shape.grid[0]) + 0.5) * 180 / shape.grid[0]
     channel = (np.arange(shape.channels) < shape.predicted).astype(np.float32)
     loss = make_loss(apply, area=cosine_weights(latitude), channel=channel, repeats=1)
-    train_step = make_train_step(loss, optimizer, learning_rate=rate, ema_decay=None, seed=None)
+    train_step = make_train_step(loss, optimizer, learning_rate=rate, ema_decay=None, seed=None, zero=args.zero)
     return train_step, state, batch, standardization
 
 
@@ -162,6 +164,7 @@ def make_row(args: argparse.Namespace, shape: ModelShape, mesh: Mesh, memory: An
     return {
         "mesh": "x".join(map(str, args.mesh)),
         "schedule": args.schedule,
+        "zero": args.zero,
         "precision": args.precision,
         "embed": shape.embed,
         "token_hidden": shape.token_hidden,
