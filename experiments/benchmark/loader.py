@@ -92,9 +92,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--meshes", type=meshes, default=MESHES, help="1,1:4,1: domain,tensor; default: all of up to 8 devices")
     add("--compressed", type=meshes, default=((4, 1),), help="meshes that compressed archives are read for too")
     add("--processes", type=numbers, default=(1, 2, 4), help="how many processes read at the same time")
-    add("--seconds", type=float, default=0.4, help="how long a source reads at a time")
+    add("--seconds", type=float, default=0.3, help="how long a source reads at a time")
     add("--rounds", type=int, default=3, help="how often it is its turn; the median counts")
-    add("--cold", action=argparse.BooleanOptionalAction, default=True, help="also with an empty page cache")
+    add("--cold", type=meshes, default=((1, 1), (4, 1), (8, 1), (4, 2)), help="meshes with an empty page cache too")
     add("--folder", type=Path, help="where the stores lie, deleted afterwards; default: the system's temporary folder")
     add("--amplification", action=argparse.BooleanOptionalAction, default=True, help="bytes read over bytes needed")
     add("--csv", type=Path, help="the rows are written to this file")
@@ -115,7 +115,7 @@ def measure(folder: Path, args: argparse.Namespace, processes: int, *, cold: boo
     barrier, results = context.Barrier(processes), context.Queue()
     cuts = [
         (cut, tuple(COMPRESSORS) if cut in args.compressed else ("none",))
-        for cut in args.meshes
+        for cut in (args.cold if cold else args.meshes)
         if cut[0] * cut[1] >= processes
     ]
     options = (folder, cuts, args.seconds, args.rounds, cold)

@@ -11,8 +11,15 @@ from weathermixer.data.layout import COMPRESSORS
 
 def test_rows_and_file(tmp_path, capsys):
     path = tmp_path / "rows.csv"
-    options = ["--grid=64,512", "--channels=8", "--meshes=2,2:1,1", "--compressed=2,2", "--processes=2"]
-    options += ["--seconds=0.02", "--rounds=1", "--made_for=2,2", f"--folder={tmp_path}", f"--csv={path}"]
+    options = ["--grid=64,512", "--channels=8", "--meshes=2,2:1,1", "--compressed=2,2", "--cold=2,2:1,1"]
+    options += [
+        "--processes=2",
+        "--seconds=0.02",
+        "--rounds=1",
+        "--made_for=2,2",
+        f"--folder={tmp_path}",
+        f"--csv={path}",
+    ]
     rows = loader.main([*options, "--no-amplification"])
     ours = [f"{what}, {compressor}" for compressor in COMPRESSORS for what in ("archive", "its bytes")]
     sources = {2: [*ours, "xarray", "xarray, dask"], 1: [*ours[:2], "xarray", "xarray, dask"]}

@@ -70,6 +70,8 @@ class Files:
         with self._lock:
             index = self._kept(path)
         with path.open("rb", buffering=0) as file:
+            if hasattr(os, "posix_fadvise"):  # read ahead of every chunk, a cold disk gave 1.6 times a band's bytes
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
             for group, band, values in chunks:
                 entry = (time % self._times, group, band)
                 offset, length = map(int, index[entry])
