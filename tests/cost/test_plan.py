@@ -45,7 +45,7 @@ def test_refusals_carry_the_numbers():
     assert isinstance(refused, Refusal) and "patch_rows=720 is not divisible by domain=32" in refused.reasons
     refused = make_plan(ModelShape(**SIZES["10 B"]), Layout(2, 1, 1), StepOptions(batch=2), h200)
     assert isinstance(refused, Refusal)
-    assert "needs 224.6 GB per device (moments 79.7, activations 40.3, ...), h200 has 129.7" in refused.reasons[0]
+    assert "needs 224.5 GB per device (moments 79.7, activations 40.1, ...), h200 has 129.7" in refused.reasons[0]
     assert isinstance(make_plan(ModelShape(**SIZES["10 B"]), Layout(1, 4, 1), StepOptions(batch=1), h200), Plan)
 
 

@@ -42,13 +42,17 @@ def temporary_bytes(shape: Shape, layout: Layout, options: StepOptions) -> float
     """Bytes in passing on one device, an estimate of the largest moment in the backward pass.
 
     A kernel and its gradient gathered over the other model axis, and where that is cut every kernel, for nothing bounds
-    how far ahead they travel; the parameters' copy in the compute dtype, three activations, and under
-    rematerialize="block" what one block keeps.
+    how far ahead they travel, but rematerialization: a block's. The parameters' copy in the compute dtype, three
+    activations, and under rematerialize="block" what one block keeps.
     """
     batch = options.batch / layout.data
     mixing = [c for c in contractions(shape) if c.name != "blend"]
     gathered = max(c.kernel / layout.contracted(c.over).size for c in mixing)
-    ahead = sum(c.count * c.kernel / layout.contracted(c.over).size for c in mixing if layout.across(c.over).size > 1)
+    ahead = sum(
+        c.kernel / layout.contracted(c.over).size * (1 if options.rematerialize == "block" else c.count)
+        for c in mixing
+        if layout.across(c.over).size > 1
+    )
     largest = shape.tokens * max(shape.embed, shape.embed_hidden, shape.features)
     numbers = 2 * gathered + ahead + batch * 3 * largest / layout.instance
     if options.compute_dtype != "float32":
