@@ -50,6 +50,10 @@ def near(found, expected, total):
     return math.isclose(found, expected, rel_tol=0.02, abs_tol=1e-3 * total)
 
 
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 11),
+    reason="XLA:CPU of jax 0.10 looks through barriers and keeps kernels that were gathered for the forward pass",
+)
 @pytest.mark.parametrize(
     "sizes, options", [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_CASES)], ids=str
 )
