@@ -22,7 +22,7 @@ from weathermixer.data.layout import CHECKSUM_BYTES, INDEX_BYTES
 TASK_BYTES = 4 * 2**20  # read by a thread at a time
 INDICES_KEPT = 64  # of shards, a few kB each
 ABSENT = 2**64 - 1
-_POOL = ThreadPoolExecutor(max(8, 2 * (os.cpu_count() or 1)), thread_name_prefix="files")
+_POOL = ThreadPoolExecutor(max(2, os.cpu_count() or 1), thread_name_prefix="files")  # more wait for each other
 
 
 class Files:

@@ -1,8 +1,9 @@
 """From the archive to the devices: each process reads the boxes of its own devices, each distinct box once.
 
-Values stay as stored: widening and standardizing happen on the device. Reading is TensorStore's, in threads of its own;
-one more thread plans ahead, waits and hands over, so that reads, copies to the devices and computing overlap. A slow
-store shows as waiting, in the account and after a while in the log; remote stores are asked again, with growing delays.
+Values stay as stored: widening and standardizing happen on the device. Threads of TensorStore, or of data/files.py
+where plain chunks lie in files, read; one more thread plans ahead, waits and hands over, so that reads, copies to the
+devices and computing overlap. A slow store shows as waiting, in the account and after a while in the log; remote stores
+are asked again, with growing delays.
 """
 
 import contextlib
@@ -55,8 +56,8 @@ class Account:
     """What a loader has done in this process since it began.
 
     bytes_needed: the boxes of the frames asked for, as stored before compression, each distinct one once.
-    bytes_read: from storage, by TensorStore's own count: compressed, with the shards' indices (and with what else the
-      process read through TensorStore meanwhile, a checkpoint for one).
+    bytes_read: from storage, by TensorStore's own count and that of data/files.py: compressed, with the shards' indices
+      (and with what else the process read through TensorStore meanwhile, a checkpoint for one).
     frames_read, frames_shared: boxes of frames that were read, and that another sample had at hand.
     wait_seconds: how long the consumer waited for its batches.
     skipped: what could not be read and was replaced, in words.

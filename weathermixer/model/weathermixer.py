@@ -132,7 +132,7 @@ class WeatherMixer(nnx.Module):
           shape: the sizes.
           rngs: the stream `params` is used.
           tendency: [channel] standardized 6 h tendency standard deviation, for head="increment".
-          compute_dtype: of activations and products; parameters, statistics and the head stay float32.
+          compute_dtype: of activations and products; parameters, statistics and the state in the head stay float32.
           rematerialize: "none" or "block" (keep the blocks' inputs, compute the rest again in the backward pass).
           schedule: of the contractions, see weathermixer.schedule.
 
