@@ -55,7 +55,14 @@ def one_device():
     return get
 
 
-@pytest.mark.parametrize("index", range(len(MESHES)), ids=lambda i: "x".join(map(str, MESHES[i])))
+SLOW = ((4, 2, 1), (4, 1, 2), (2, 4, 1), (2, 1, 4), (1, 4, 2))
+
+
+@pytest.mark.parametrize(
+    "index",
+    [pytest.param(i, marks=[pytest.mark.slow] * (mesh in SLOW)) for i, mesh in enumerate(MESHES)],
+    ids=lambda i: "x".join(map(str, MESHES[i])),
+)
 def test_every_mesh_of_eight(index, one_device):
     """All ten meshes; dropout is on; every second one with a latent rollout under rematerialization."""
     options = (PUBLISHED, ROLLOUT)[index % 2]

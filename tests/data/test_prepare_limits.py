@@ -14,18 +14,19 @@ from weathermixer.data.prepare import prepare
 from weathermixer.data.sources import open_source
 
 MEASURE = """
-import dataclasses, json, resource, sys
+import json, sys
 from weathermixer.data.planning import make_plan
 from weathermixer.data.prepare import prepare
 from weathermixer.data.sources import open_source
+def memory(name):  # of getrusage the peak is that of the process that started this one, where that was larger
+    return int(open("/proc/self/status").read().split(name + ":")[1].split()[0]) * 1024
 source = open_source(sys.argv[1])
 source.read([0])
 options = dict(times_per_shard=int(sys.argv[3]), domain=4)
-before = int(open("/proc/self/status").read().split("VmRSS:")[1].split()[0]) * 1024
+before = memory("VmRSS")
 plan = make_plan(source, dtype="float16", tensor=1, **options)
 prepare(source, sys.argv[2], **options)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps([peak - before, plan.memory_bytes, plan.frame_bytes * len(source.times)]))
+print(json.dumps([memory("VmHWM") - before, plan.memory_bytes, plan.frame_bytes * len(source.times)]))
 """
 
 

@@ -141,6 +141,7 @@ def test_fields_are_synthesized_from_the_spectrum(record):
     assert spectrum[..., 11:].max() < 2e-3 * spectrum[..., 1:11].max()
 
 
+@pytest.mark.slow
 def test_goes_on_after_a_kill_with_the_same_bits(record, tmp_path):
     path = tmp_path / "killed.zarr"
     folder = f"{path}.partial"

@@ -120,8 +120,8 @@ def test_an_archive_that_moved_is_named_and_may_be_given_again(undisturbed, arch
 
 
 def test_values_that_are_not_finite_stop_the_run_and_name_the_last_good_checkpoint(archive, tmp_path):
-    config = make_config(optimizer__peak_rate=1e30, optimizer__coder_peak_rate=1e30, optimizer__clip_norm=1e30)
-    config.training.checkpoint_every = 1
+    rates = dict(optimizer__peak_rate=1e30, optimizer__coder_peak_rate=1e30, optimizer__clip_norm=1e30)
+    config = make_config(**rates, training__checkpoint_every=1, evaluation__every=0)
     with pytest.raises(FloatingPointError, match=r"step \d+: loss=.*last good checkpoint is step \d"):
         train.train(config, tmp_path, archive)
     bad = int(max((path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()), key=int))
