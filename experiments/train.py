@@ -18,11 +18,12 @@ XLA_FLAGS=--xla_force_host_platform_device_count=8. On several machines start on
 import math
 import pathlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 from absl import app, flags, logging
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments import build, evaluate, forecast, runs, shared_flags
@@ -30,13 +31,15 @@ from weathermixer import distributed
 from weathermixer.account import account_step, format_account
 from weathermixer.checkpoint import Checkpoints, open_checkpoints
 from weathermixer.cost import find_device, parameters, train_flops
+from weathermixer.data.archive import Archive
 from weathermixer.data.boxes import read_amplification
 from weathermixer.data.loader import Batch, Batches, make_batches
 from weathermixer.data.sampling import valid_starts, with_previous
-from weathermixer.data.standardization import make_standardization
+from weathermixer.data.standardization import Standardization, make_standardization
 from weathermixer.mesh import check_divides, make_mesh, use_mesh
 from weathermixer.state import TrainState, describe
 from weathermixer.telemetry import RunLog, open_log
+from weathermixer.variables import ChannelSet
 
 flags.adopt_module_key_flags(shared_flags)
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; one that exists is resumed")
@@ -89,41 +92,67 @@ def train(config: ConfigDict, workdir: pathlib.Path, data: str | None = None) ->
                 _open_log(config, workdir, training, first_step) as log,
                 open_batches(starts, first_step, training.steps) as batches,
             ):
-                log.note(f"{distributed.describe()}, mesh {dict(mesh.shape)}")
-                log.note(f"{archive.path}: {len(starts)} training pairs of {len(channel_set.dynamic)} channels")
-                excess = read_amplification(archive, channel_set, mesh, processes=[mesh.local_devices])
-                made_for = f"domain={archive.attributes['domain']}, tensor={archive.attributes['tensor']}"
-                log.note(f"an archive for {made_for}: this process reads {excess:.2f} times the bytes that it needs")
-                log.note(f"reading takes at most {batches.host_bytes / 1e9:.3g} GB of host memory")
+                _introduce(log, archive, channel_set, mesh, pairs=len(starts), host_bytes=batches.host_bytes)
                 log.note(f"{parameters(training.shape):,} parameters, steps {first_step} to {training.steps}")
-                guard = _Guard(checkpoints)
-                for step, batch in enumerate(log.watch(batches, account=batches.account), first_step + 1):
-                    if step == first_step + 1:  # compiled here, so that the account tells what the compiler plans for
-                        train_step = training.train_step.lower(state, batch, standardization).compile()
-                        log.note(_account(config, training, state, batch, standardization, train_step))
-                    state, metrics = train_step(state, batch, standardization)
-                    guard.watch(step, metrics)
-                    if log.step(step, metrics):
-                        guard.check()
-                    last = step == training.steps
-                    if config.evaluation.every and (last or step % config.evaluation.every == 0):
-                        with open_batches(held_out, 0, config.evaluation.batches) as some:
-                            log.record(
-                                step, {"validation_loss": _mean_loss(training, config, state, some, standardization)}
-                            )
-                    stop = distributed.preempted(step)
-                    if stop or last or step % config.training.checkpoint_every == 0:
-                        guard.check()
-                        checkpoints.save(step, state, {"config": runs.config_values(config)}, force=True)
-                    if stop and not last:
-                        log.note(f"asked to stop: saved step {step}; the same command goes on from there")
-                        raise SystemExit(0)
+
+                def open_held_out():
+                    return open_batches(held_out, 0, config.evaluation.batches)
+
+                steps = enumerate(log.watch(batches, account=batches.account), first_step + 1)
+                state = _run_steps(config, training, state, standardization, steps, open_held_out, log, checkpoints)
                 for problem in batches.account().skipped:
                     log.note(f"skipped a sample: {problem}")
     params = state.ema if config.training.ema_decay else state.params
     return runs.Run(
         workdir, config, mesh, archive, channel_set, standardization, training.apply, params, training.steps
     )
+
+
+def _introduce(
+    log: RunLog, archive: Archive, channel_set: ChannelSet, mesh: Mesh, *, pairs: int, host_bytes: int
+) -> None:
+    """The log's first lines: machine, data, and what reading takes."""
+    log.note(f"{distributed.describe()}, mesh {dict(mesh.shape)}")
+    log.note(f"{archive.path}: {pairs} training pairs of {len(channel_set.dynamic)} channels")
+    excess = read_amplification(archive, channel_set, mesh, processes=[mesh.local_devices])
+    made_for = f"domain={archive.attributes['domain']}, tensor={archive.attributes['tensor']}"
+    log.note(f"an archive for {made_for}: this process reads {excess:.2f} times the bytes that it needs")
+    log.note(f"reading takes at most {host_bytes / 1e9:.3g} GB of host memory")
+
+
+def _run_steps(
+    config: ConfigDict,
+    training: build.Training,
+    state: TrainState,
+    standardization: Standardization,
+    steps: Iterable[tuple[int, Batch]],
+    open_held_out: Callable[[], Batches],
+    log: RunLog,
+    checkpoints: Checkpoints,
+) -> TrainState:
+    """Trains on every (step, batch), with validation and checkpoints between; SystemExit where it is asked to stop."""
+    train_step, guard = None, _Guard(checkpoints)
+    for step, batch in steps:
+        if train_step is None:  # compiled here, so that the account tells what the compiler plans for
+            train_step = training.train_step.lower(state, batch, standardization).compile()
+            log.note(_account(config, training, state, batch, standardization, train_step))
+        state, metrics = train_step(state, batch, standardization)
+        guard.watch(step, metrics)
+        if log.step(step, metrics):
+            guard.check()
+        last = step == training.steps
+        if config.evaluation.every and (last or step % config.evaluation.every == 0):
+            with open_held_out() as batches:
+                loss = _mean_loss(training, config, state, batches, standardization)
+            log.record(step, {"validation_loss": loss})
+        stop = distributed.preempted(step)
+        if stop or last or step % config.training.checkpoint_every == 0:
+            guard.check()
+            checkpoints.save(step, state, {"config": runs.config_values(config)}, force=True)
+        if stop and not last:
+            log.note(f"asked to stop: saved step {step}; the same command goes on from there")
+            raise SystemExit(0)
+    return state
 
 
 class _Guard:

@@ -55,7 +55,7 @@ def one_device():
     return get
 
 
-SLOW = ((4, 2, 1), (4, 1, 2), (2, 4, 1), (2, 1, 4), (1, 4, 2))
+SLOW = ((4, 2, 1), (4, 1, 2), (2, 4, 1), (2, 1, 4), (1, 4, 2), (1, 1, 8), (1, 8, 1))
 
 
 @pytest.mark.parametrize(
@@ -91,6 +91,7 @@ def test_padding_is_exact(one_device):
     assert np.all(blend[:, 4:] == 0) and np.all(blend[:, :, 4:] == 0) and np.any(blend[:, :4, :4] != 0)
 
 
+@pytest.mark.slow
 def test_a_short_run_with_a_moving_average(one_device):
     options = dict(ema_decay=0.9, dropout_rate=0.1, head="increment")
     (expected, there), (losses, here) = (make_tiny(sizes, **options).run(steps=3) for sizes in ((1, 1, 1), (2, 2, 2)))

@@ -59,7 +59,10 @@ def expected():
     return losses
 
 
-@pytest.mark.parametrize("zero, parameters, moments", [("moments", 1.0, 0.25), ("parameters", 0.25, 0.25)])
+@pytest.mark.parametrize(
+    "zero, parameters, moments",
+    [pytest.param("moments", 1.0, 0.25, marks=pytest.mark.slow), ("parameters", 0.25, 0.25)],
+)
 def test_same_training_with_a_part_of_the_state(expected, zero, parameters, moments):
     """Three steps with ZeRO are three steps without it: sums over instances are only cut afterwards."""
     tiny = make_tiny((4, 2, 1), zero=zero, **OPTIONS)

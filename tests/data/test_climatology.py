@@ -38,7 +38,9 @@ def weatherbench(source: Source, frames: np.ndarray) -> np.ndarray:
     return np.stack(result)
 
 
-@pytest.mark.parametrize("domain, tensor, dtype", [(1, 1, "float32"), (2, 3, "int16")])
+@pytest.mark.parametrize(
+    "domain, tensor, dtype", [(1, 1, "float32"), pytest.param(2, 3, "int16", marks=pytest.mark.slow)]
+)
 def test_it_is_weatherbenchs(tmp_path, dataset, domain, tensor, dtype):
     source = open_source(dataset, step_hours=12)
     archive = prepare(source, tmp_path / "a", domain=domain, tensor=tensor, dtype=dtype, climatology=True)

@@ -9,6 +9,7 @@ from experiments.benchmark.__main__ import main
 from weathermixer.data.layout import COMPRESSORS
 
 
+@pytest.mark.slow
 def test_rows_and_file(tmp_path, capsys):
     path = tmp_path / "rows.csv"
     options = ["--grid=64,512", "--channels=8", "--meshes=2,2:1,1", "--compressed=2,2", "--cold=2,2:1,1"]

@@ -31,7 +31,12 @@ def test_every_config_has_a_target():
 
 
 @pytest.mark.parametrize(
-    ("name", "sizes"), [(name, sizes) for name, (_, _, meshes) in TARGETS.items() for sizes in meshes]
+    ("name", "sizes"),
+    [  # the first mesh of each; the others are slow
+        pytest.param(name, sizes, marks=[pytest.mark.slow] * (sizes != meshes[0]))
+        for name, (_, _, meshes) in TARGETS.items()
+        for sizes in meshes
+    ],
 )
 def test_builds_at_its_target_mesh_with_every_kernel_cut_over_the_instance(name, sizes):
     config = importlib.import_module(f"experiments.configs.{name}").get_config()
