@@ -244,6 +244,8 @@ def test_host_memory_stays_within_its_bound(make_archive, block):
     )  # fmt: skip
     bound, taken, growth = (int(word) for word in found.stdout.split())
     assert bound == (6 + (block > 1)) * 2 * 2 * 4 * 256 * 1024 * 2
+    batch = 2 * 2 * 4 * 256 * 1024 * 2
     # the consumer holds a batch too, and threads' stacks and code of the first reads count in the process's memory
-    assert taken < bound + 2 * 2 * 4 * 256 * 1024 * 2 + 24e6
-    assert growth < 0.1 * bound
+    assert taken + growth < bound + batch + 24e6
+    # how many are in flight at once varies; of 60 batches each leaving an eighth behind there would be seven more
+    assert growth < 2 * batch
