@@ -60,12 +60,12 @@ def mix(
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule={schedule!r} is not one of {SCHEDULES}")
     xs, kernels = ((x,), (kernel,)) if isinstance(x, jax.Array) else (tuple(x), tuple(kernel))
-    cut = jax.typeof(kernels[0]).sharding.spec
-    stored = "ring_gather" if cut == spec(*kernel_names(over, "gather")) else "ring_scatter"
+    cuts = [jax.typeof(one).sharding.spec for one in kernels]
+    stored = "ring_gather" if cuts[0] == spec(*kernel_names(over, "gather")) else "ring_scatter"
     if schedule == "auto":
         schedule = stored
     names = kernel_names(over, stored if schedule == "einsum" else schedule)
-    for cut in (jax.typeof(one).sharding.spec for one in kernels):
+    for cut in cuts:
         if cut != spec(*names):
             raise ValueError(
                 f"kernel cut {cut} does not fit schedule={schedule!r} over {over}s: it is {spec(*names)} for {names}"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from tests.data.written_sources import write_netcdf_parts
 from weathermixer.data.prepare import prepare
 from weathermixer.data.sources import open_source
 from weathermixer.data.verify import verify_archive
@@ -86,12 +87,7 @@ def test_era5_netcdf_in_another_order(tmp_path):
 
 
 def test_netcdf_files_become_one_archive(tmp_path):
-    with xr.open_dataset(ROOT / "io" / "era5_tl31_19590102T00.nc") as dataset:
-        fields = dataset[["temperature", "geopotential"]].sel(level=[500, 850]).load()
-    for number in range(4):
-        hours = np.timedelta64(6 * number, "h")
-        shifted = (fields.roll(longitude=number) * (1 + 1e-4 * number)).assign_coords(time=fields.time.values + hours)
-        shifted.to_netcdf(tmp_path / f"part{number}.nc")
+    write_netcdf_parts(ROOT, tmp_path)
     archive = prepare(open_source(tmp_path / "part*.nc"), tmp_path / "a")
     assert len(archive.times) == 4
     assert np.all(archive.statistics.tendency_std > 0)

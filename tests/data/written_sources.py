@@ -61,3 +61,13 @@ def write_zarr(dataset: xr.Dataset, path: pathlib.Path, *, zarr_format: int = 3,
     }
     dataset.to_zarr(path, zarr_format=zarr_format, consolidated=zarr_format == 2, encoding=encoding, mode="w")
     return path
+
+
+def write_netcdf_parts(real: pathlib.Path, folder: pathlib.Path) -> None:
+    """Four files of a time each: ERA5's real one, and three that are that, turned and scaled a little."""
+    with xr.open_dataset(real / "io" / "era5_tl31_19590102T00.nc") as dataset:
+        fields = dataset[["temperature", "geopotential"]].sel(level=[500, 850]).load()
+    for number in range(4):
+        hours = np.timedelta64(6 * number, "h")
+        shifted = (fields.roll(longitude=number) * (1 + 1e-4 * number)).assign_coords(time=fields.time.values + hours)
+        shifted.to_netcdf(folder / f"part{number}.nc")

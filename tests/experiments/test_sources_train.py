@@ -7,9 +7,9 @@ import pathlib
 
 import numpy as np
 import pytest
-import xarray as xr
 
 from experiments import train
+from tests.data.written_sources import write_netcdf_parts
 from tests.tiny_training import quick_compilation, tiny_config
 from weathermixer.data.prepare import prepare
 from weathermixer.data.sources import open_source
@@ -41,12 +41,7 @@ def icon_zarr(folder):
 
 def netcdf_glob(folder):
     """A file for each time, dimensions in another order."""
-    with xr.open_dataset(ROOT / "io" / "era5_tl31_19590102T00.nc") as dataset:
-        fields = dataset[["temperature", "geopotential"]].sel(level=[500, 850]).load()
-    for number in range(4):
-        hours = np.timedelta64(6 * number, "h")
-        shifted = (fields.roll(longitude=number) * (1 + 1e-4 * number)).assign_coords(time=fields.time.values + hours)
-        shifted.to_netcdf(folder / f"part{number}.nc")
+    write_netcdf_parts(ROOT, folder)
     return dict(spec=folder / "part*.nc"), (4, 4, 32, 64)
 
 
