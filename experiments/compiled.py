@@ -13,16 +13,16 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from experiments import synthetic
-from weathermixer.account import format_bytes
-from weathermixer.cost.layout import StepOptions
-from weathermixer.cost.plan import Plan
-from weathermixer.hlo import free_products, hidden_transfers
-from weathermixer.mesh import make_mesh, use_mesh
-from weathermixer.model import ModelShape
-from weathermixer.variables import ChannelSet
+from weathermixer.fields.variables import ChannelSet
+from weathermixer.model.weathermixer import ModelShape
+from weathermixer.parallel.mesh import make_mesh, use_mesh
+from weathermixer.planning.account import format_bytes
+from weathermixer.planning.hlo import free_products, hidden_transfers
+from weathermixer.planning.meshes import StepOptions
+from weathermixer.planning.plan import Plan
+from weathermixer.runs.settings import Settings
 
 
 def simulate_devices(number: int) -> None:
@@ -35,23 +35,26 @@ def simulate_devices(number: int) -> None:
             raise ValueError(f"jax shows {jax.device_count()} devices, not {number}, and was used already") from error
 
 
-def compile_step(config: ConfigDict, shape: ModelShape, channel_set: ChannelSet, mesh: Mesh) -> Any:
+def compile_step(settings: Settings, shape: ModelShape, channel_set: ChannelSet, mesh: Mesh) -> Any:
     """The compiled training step of a config on a mesh, from descriptions of its arguments alone."""
     with use_mesh(mesh):
-        training = synthetic.make_training(config, shape, channel_set, mesh)
-        arguments = synthetic.describe_arguments(training, mesh, batch_size=config.training.batch_size)
+        training = synthetic.make_training(settings, shape, channel_set, mesh)
+        arguments = synthetic.describe_arguments(training, mesh, batch_size=settings.training.batch_size)
         return training.train_step.lower(*arguments).compile()
 
 
-def compare(config: ConfigDict, shape: ModelShape, channel_set: ChannelSet, plan: Plan, options: StepOptions) -> str:
+def compare(settings: Settings, shape: ModelShape, channel_set: ChannelSet, plan: Plan, options: StepOptions) -> str:
     """A plan's memory by formula beside the compiler's, for the step compiled on as many simulated devices."""
     layout, parts = plan.layout, plan.memory
     simulate_devices(layout.devices)
-    config.training.batch_size = plan.batch
-    config.model.compute_dtype = options.compute_dtype
-    config.mesh.zero = options.zero
+    planned = {
+        "training.batch_size": plan.batch,
+        "model.compute_dtype": options.compute_dtype,
+        "mesh.zero": options.zero,
+    }
+    settings = settings.replace(planned)
     mesh = make_mesh(layout.data, layout.domain, layout.tensor)
-    memory = compile_step(config, shape, channel_set, mesh).memory_analysis()
+    memory = compile_step(settings, shape, channel_set, mesh).memory_analysis()
     held = sum(parts[name] for name in ("parameters", "moments", "ema"))
     held += parts["batch"] / 2 + shape.channels * shape.grid[0] * shape.grid[1] * 4 / layout.instance
     passing = parts["gradients"] + parts["activations"] + parts["temporaries"]

@@ -23,15 +23,14 @@ import jax
 import numpy as np
 import xarray as xr
 
-from experiments import runs
-from weathermixer import distributed
-from weathermixer.climatology import Climatology, make_climatology
-from weathermixer.data.normals import Normals, open_normals
-from weathermixer.data.sampling import in_period, with_previous
-from weathermixer.evaluation import evaluate
-from weathermixer.mesh import make_mesh
-from weathermixer.rollout import MODES
-from weathermixer.scores import format_scores, write_scores
+from weathermixer.archive.sampling import in_period, with_previous
+from weathermixer.forecasting.rollout import MODES
+from weathermixer.parallel import distributed
+from weathermixer.parallel.mesh import make_mesh
+from weathermixer.runs import run as runs
+from weathermixer.verification.climatologies import Climatology, Normals, make_climatology, open_normals
+from weathermixer.verification.evaluation import evaluate
+from weathermixer.verification.scores import format_scores, write_scores
 
 SCORES_FILE = "scores.json"
 
@@ -50,15 +49,15 @@ def score(
 
     What is None is taken from the run's config. Raises ValueError for an empty period and for leads that do not fit.
     """
-    options, archive = run.config.evaluation, run.archive
-    period = period or tuple(run.config.data[options.period])
+    options, archive = run.settings.evaluation, run.archive
+    period = period or getattr(run.settings.data, options.period)
     starts = np.flatnonzero(in_period(archive.times, period))
     if not len(starts):
         raise ValueError(
             f"period {period[0]} to {period[1]} is empty: the archive {archive.path} holds times from "
             f"{archive.times[0]:.13} to {archive.times[-1]:.13}"
         )
-    if run.config.model.history == 2:
+    if run.settings.model.history == 2:
         starts = with_previous(archive.times, starts, step_hours=archive.step_hours)
     starts = spread(starts, max_starts or options.max_starts)
     batch_size = batch_size or options.batch_size
@@ -73,12 +72,12 @@ def score(
         run.standardization,
         run.mesh,
         starts=starts,
-        lead_hours=lead_hours or tuple(options.lead_hours),
+        lead_hours=lead_hours or options.lead_hours,
         step_hours=archive.step_hours,
         batch_size=batch_size,
         climatology=_choose_climatology(run, period, batch_size=batch_size, progress=progress),
         mode=mode or options.mode,
-        history=run.config.model.history,
+        history=run.settings.model.history,
         until=archive.times[in_period(archive.times, period)][-1],
         progress=progress,
     )
@@ -102,7 +101,7 @@ def _choose_climatology(
             f"the climatology in {run.archive.path} is also of times that are scored: one of the training period takes "
             "its place (prepare --statistics-period keeps times out)"
         )
-    training = np.flatnonzero(in_period(times, tuple(run.config.data.train)))
+    training = np.flatnonzero(in_period(times, run.settings.data.train))
     data = (run.archive, run.channel_set, run.standardization, run.mesh)
     return make_climatology(*data, indices=training, batch_size=batch_size, progress=progress)
 

@@ -22,17 +22,17 @@ from collections.abc import Iterable, Iterator, Sequence
 import jax
 import numpy as np
 
-from experiments import runs
 from experiments.evaluate import add_run_options, open_run
-from weathermixer import distributed
-from weathermixer.data.archive import Archive
-from weathermixer.data.loader import read_frames
-from weathermixer.data.sampling import in_period, with_previous
-from weathermixer.data.standardization import standardize
-from weathermixer.evaluation import check_leads
-from weathermixer.figures import draw_forecast
-from weathermixer.forecasts import Frames, check_output, gather_physical, make_forecast, write_forecast
-from weathermixer.mesh import use_mesh, ways
+from weathermixer.archive.archive import Archive
+from weathermixer.archive.loader import read_frames
+from weathermixer.archive.sampling import in_period, with_previous
+from weathermixer.archive.standardization import standardize
+from weathermixer.forecasting.forecasts import Frames, check_output, gather_physical, make_forecast, write_forecast
+from weathermixer.forecasting.rollout import check_leads
+from weathermixer.parallel import distributed
+from weathermixer.parallel.mesh import use_mesh, ways
+from weathermixer.runs import run as runs
+from weathermixer.verification.figures import draw_forecast
 
 FORECAST_FILE = "forecast.zarr"
 PLOT_FILE = "forecast.png"
@@ -58,10 +58,10 @@ def write(
     forecast.png in the workdir. Raises ValueError, before the forecast runs, for starts that the archive does not have,
     hours that are no multiple of the step, a channel that is not predicted and a file that cannot be written.
     """
-    archive, options = run.archive, run.config.evaluation
+    archive, options = run.archive, run.settings.evaluation
     lead_hours = make_leads(hours or options.forecast_hours, archive.step_hours)
-    indices = find_starts(archive, starts) if starts else _first_of_period(archive, tuple(run.config.data.test))
-    if run.config.model.history == 2:
+    indices = find_starts(archive, starts) if starts else _first_of_period(archive, run.settings.data.test)
+    if run.settings.model.history == 2:
         seen = with_previous(archive.times, indices, step_hours=archive.step_hours)
         if len(seen) < len(indices):
             absent = archive.times[np.setdiff1d(indices, seen)]
@@ -90,7 +90,7 @@ def write(
         lead_steps=[lead // archive.step_hours for lead in lead_hours],
         batch_size=-(-min(len(indices), MOST_STARTS_AT_A_TIME) // instances) * instances,
         mode=mode or options.mode,
-        history=run.config.model.history,
+        history=run.settings.model.history,
         progress=first and sys.stderr.isatty(),
     )
     kept: list[np.ndarray] = []

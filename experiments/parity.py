@@ -21,10 +21,10 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 from absl import app, flags
-from ml_collections import ConfigDict
 
 from experiments import shared_flags, synthetic
-from weathermixer.mesh import check_divides, make_mesh, use_mesh
+from weathermixer.parallel.mesh import check_divides, make_mesh, use_mesh
+from weathermixer.runs.settings import Settings
 
 flags.adopt_module_key_flags(shared_flags)
 _MESH = flags.DEFINE_list("mesh", None, "data,domain,tensor of the mesh to show right")
@@ -64,25 +64,25 @@ class Difference:
 
 
 def measure(
-    config: ConfigDict, sizes: tuple[int, int, int], *, data: str | None, grid: tuple[int, int], steps: int
+    settings: Settings, sizes: tuple[int, int, int], *, data: str | None, grid: tuple[int, int], steps: int
 ) -> Measured:
     """Runs a config's training problem on a mesh; every array comes back whole.
 
     Raises ValueError, with the numbers, where the mesh does not divide the model or the batch.
     """
-    mesh, batch_size = make_mesh(*sizes), config.training.batch_size
+    mesh, batch_size = make_mesh(*sizes), settings.training.batch_size
     check_divides(mesh, batch_size=("batch", batch_size))
-    precision = "highest" if config.model.compute_dtype == "float32" else "default"
+    precision = "highest" if settings.model.compute_dtype == "float32" else "default"
     with use_mesh(mesh), jax.default_matmul_precision(precision):
-        shape, channel_set = synthetic.find_sizes(config, data=data, grid=grid)
-        training = synthetic.make_training(config, shape, channel_set, mesh)
+        shape, channel_set = synthetic.find_sizes(settings, data=data, grid=grid)
+        training = synthetic.make_training(settings, shape, channel_set, mesh)
         standardization = synthetic.make_standardization(channel_set, shape.grid, mesh)
         batches = [
             synthetic.make_batch(channel_set, shape.grid, mesh, batch_size=batch_size, step=step, history=shape.history)
             for step in range(steps)
         ]
         state = jax.jit(training.initial_state)()
-        key = jax.random.key(config.seed) if shape.dropout_rate else None
+        key = jax.random.key(settings.seed) if shape.dropout_rate else None
         loss, gradient = jax.jit(jax.value_and_grad(training.loss))(state.params, batches[0], standardization, key)
         run = []
         for batch in batches:
@@ -144,7 +144,6 @@ def format_differences(title: str, rows: list[Difference], show: int) -> str:
 
 
 def main(_) -> None:
-    config = shared_flags.CONFIG.value
     mesh, against = (tuple(int(size) for size in sizes) for sizes in (_MESH.value, _AGAINST.value))
     if len(mesh) != 3 or len(against) != 3:
         raise app.UsageError("--mesh and --against are three sizes: data,domain,tensor")
@@ -154,8 +153,8 @@ def main(_) -> None:
     try:
         options = dict(data=shared_flags.DATA.value, grid=shared_flags.find_grid((64, 128)), steps=_STEPS.value)
         for dtype in ("float32", "bfloat16"):
-            config.model.compute_dtype = dtype
-            there, here = measure(config, against, **options), measure(config, mesh, **options)
+            settings = shared_flags.read_settings().replace({"model.compute_dtype": dtype})
+            there, here = measure(settings, against, **options), measure(settings, mesh, **options)
             measured[dtype] = there
             rounding = None if dtype == "float32" else differences(there, measured["float32"])
             rows = compare(differences(here, measured["float32"]), rounding)

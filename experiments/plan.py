@@ -8,7 +8,7 @@ peak. Meshes that do not divide the model or do not fit in memory are listed wit
 published model: --config=experiments/configs/reference.py:3.2b or :10b, or any field: --config.model.embed=8192.
 
 --compile lowers the real training step for the best mesh on simulated devices and sets the compiler's account of memory
-beside the formulae's. Machines are in weathermixer/cost/hardware.py; their numbers can be replaced:
+beside the formulae's. Machines are in weathermixer/planning/hardware.py; their numbers can be replaced:
 --hardware=read_rate=40e9,node_size=4. --measured shows what is predicted for the steps that were timed.
 """
 
@@ -21,16 +21,16 @@ from collections.abc import Iterable
 from typing import Any
 
 from absl import app, flags
-from ml_collections import ConfigDict
 
 from experiments import compiled, shared_flags, synthetic
-from weathermixer.cost import find_hardware, forward_flops, parameters
-from weathermixer.cost.hardware import HARDWARE, Hardware
-from weathermixer.cost.layout import StepOptions
-from weathermixer.cost.measured import MEASURED, MODELS, Measured
-from weathermixer.cost.plan import USABLE_MEMORY, Plan, Refusal, plan_meshes
-from weathermixer.cost.time import step_time
-from weathermixer.model import ModelShape
+from weathermixer.model.weathermixer import ModelShape
+from weathermixer.planning.hardware import HARDWARE, Hardware, find_hardware
+from weathermixer.planning.measured import MEASURED, MODELS, Measured
+from weathermixer.planning.meshes import StepOptions
+from weathermixer.planning.plan import USABLE_MEMORY, Plan, Refusal, plan_meshes
+from weathermixer.planning.time import step_time
+from weathermixer.planning.work import forward_flops, parameters
+from weathermixer.runs.settings import Settings
 
 flags.adopt_module_key_flags(shared_flags)
 _DEVICES = flags.DEFINE_integer("devices", 1, "how many devices", lower_bound=1)
@@ -48,26 +48,26 @@ _CSV = flags.DEFINE_string("csv", None, "file to write every plan to")
 _JSON = flags.DEFINE_string("json", None, "file to write plans and refusals to")
 
 
-def step_options(config: ConfigDict, hardware: Hardware, *, batch: int, zero: str) -> StepOptions:
+def step_options(settings: Settings, hardware: Hardware, *, batch: int, zero: str) -> StepOptions:
     """What of a config a step's costs depend on."""
-    named = config.model.compute_dtype
+    named = settings.model.compute_dtype
     return StepOptions(
         batch=batch,
-        repeats=config.training.lead_steps,
+        repeats=settings.training.lead_steps,
         compute_dtype=("float32" if hardware.name == "cpu" else "bfloat16") if named == "auto" else named,
-        rematerialize=config.model.rematerialize,
-        schedule=config.model.schedule,
-        ema=config.training.ema_decay > 0,
+        rematerialize=settings.model.rematerialize,
+        schedule=settings.model.schedule,
+        ema=settings.training.ema_decay > 0,
         zero=zero,
-        frames=1 + config.model.history,
-        dropout=config.model.dropout_rate > 0,
+        frames=1 + settings.model.history,
+        dropout=settings.model.dropout_rate > 0,
     )
 
 
-def overrides(settings: list[str]) -> dict[str, float]:
+def overrides(replaced: list[str]) -> dict[str, float]:
     """The machine's numbers that --hardware replaces; ValueError where one is not NAME=NUMBER."""
     found = {}
-    for setting in settings:
+    for setting in replaced:
         name, _, value = setting.partition("=")
         try:
             found[name] = int(value) if name == "node_size" else float(value)
@@ -167,7 +167,7 @@ def format_measured(cases: Iterable[Measured]) -> str:
     return "\n".join(lines)
 
 
-def header(config: ConfigDict, shape: ModelShape, options: StepOptions, hardware: Hardware) -> str:
+def header(settings: Settings, shape: ModelShape, options: StepOptions, hardware: Hardware) -> str:
     """What is planned, and for which machine."""
     lat, lon = shape.grid
     rates = f"{hardware.peak(options.compute_dtype) / 1e12:.0f} TFLOP/s {options.compute_dtype}"
@@ -193,20 +193,21 @@ def main(_) -> None:
         return
     if shared_flags.CONFIG.value is None:
         raise app.UsageError("--config says which model to plan, or --measured shows the steps that were timed")
-    config = shared_flags.CONFIG.value
     try:
+        settings = shared_flags.read_settings()
         hardware = find_hardware(_DEVICE.value, **overrides(_HARDWARE.value))
         grid = shared_flags.find_grid((720, 1440))
         if not shared_flags.DATA.value:  # on a grid finer than 0.25 degrees the patch grows to cover as much
-            config.model.patch = tuple(max(1, grid[0] // 720) * size for size in config.model.patch)
-        shape, channel_set = synthetic.find_sizes(config, data=shared_flags.DATA.value, grid=grid)
-        zero = _ZERO.value or config.mesh.zero
-        options = step_options(config, hardware, batch=_BATCH.value or 1, zero=zero)
+            patch = tuple(max(1, grid[0] // 720) * size for size in settings.model.patch)
+            settings = settings.replace({"model.patch": patch})
+        shape, channel_set = synthetic.find_sizes(settings, data=shared_flags.DATA.value, grid=grid)
+        zero = _ZERO.value or settings.mesh.zero
+        options = step_options(settings, hardware, batch=_BATCH.value or 1, zero=zero)
         samples = 0 if _BATCH.value else _SAMPLES.value
         plans, refusals = plan_meshes(shape, _DEVICES.value, options, hardware, samples_per_instance=samples)
     except ValueError as error:
         raise app.UsageError(str(error)) from error
-    print(header(config, shape, options, hardware))
+    print(header(settings, shape, options, hardware))
     if plans:
         print(f"\n{len(plans)} meshes of {_DEVICES.value} devices, fastest per sample first:\n")
         print(format_plans(plans, _TOP.value))
@@ -236,7 +237,7 @@ def main(_) -> None:
             "--config.model.rematerialize=block or --zero=parameters"
         )
     if _COMPILE.value:
-        print("\n" + compiled.compare(config, shape, channel_set, plans[0], options))
+        print("\n" + compiled.compare(settings, shape, channel_set, plans[0], options))
 
 
 if __name__ == "__main__":

@@ -27,15 +27,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from weathermixer.data.archive import Archive
-from weathermixer.data.layout import COMPRESSORS
-from weathermixer.data.planning import Plan, make_plan
-from weathermixer.data.prepare import prepare
-from weathermixer.data.simulate import DAYS, simulate
-from weathermixer.data.sources import Source, open_source
-from weathermixer.data.verify import verify_archive
-from weathermixer.data.writer import is_published
-from weathermixer.variables import ERA5, group_by_variable
+from weathermixer.archive.archive import Archive
+from weathermixer.archive.layout import COMPRESSORS
+from weathermixer.archive.verify import verify_archive
+from weathermixer.fields.variables import ERA5, group_by_variable
+from weathermixer.prepare.prepare import prepare_archive
+from weathermixer.prepare.sizes import ArchivePlan, plan_archive
+from weathermixer.prepare.sources import Source, open_source
+from weathermixer.prepare.writer import is_published
+from weathermixer.simulation.simulate import DAYS, simulate
 
 COMPRESSOR_HELP = "default: none, read fastest; zstd (2/3 of the bytes), lz4 (4/5): for slow and remote stores"
 CLIMATOLOGY_HELP = "mean by hour and day of the year, as WeatherBench 2's; auto: of ten years or more"
@@ -132,11 +132,11 @@ def _prepare(options: argparse.Namespace) -> bool:
         "times_per_shard": options.times_per_shard,
         "threads": options.threads,
     }
-    plan = make_plan(source, **layout)
+    plan = plan_archive(source, **layout)
     print(describe_plan(source, plan, options.dest), flush=True)
     if options.dry_run:
         return False
-    archive = prepare(
+    archive = prepare_archive(
         source,
         options.dest,
         **layout,
@@ -172,7 +172,7 @@ def source_options(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def describe_plan(source: Source, plan: Plan, dest: str | os.PathLike) -> str:
+def describe_plan(source: Source, plan: ArchivePlan, dest: str | os.PathLike) -> str:
     """What will be made, before it is made."""
     lat, lon = source.grid.shape
     lines = [
@@ -227,7 +227,7 @@ def _pair(values: Sequence[str] | None) -> tuple[str, str] | None:
     return None if values is None else (values[0], values[1])
 
 
-def _compression(plan: Plan) -> str:
+def _compression(plan: ArchivePlan) -> str:
     if plan.compressor == "none":
         return "without compression"
     return f"before {plan.compressor}, about {_size(int(COMPRESSORS[plan.compressor][2] * plan.total_bytes))} after it"

@@ -3,6 +3,8 @@
 from absl import flags
 from ml_collections import config_flags
 
+from weathermixer.runs.settings import Settings, make_settings
+
 CONFIG = config_flags.DEFINE_config_file("config", None, "the run's config file, one of experiments/configs")
 DATA = flags.DEFINE_string(
     "data",
@@ -12,6 +14,11 @@ DATA = flags.DEFINE_string(
 GRID = flags.DEFINE_list(
     "grid", None, "without --data: degrees between grid points, such as 0.25, or latitudes,longitudes, such as 64,128"
 )
+
+
+def read_settings() -> Settings:
+    """The checked settings that --config describes; ValueError that names a field or value that cannot be."""
+    return make_settings(CONFIG.value.to_dict())
 
 
 def find_grid(default: tuple[int, int]) -> tuple[int, int]:

@@ -10,44 +10,44 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
-from ml_collections import ConfigDict
 
-from experiments import build
-from weathermixer.data.loader import Batch
-from weathermixer.data.standardization import Standardization
-from weathermixer.mesh import sharding, use_mesh
-from weathermixer.model import ModelShape
-from weathermixer.state import TrainState, describe
-from weathermixer.variables import ERA5, ChannelSet
+from weathermixer.archive.loader import Batch
+from weathermixer.archive.standardization import Standardization
+from weathermixer.fields.variables import ERA5, ChannelSet
+from weathermixer.model.weathermixer import ModelShape
+from weathermixer.parallel.mesh import sharding, use_mesh
+from weathermixer.runs import build
+from weathermixer.runs.settings import Settings
+from weathermixer.training.state import TrainState, describe
 
 
-def find_sizes(config: ConfigDict, *, data: str | None, grid: tuple[int, int]) -> tuple[ModelShape, ChannelSet]:
+def find_sizes(settings: Settings, *, data: str | None, grid: tuple[int, int]) -> tuple[ModelShape, ChannelSet]:
     """The model's sizes and channels on an archive, or on `grid` = (lat, lon) points with ERA5's channels.
 
     Channels and static fields that the config names are used in either case.
     """
     if data:
-        archive = build.open_data(config, data)
-        channel_set = build.make_channel_set(config, archive)
-        return build.make_model_shape(config, archive.grid.shape, channel_set), channel_set
-    static = ERA5.static if tuple(config.data.static) == ("*",) else tuple(config.data.static)
-    names = tuple(config.data.channels) or ERA5.names
-    channel_set = ChannelSet.from_names(names, static, config.data.channel_multiple)
-    return build.make_model_shape(config, grid, channel_set), channel_set
+        archive = build.open_data(settings, data)
+        channel_set = build.make_channel_set(settings, archive)
+        return build.make_model_shape(settings, archive.grid.shape, channel_set), channel_set
+    static = ERA5.static if settings.data.static == ("*",) else settings.data.static
+    names = settings.data.channels or ERA5.names
+    channel_set = ChannelSet.from_names(names, static, settings.data.channel_multiple)
+    return build.make_model_shape(settings, grid, channel_set), channel_set
 
 
 def make_training(
-    config: ConfigDict, shape: ModelShape, channel_set: ChannelSet, mesh: Mesh | AbstractMesh
+    settings: Settings, shape: ModelShape, channel_set: ChannelSet, mesh: Mesh | AbstractMesh
 ) -> build.Training:
     """What trains the config on these sizes, on the mesh in use; a channel's 6 h tendency is a tenth of its spread."""
     lat, lon = shape.grid
     return build.make_training(
-        config,
+        settings,
         latitude=90 - (np.arange(lat) + 0.5) * 180 / lat,
         longitudes=lon,
         channel_set=channel_set,
         tendency=np.where(channel_set.predicted, 0.1, 0.0).astype(np.float32),
-        starts=100 * config.training.batch_size,
+        starts=100 * settings.training.batch_size,
         mesh=mesh,
     )
 

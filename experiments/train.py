@@ -7,7 +7,7 @@ Start with the embedded default, which simulates its own small atmosphere and en
   python -m experiments.train --config=experiments/configs/quickstart.py --workdir=runs/quickstart
 
 Configs: quickstart (simulated, minutes on a laptop), gfs_wind (real analyses, small), reference (the published 1.06 B
-model at 0.25 degrees). Every field of a config is documented in experiments/configs/base.py and can be set on the
+model at 0.25 degrees). Every field of a config is documented in weathermixer/runs/settings.py and can be set on the
 command line: --config.training.steps=200 --config.mesh.domain=4.
 
 DIR receives config.json, log.txt, metrics.jsonl, tensorboard/, checkpoints/ and, where the config asks for them,
@@ -24,56 +24,59 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from experiments import build, evaluate, forecast, runs, shared_flags
-from weathermixer import distributed
-from weathermixer.account import account_step, format_account
-from weathermixer.checkpoint import Checkpoints, open_checkpoints
-from weathermixer.cost import find_device, parameters, train_flops
-from weathermixer.data.archive import Archive
-from weathermixer.data.boxes import read_amplification
-from weathermixer.data.loader import Batch, Batches, make_batches
-from weathermixer.data.sampling import valid_starts, with_previous
-from weathermixer.data.standardization import Standardization, make_standardization
-from weathermixer.mesh import check_divides, make_mesh, use_mesh
-from weathermixer.state import TrainState, describe
-from weathermixer.telemetry import RunLog, open_log
-from weathermixer.variables import ChannelSet
+from experiments import evaluate, forecast, shared_flags
+from weathermixer.archive.archive import Archive
+from weathermixer.archive.boxes import read_amplification
+from weathermixer.archive.loader import Batch, Batches, make_batches
+from weathermixer.archive.sampling import valid_starts, with_previous
+from weathermixer.archive.standardization import Standardization, make_standardization
+from weathermixer.fields.variables import ChannelSet
+from weathermixer.parallel import distributed
+from weathermixer.parallel.mesh import check_divides, make_mesh, use_mesh
+from weathermixer.planning.account import account_step, format_account
+from weathermixer.planning.hardware import find_device
+from weathermixer.planning.work import parameters, train_flops
+from weathermixer.runs import build
+from weathermixer.runs import run as runs
+from weathermixer.runs.settings import Settings
+from weathermixer.training.checkpoint import Checkpoints, open_checkpoints
+from weathermixer.training.state import TrainState, describe
+from weathermixer.training.telemetry import RunLog, open_log
 
 flags.adopt_module_key_flags(shared_flags)
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; one that exists is resumed")
 
 
-def train(config: ConfigDict, workdir: pathlib.Path, data: str | None = None) -> runs.Run:
+def train(settings: Settings, workdir: pathlib.Path, data: str | None = None) -> runs.Run:
     """Runs the training that a config describes, from its last checkpoint if there is one, and returns the trained run.
 
     Raises ValueError, before long work starts, for what cannot work; FloatingPointError where the loss is not finite.
     """
-    mesh = make_mesh(config.mesh.data, config.mesh.domain, config.mesh.tensor)
-    check_divides(mesh, batch_size=("batch", config.training.batch_size))
-    runs.check_workdir(config, workdir)
-    archive = build.open_data(config, data)
-    channel_set = build.make_channel_set(config, archive)
-    lead_hours = config.training.lead_steps * archive.step_hours
+    mesh = make_mesh(settings.mesh.data, settings.mesh.domain, settings.mesh.tensor)
+    check_divides(mesh, batch_size=("batch", settings.training.batch_size))
+    runs.check_workdir(settings, workdir)
+    archive = build.open_data(settings, data)
+    channel_set = build.make_channel_set(settings, archive)
+    lead_hours = settings.training.lead_steps * archive.step_hours
     starts, held_out = (
-        valid_starts(archive.times, tuple(config.data[period]), lead_hours, step_hours=archive.step_hours)
+        valid_starts(archive.times, getattr(settings.data, period), lead_hours, step_hours=archive.step_hours)
         for period in ("train", "validation")
     )
-    if config.model.history == 2:
+    if settings.model.history == 2:
         starts, held_out = (with_previous(archive.times, s, step_hours=archive.step_hours) for s in (starts, held_out))
 
     def open_batches(starts, first_step: int, last_step: int) -> Batches:
-        options = dict(seed=config.seed, batch_size=config.training.batch_size, lead_hours=lead_hours)
+        options = dict(seed=settings.seed, batch_size=settings.training.batch_size, lead_hours=lead_hours)
         steps = dict(first_step=first_step, last_step=last_step)
-        reading = dict(prefetch=config.data.prefetch, block=config.data.block, on_error=config.data.on_error)
-        reading["history"] = config.model.history
+        reading = dict(prefetch=settings.data.prefetch, block=settings.data.block, on_error=settings.data.on_error)
+        reading["history"] = settings.model.history
         return make_batches(archive, channel_set, mesh, starts=starts, **options, **steps, **reading)
 
     with use_mesh(mesh):
         standardization = make_standardization(archive, channel_set, mesh)
         training = build.make_training(
-            config,
+            settings,
             latitude=archive.grid.latitude,
             longitudes=archive.grid.shape[1],
             channel_set=channel_set,
@@ -81,30 +84,30 @@ def train(config: ConfigDict, workdir: pathlib.Path, data: str | None = None) ->
             starts=len(starts),
             mesh=mesh,
         )
-        with _open_checkpoints(config, workdir) as checkpoints:
+        with _open_checkpoints(settings, workdir) as checkpoints:
             first_step = checkpoints.latest_step() or 0
             if first_step:
                 state = checkpoints.restore(describe(jax.eval_shape(training.initial_state), mesh))
             else:
                 state = jax.jit(training.initial_state)()
-            runs.write_config(config, workdir, archive=data)
+            runs.write_settings(settings, workdir, archive=data)
             with (
-                _open_log(config, workdir, training, first_step) as log,
+                _open_log(settings, workdir, training, first_step) as log,
                 open_batches(starts, first_step, training.steps) as batches,
             ):
                 _introduce(log, archive, channel_set, mesh, pairs=len(starts), host_bytes=batches.host_bytes)
                 log.note(f"{parameters(training.shape):,} parameters, steps {first_step} to {training.steps}")
 
                 def open_held_out():
-                    return open_batches(held_out, 0, config.evaluation.batches)
+                    return open_batches(held_out, 0, settings.evaluation.batches)
 
                 steps = enumerate(log.watch(batches, account=batches.account), first_step + 1)
-                state = _run_steps(config, training, state, standardization, steps, open_held_out, log, checkpoints)
+                state = _run_steps(settings, training, state, standardization, steps, open_held_out, log, checkpoints)
                 for problem in batches.account().skipped:
                     log.note(f"skipped a sample: {problem}")
-    params = state.ema if config.training.ema_decay else state.params
+    params = state.ema if settings.training.ema_decay else state.params
     return runs.Run(
-        workdir, config, mesh, archive, channel_set, standardization, training.apply, params, training.steps
+        workdir, settings, mesh, archive, channel_set, standardization, training.apply, params, training.steps
     )
 
 
@@ -121,7 +124,7 @@ def _introduce(
 
 
 def _run_steps(
-    config: ConfigDict,
+    settings: Settings,
     training: build.Training,
     state: TrainState,
     standardization: Standardization,
@@ -135,20 +138,20 @@ def _run_steps(
     for step, batch in steps:
         if train_step is None:  # compiled here, so that the account tells what the compiler plans for
             train_step = training.train_step.lower(state, batch, standardization).compile()
-            log.note(_account(config, training, state, batch, standardization, train_step))
+            log.note(_account(settings, training, state, batch, standardization, train_step))
         state, metrics = train_step(state, batch, standardization)
         guard.watch(step, metrics)
         if log.step(step, metrics):
             guard.check()
         last = step == training.steps
-        if config.evaluation.every and (last or step % config.evaluation.every == 0):
+        if settings.evaluation.every and (last or step % settings.evaluation.every == 0):
             with open_held_out() as batches:
-                loss = _mean_loss(training, config, state, batches, standardization)
+                loss = _mean_loss(training, settings, state, batches, standardization)
             log.record(step, {"validation_loss": loss})
         stop = distributed.preempted(step)
-        if stop or last or step % config.training.checkpoint_every == 0:
+        if stop or last or step % settings.training.checkpoint_every == 0:
             guard.check()
-            checkpoints.save(step, state, {"config": runs.config_values(config)}, force=True)
+            checkpoints.save(step, state, {"config": settings.values()}, force=True)
         if stop and not last:
             log.note(f"asked to stop: saved step {step}; the same command goes on from there")
             raise SystemExit(0)
@@ -180,40 +183,40 @@ class _Guard:
 
 
 def _mean_loss(
-    training: build.Training, config: ConfigDict, state: TrainState, batches: Iterable[Batch], standardization: Any
+    training: build.Training, settings: Settings, state: TrainState, batches: Iterable[Batch], standardization: Any
 ) -> float:
     """The mean loss over some batches, with the parameters that would forecast."""
-    params = state.ema if config.training.ema_decay else state.params
+    params = state.ema if settings.training.ema_decay else state.params
     losses = [training.eval_loss(params, batch, standardization, None) for batch in batches]
     return sum(float(loss) for loss in losses) / len(losses)
 
 
 def _account(
-    config: ConfigDict, training: build.Training, state: TrainState, batch: Batch, standardization: Any, train_step: Any
+    settings: Settings, training: build.Training, state: TrainState, batch: Batch, standardization: Any, train_step: Any
 ) -> str:
     """The account of memory of a step on the mesh in use, with the compiler's own below it."""
-    key = jax.random.key(config.seed) if training.shape.dropout_rate else None
+    key = jax.random.key(settings.seed) if training.shape.dropout_rate else None
     mesh = jax.sharding.get_abstract_mesh()
     entries = account_step(mesh, state, batch, loss=training.loss, rest=(standardization, key))
     return format_account(entries, train_step)
 
 
-def _open_checkpoints(config: ConfigDict, workdir: pathlib.Path) -> Checkpoints:
-    options = config.training
+def _open_checkpoints(settings: Settings, workdir: pathlib.Path) -> Checkpoints:
+    options = settings.training
     return open_checkpoints(workdir / runs.CHECKPOINTS, every=options.checkpoint_every, keep=options.keep_checkpoints)
 
 
-def _open_log(config: ConfigDict, workdir: pathlib.Path, training: build.Training, first_step: int) -> RunLog:
+def _open_log(settings: Settings, workdir: pathlib.Path, training: build.Training, first_step: int) -> RunLog:
     hardware = find_device(jax.devices()[0].device_kind)
-    batch_size = config.training.batch_size
+    batch_size = settings.training.batch_size
     return open_log(
         workdir,
         first_step=first_step,
         last_step=training.steps,
-        every=config.training.log_every,
+        every=settings.training.log_every,
         batch_size=batch_size,
-        flops_per_step=float(train_flops(training.shape, batch=batch_size, repeats=config.training.lead_steps)),
-        peak_flops=hardware and hardware.peak(build.compute_dtype(config).name),
+        flops_per_step=float(train_flops(training.shape, batch=batch_size, repeats=settings.training.lead_steps)),
+        peak_flops=hardware and hardware.peak(build.compute_dtype(settings).name),
     )
 
 
@@ -221,10 +224,10 @@ def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file at INFO
     distributed.initialize()
     workdir = pathlib.Path(_WORKDIR.value).expanduser().resolve()
-    config = shared_flags.CONFIG.value
     try:
-        run = train(config, workdir, shared_flags.DATA.value)
-        if config.evaluation.final:
+        settings = shared_flags.read_settings()
+        run = train(settings, workdir, shared_flags.DATA.value)
+        if settings.evaluation.final:
             evaluate.score(run)
             forecast.write(run)
     except (ValueError, FloatingPointError) as error:
@@ -238,7 +241,7 @@ def parse_flags(arguments: list[str]) -> list[str]:
         assert shared_flags.CONFIG.value is not None  # where its file failed to load, this raises
         return rest
     except (AttributeError, OSError, TypeError) as error:
-        sys.exit(f"--config: {error}\nEvery field is documented in experiments/configs/base.py.")
+        sys.exit(f"--config: {error}\nEvery field is documented in weathermixer/runs/settings.py.")
 
 
 if __name__ == "__main__":

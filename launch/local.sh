@@ -3,7 +3,7 @@
 #
 #   launch/local.sh 2 python -m experiments.train --config=experiments/configs/quickstart.py --workdir=runs/two
 #
-# Every process learns its place from three variables (weathermixer/distributed.py) and takes its share of the GPUs. On a
+# Every process learns its place from three variables (weathermixer/parallel/distributed.py) and takes its share of the GPUs. On a
 # machine without GPUs, JAX_NUM_CPU_DEVICES=4 gives each of them four simulated devices. Ctrl-C and SIGTERM reach all;
 # where one fails, the others are stopped, and its exit status is this script's. Needs bash 5.1.
 set -euo pipefail

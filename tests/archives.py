@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from weathermixer.data.archive import Archive, Statistics, open_archive
-from weathermixer.data.writer import create_archive, publish, write_statistics
-from weathermixer.grid import Grid
-from weathermixer.variables import ChannelSet
+from weathermixer.archive.archive import Archive, Statistics, open_archive
+from weathermixer.fields.grid import Grid
+from weathermixer.fields.variables import ChannelSet
+from weathermixer.prepare.writer import create_archive, publish, write_statistics
 
 
 def make_grid(lat: int, lon: int) -> Grid:

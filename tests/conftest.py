@@ -1,6 +1,7 @@
 """Every test runs on eight simulated CPU devices, with shapes and types of `weathermixer`'s functions checked."""
 
 import os
+import urllib.request
 
 # compiling is most of what tests do: code that is not optimized compiles in less than half the time
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
@@ -30,10 +31,10 @@ def no_mesh_left_over():
 @pytest.fixture
 def make_archive(tmp_path):
     """Makes a small published archive of smooth made-up weather: make_archive(times=..., shape=(lat, lon), ...)."""
-    from weathermixer.data import archive as archives
-    from weathermixer.data import writer
-    from weathermixer.grid import Grid
-    from weathermixer.variables import ChannelSet
+    from weathermixer.archive import archive as archives
+    from weathermixer.fields.grid import Grid
+    from weathermixer.fields.variables import ChannelSet
+    from weathermixer.prepare import writer
 
     def make(
         path=None,
@@ -73,3 +74,31 @@ def make_archive(tmp_path):
         return archives.open_archive(path)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """The address of an S3 server in this process (moto's), that lives as long as the tests."""
+    server_module = pytest.importorskip("moto.server", reason="no moto: pip install 'weathermixer[test]'")
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3_bucket(s3_server, monkeypatch):
+    """An empty bucket, s3://NAME, with the environment set so that every S3 client finds the server."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    urllib.request.urlopen(urllib.request.Request(f"{s3_server}/moto-api/reset", method="POST")).close()
+    urllib.request.urlopen(urllib.request.Request(f"{s3_server}/weather", method="PUT")).close()
+    return "s3://weather"

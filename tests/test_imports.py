@@ -7,29 +7,29 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# Every module imports strictly downward. A package counts as one: its modules may import each other.
-LAYERS = (
-    {"mesh", "grid", "variables"},
-    {"schedule", "zero", "hlo", "losses", "metrics", "augment", "optimizer", "telemetry", "distributed", "scores"},
-    {"jigsaw", "cost", "data"},
-    {"model", "state", "account", "checkpoint", "rollout", "climatology", "figures"},
-    {"steps", "evaluation"},
-    {"forecasts"},
+# The rooms by floors: every room imports strictly downward; the modules of one may import each other.
+FLOORS = (
+    {"fields", "parallel"},
+    {"archive", "model", "planning"},
+    {"prepare", "training", "forecasting"},
+    {"simulation", "verification"},
+    {"runs"},
 )
-# Model and optimizer reach state, steps and rollout as arguments; data and model know nothing of each other.
+# Data and model know nothing of each other: models reach training, forecasting and verification as arguments.
 NEVER = (
-    ({"data"}, {"model"}),
-    ({"model"}, {"data"}),
-    ({"state", "steps", "rollout"}, {"model", "optimizer"}),
+    ({"archive", "prepare", "simulation", "planning", "training", "forecasting", "verification"}, {"model"}),
+    ({"model"}, {"archive"}),
+    ({"verification", "forecasting", "training"}, {"prepare"}),
+    ({"parallel"}, {"fields"}),
 )
 # package -> where it may be imported
 ONLY_IN = {
-    "tensorstore": ("weathermixer/data/",),
-    "orbax": ("weathermixer/checkpoint.py",),
+    "tensorstore": ("weathermixer/archive/",),
+    "orbax": ("weathermixer/training/checkpoint.py",),
     "ml_collections": ("experiments/",),
     "absl": ("experiments/",),
-    "tensorboardX": ("weathermixer/telemetry.py",),
-    "dinosaur": ("weathermixer/data/",),
+    "tensorboardX": ("weathermixer/training/telemetry.py",),
+    "dinosaur": ("weathermixer/simulation/",),
     "experiments": ("experiments/",),
     "beartype": (),
     "torch": (),
@@ -57,15 +57,15 @@ def imports(tree: ast.AST) -> set[str]:
     return names
 
 
-def part(module: str) -> str | None:
-    """`weathermixer.data.loader` -> `data`; None for other packages and for weathermixer itself."""
+def room(module: str) -> str | None:
+    """`weathermixer.archive.loader` -> `archive`; None for other packages and for weathermixer itself."""
     package, _, rest = module.partition(".")
     name = rest.partition(".")[0]
-    return name if package == "weathermixer" and any(name in layer for layer in LAYERS) else None
+    return name if package == "weathermixer" and any(name in rooms for rooms in FLOORS) else None
 
 
-def layer(name: str) -> int:
-    return next(i for i, names in enumerate(LAYERS) if name in names)
+def floor(name: str) -> int:
+    return next(i for i, names in enumerate(FLOORS) if name in names)
 
 
 def faults_of_imports(path: str, text: str) -> list[str]:
@@ -78,10 +78,10 @@ def faults_of_imports(path: str, text: str) -> list[str]:
     if not path.startswith("weathermixer/") or path == "weathermixer/__init__.py":
         return faults
     own = path.removeprefix("weathermixer/").removesuffix(".py").partition("/")[0]
-    if not any(own in names for names in LAYERS):
-        return [*faults, f"{path} has no layer: put it into LAYERS"]
-    for other in sorted({part(name) for name in imported} - {None, own}):
-        if layer(other) >= layer(own):
+    if not any(own in names for names in FLOORS):
+        return [*faults, f"{path} is in no room: put it into one of FLOORS"]
+    for other in sorted({room(name) for name in imported} - {None, own}):
+        if floor(other) >= floor(own):
             faults.append(f"{path} imports {other}, which is not below it")
         if any(own in importers and other in imported for importers, imported in NEVER):
             faults.append(f"{path} imports {other}, which has to reach it as an argument")
@@ -94,7 +94,7 @@ def faults_of_axes(path: str, text: str) -> list[str]:
     In the library any such string counts, but for a key of a dict display, which names a size. Programs have flags,
     parts of a config and columns of a table with these names: there, what counts is a mesh's shape and a PartitionSpec.
     """
-    if path == "weathermixer/mesh.py":
+    if path == "weathermixer/parallel/mesh.py":
         return []
     nodes = list(ast.walk(ast.parse(text)))
     keys = {id(key) for node in nodes if isinstance(node, ast.Dict) for key in node.keys}
@@ -124,14 +124,15 @@ def test_mesh_axes_are_named_in_mesh_alone(path):
 @pytest.mark.parametrize(
     ("path", "text"),
     [
-        ("weathermixer/mesh.py", "from weathermixer.grid import Grid"),
-        ("weathermixer/data/loader.py", "import weathermixer.model"),
-        ("weathermixer/model/layers.py", "def f():\n    from weathermixer import data"),
-        ("weathermixer/steps.py", "from weathermixer.optimizer import make_optimizer"),
-        ("weathermixer/jigsaw.py", "import tensorstore as ts"),
-        ("weathermixer/state.py", "import orbax.checkpoint as ocp"),
-        ("weathermixer/optimizer.py", "from ml_collections import ConfigDict"),
-        ("weathermixer/checkpoint.py", "from experiments import train"),
+        ("weathermixer/parallel/mesh.py", "from weathermixer.fields.grid import Grid"),
+        ("weathermixer/archive/loader.py", "import weathermixer.prepare.sources"),
+        ("weathermixer/archive/loader.py", "import weathermixer.model"),
+        ("weathermixer/model/layers.py", "def f():\n    from weathermixer import archive"),
+        ("weathermixer/training/steps.py", "from weathermixer.model.mixer import MixerBlock"),
+        ("weathermixer/parallel/jigsaw.py", "import tensorstore as ts"),
+        ("weathermixer/training/state.py", "import orbax.checkpoint as ocp"),
+        ("weathermixer/training/optimizer.py", "from ml_collections import ConfigDict"),
+        ("weathermixer/training/checkpoint.py", "from experiments import train"),
         ("weathermixer/unheard_of.py", ""),
     ],
 )
@@ -141,7 +142,7 @@ def test_the_rules_find_what_they_forbid(path, text):
 
 def test_the_rule_for_axes_finds_what_it_forbids():
     text = 'spec = P("data", ("domain", "tensor"))\nsizes = {"domain": 2}\n"""the domain"""\n'
-    assert len(faults_of_axes("weathermixer/jigsaw.py", text)) == 3
-    assert not faults_of_axes("weathermixer/mesh.py", text)
+    assert len(faults_of_axes("weathermixer/parallel/jigsaw.py", text)) == 3
+    assert not faults_of_axes("weathermixer/parallel/mesh.py", text)
     text = 'flag = define("data")\nbatch = mesh.shape["data"] * mesh.shape["tensor"]\nspec = P(None, "domain")\n'
     assert len(faults_of_axes("experiments/train.py", text)) == 3

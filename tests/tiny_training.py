@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from experiments import synthetic
-from experiments.configs import base
-from weathermixer.mesh import make_mesh, use_mesh
+from weathermixer.parallel.mesh import make_mesh, use_mesh
+from weathermixer.runs.settings import Settings, make_settings
 
 GRID = (16, 16)
 
@@ -23,26 +23,25 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
-def tiny_config(**options: Any) -> Any:
-    """base.get_config() at a few thousand parameters; options are fields of config.model, .training or .mesh."""
-    config = base.get_config()
-    config.data.channels = ("2m_temperature", "geopotential_500", "temperature_850", "u_component_of_wind_850")
-    config.data.static = ("land_sea_mask",)
-    config.data.channel_multiple = 8
-    config.model.update(patch=(1, 4), embed=32, token_hidden=16, embed_hidden=64, blocks=1)
-    config.training.update(batch_size=8, steps=10)
-    config.optimizer.peak_rate = config.optimizer.coder_peak_rate = 1e-3
+def tiny_settings(**options: Any) -> Settings:
+    """Settings of a few thousand parameters; options are fields of the model's, the training's or the mesh's."""
+    values = Settings().values()
+    channels = ("2m_temperature", "geopotential_500", "temperature_850", "u_component_of_wind_850")
+    values["data"] |= dict(channels=channels, static=("land_sea_mask",), channel_multiple=8)
+    values["model"] |= dict(patch=(1, 4), embed=32, token_hidden=16, embed_hidden=64, blocks=1)
+    values["training"] |= dict(batch_size=8, steps=10)
+    values["optimizer"] |= dict(peak_rate=1e-3, coder_peak_rate=1e-3)
     for name, value in options.items():
-        (part,) = (part for part in (config.model, config.training, config.mesh) if name in part)
-        part[name] = value
-    return config
+        (part,) = (part for part in ("model", "training", "mesh") if name in values[part])
+        values[part][name] = value
+    return make_settings(values)
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiny:
     """The problem on its mesh."""
 
-    config: Any
+    settings: Settings
     mesh: Any
     channel_set: Any
     training: Any
@@ -50,7 +49,7 @@ class Tiny:
 
     def batch(self, step: int) -> Any:
         return synthetic.make_batch(
-            self.channel_set, GRID, self.mesh, batch_size=self.config.training.batch_size, step=step
+            self.channel_set, GRID, self.mesh, batch_size=self.settings.training.batch_size, step=step
         )
 
     def run(self, *, steps: int) -> tuple[np.ndarray, Any]:
@@ -66,8 +65,8 @@ class Tiny:
 
 def make_tiny(sizes: tuple[int, int, int], *, grid: tuple[int, int] = GRID, **options: Any) -> Tiny:
     """The problem on the mesh of these sizes."""
-    config, mesh = tiny_config(**options), make_mesh(*sizes)
+    settings, mesh = tiny_settings(**options), make_mesh(*sizes)
     with use_mesh(mesh):
-        shape, channel_set = synthetic.find_sizes(config, data=None, grid=grid)
-        training = synthetic.make_training(config, shape, channel_set, mesh)
-        return Tiny(config, mesh, channel_set, training, synthetic.make_standardization(channel_set, grid, mesh))
+        shape, channel_set = synthetic.find_sizes(settings, data=None, grid=grid)
+        training = synthetic.make_training(settings, shape, channel_set, mesh)
+        return Tiny(settings, mesh, channel_set, training, synthetic.make_standardization(channel_set, grid, mesh))

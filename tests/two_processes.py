@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from weathermixer.checkpoint import open_checkpoints
-from weathermixer.distributed import describe, initialize, preempted
-from weathermixer.mesh import make_mesh, sharding, use_mesh
-from weathermixer.telemetry import open_log
+from weathermixer.parallel.distributed import describe, initialize, preempted
+from weathermixer.parallel.mesh import make_mesh, sharding, use_mesh
+from weathermixer.training.checkpoint import open_checkpoints
+from weathermixer.training.telemetry import open_log
 
 
 def say(text: str) -> None:

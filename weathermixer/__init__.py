@@ -1,3 +1,76 @@
-"""WeatherMixer: an all-MLP global weather model, trained on a (data, domain, tensor) mesh of any shape."""
+"""WeatherMixer: an all-MLP global weather model, trained on a (data, domain, tensor) mesh of any shape.
+
+The names below are the library's public face, imported on first use. Rooms from the ground up: fields and parallel;
+archive, model and planning; prepare, training and forecasting; simulation and verification; runs.
+"""
+
+import importlib
 
 __version__ = "0.1.0"
+
+# public name -> the module that has it
+_PUBLIC = {
+    # the atmosphere's words
+    "Grid": "fields.grid",
+    "Channel": "fields.variables",
+    "ChannelSet": "fields.variables",
+    "Variable": "fields.variables",
+    "area_weights": "fields.grid",
+    # devices
+    "make_mesh": "parallel.mesh",
+    "use_mesh": "parallel.mesh",
+    "mix": "parallel.jigsaw",
+    # data
+    "simulate": "simulation.simulate",
+    "open_source": "prepare.sources",
+    "prepare_archive": "prepare.prepare",
+    "Archive": "archive.archive",
+    "open_archive": "archive.archive",
+    "verify_archive": "archive.verify",
+    "make_batches": "archive.loader",
+    "read_frames": "archive.loader",
+    "Standardization": "archive.standardization",
+    "make_standardization": "archive.standardization",
+    # the model
+    "ModelShape": "model.weathermixer",
+    "WeatherMixer": "model.weathermixer",
+    # training
+    "make_loss": "training.steps",
+    "make_train_step": "training.steps",
+    "make_optimizer": "training.optimizer",
+    "make_learning_rate": "training.optimizer",
+    "TrainState": "training.state",
+    "make_state": "training.state",
+    "open_checkpoints": "training.checkpoint",
+    # forecasts and scores
+    "rollout": "forecasting.rollout",
+    "make_forecast": "forecasting.forecasts",
+    "write_forecast": "forecasting.forecasts",
+    "evaluate": "verification.evaluation",
+    "make_climatology": "verification.climatologies",
+    "draw_forecast": "verification.figures",
+    "format_scores": "verification.scores",
+    # what a step costs
+    "find_hardware": "planning.hardware",
+    "plan_meshes": "planning.plan",
+    "account_step": "planning.account",
+    # runs
+    "Settings": "runs.settings",
+    "make_settings": "runs.settings",
+    "make_training": "runs.build",
+    "Run": "runs.run",
+    "open_run": "runs.run",
+}
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'weathermixer' has no attribute {name!r}; its public names are {__all__}")
+    value = getattr(importlib.import_module(f"weathermixer.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -25,11 +25,11 @@ import jax
 import numpy as np
 
 from experiments.benchmark import stores
-from weathermixer.data import storage
-from weathermixer.data.archive import open_archive
-from weathermixer.data.boxes import find_boxes
-from weathermixer.data.layout import COMPRESSORS
-from weathermixer.mesh import make_mesh
+from weathermixer.archive import storage
+from weathermixer.archive.archive import open_archive
+from weathermixer.archive.boxes import find_boxes
+from weathermixer.archive.layout import COMPRESSORS
+from weathermixer.parallel.mesh import make_mesh
 
 DEVICES = 8
 MESHES = ((1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (2, 2), (4, 2), (1, 4), (2, 4), (1, 8))

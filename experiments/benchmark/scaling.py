@@ -6,7 +6,7 @@ Strong scaling divides a batch of --batch samples over more and more devices; we
 them for each device. For every device count each scheme is laid out so that a device receives the fewest bytes: ours on
 any mesh that divides the model, its channels padded where that helps; the published 2- and 4-way
 scheme; Megatron-style tensor parallelism; FSDP; and beside them the least that any distribution of the products can
-exchange (weathermixer/cost/baselines.py).
+exchange (weathermixer/planning/baselines.py).
 
 --validate compiles a small model's gradient on meshes of up to 8 simulated devices and sets the bytes that its
 collectives receive beside the formula's.
@@ -25,10 +25,10 @@ import matplotlib.pyplot as plt
 import matplotlib.ticker
 
 from experiments.configs.reference import SIZES
-from weathermixer.cost.baselines import PUBLISHED, Share, fsdp, lower_bound, megatron, ours, published
-from weathermixer.cost.layout import Layout, StepOptions, indivisible
-from weathermixer.cost.plan import layouts
-from weathermixer.model import ModelShape
+from weathermixer.model.weathermixer import ModelShape
+from weathermixer.planning.baselines import PUBLISHED, Share, fsdp, lower_bound, megatron, ours, published
+from weathermixer.planning.meshes import Layout, StepOptions, indivisible
+from weathermixer.planning.plan import layouts
 
 COUNTS = [2**power for power in range(11)]
 SCHEMES = ("ours", "published", "Megatron", "FSDP")

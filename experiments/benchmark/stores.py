@@ -15,15 +15,15 @@ import numpy as np
 import xarray
 from jax.sharding import Mesh
 
-from weathermixer.data import storage
-from weathermixer.data.archive import Archive, Statistics, open_archive
-from weathermixer.data.boxes import Box
-from weathermixer.data.layout import COMPRESSORS
-from weathermixer.data.reader import Reader
-from weathermixer.data.writer import create_archive, publish, write_statistics
-from weathermixer.grid import Grid
-from weathermixer.mesh import ways
-from weathermixer.variables import LEVELS_HPA, ChannelSet
+from weathermixer.archive import storage
+from weathermixer.archive.archive import Archive, Statistics, open_archive
+from weathermixer.archive.boxes import Box
+from weathermixer.archive.layout import COMPRESSORS
+from weathermixer.archive.reader import Reader
+from weathermixer.fields.grid import Grid
+from weathermixer.fields.variables import LEVELS_HPA, ChannelSet
+from weathermixer.parallel.mesh import ways
+from weathermixer.prepare.writer import create_archive, publish, write_statistics
 
 SURFACE = ("mean_sea_level_pressure", "surface_pressure", "10m_u_component_of_wind", "10m_v_component_of_wind")
 UPPER = ("geopotential", "specific_humidity", "temperature", "u_component_of_wind", "v_component_of_wind")

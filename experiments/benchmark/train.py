@@ -21,18 +21,19 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from weathermixer.cost import find_hardware, train_flops
-from weathermixer.data.loader import Batch
-from weathermixer.data.standardization import Standardization
-from weathermixer.grid import cosine_weights
-from weathermixer.hlo import hidden_transfers
-from weathermixer.mesh import instances, make_mesh, sharding, use_mesh
-from weathermixer.model import ModelShape, WeatherMixer
-from weathermixer.optimizer import make_optimizer
-from weathermixer.schedule import SCHEDULES
-from weathermixer.state import make_state
-from weathermixer.steps import make_loss, make_train_step
-from weathermixer.zero import ZERO
+from weathermixer.archive.loader import Batch
+from weathermixer.archive.standardization import Standardization
+from weathermixer.fields.grid import cosine_weights
+from weathermixer.model.weathermixer import ModelShape, WeatherMixer
+from weathermixer.parallel.mesh import instances, make_mesh, sharding, use_mesh
+from weathermixer.parallel.schedule import SCHEDULES
+from weathermixer.parallel.zero import ZERO
+from weathermixer.planning.hardware import find_hardware
+from weathermixer.planning.hlo import hidden_transfers
+from weathermixer.planning.work import train_flops
+from weathermixer.training.optimizer import make_optimizer
+from weathermixer.training.state import make_state
+from weathermixer.training.steps import make_loss, make_train_step
 
 PRECISIONS = {"bf16": "bfloat16", "float32": "float32"}
 BETWEEN_WAITS = 5  # steps sent before the device is waited for: the host's time is hidden, as in training

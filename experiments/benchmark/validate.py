@@ -9,18 +9,16 @@ import dataclasses
 from collections import defaultdict
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from experiments import compiled, plan, synthetic
-from experiments.configs import base
-from weathermixer.cost import find_hardware
-from weathermixer.cost.layout import Group, Layout, StepOptions
-from weathermixer.cost.traffic import step_transfers
-from weathermixer.cost.work import contractions
-from weathermixer.hlo import Collective, collectives
-from weathermixer.mesh import make_mesh
-from weathermixer.model import ModelShape
-from weathermixer.variables import ChannelSet
+from weathermixer.fields.variables import ChannelSet
+from weathermixer.model.weathermixer import ModelShape
+from weathermixer.parallel.mesh import make_mesh
+from weathermixer.planning.hardware import find_hardware
+from weathermixer.planning.hlo import Collective, collectives
+from weathermixer.planning.meshes import Group, Layout, StepOptions
+from weathermixer.planning.traffic import step_transfers
+from weathermixer.planning.work import contractions
+from weathermixer.runs.settings import Settings, make_settings
 
 LAYOUTS = (Layout(1, 2, 1), Layout(1, 1, 2), Layout(1, 2, 2), Layout(1, 4, 2), Layout(1, 2, 4), Layout(1, 8, 1))
 GRID = (16, 32)
@@ -31,33 +29,35 @@ SCALARS = "scalars"
 class Problem:
     """A config's training step on a mesh, as the formulae and the compiler see it."""
 
-    config: ConfigDict
+    settings: Settings
     shape: ModelShape
     channel_set: ChannelSet
     layout: Layout
     options: StepOptions
 
 
-def small_config(**changes: Any) -> ConfigDict:
+def small_settings(**changes: Any) -> Settings:
     """A model small enough to compile in seconds, wide enough for vectors to be small beside the contractions.
 
     `changes` are fields of config.model, .training or .mesh.
     """
-    config = base.get_config()
-    config.data.channels = tuple(f"geopotential_{level}" for level in (1000, 850, 700, 500, 300, 200, 100))
-    config.data.static = ("land_sea_mask",)
-    config.model.update(patch=(1, 4), embed=128, token_hidden=32, embed_hidden=256, blocks=1, head="increment")
+    values = Settings().values()
+    values["data"] |= {
+        "channels": tuple(f"geopotential_{level}" for level in (1000, 850, 700, 500, 300, 200, 100)),
+        "static": ("land_sea_mask",),
+    }
+    values["model"] |= dict(patch=(1, 4), embed=128, token_hidden=32, embed_hidden=256, blocks=1, head="increment")
     for name, value in changes.items():
-        (part,) = (part for part in (config.model, config.training, config.mesh) if name in part)
-        part[name] = value
-    return config
+        (part,) = (part for part in ("model", "training", "mesh") if name in values[part])
+        values[part][name] = value
+    return make_settings(values)
 
 
-def make_problem(config: ConfigDict, layout: Layout) -> Problem:
-    shape, channel_set = synthetic.find_sizes(config, data=None, grid=GRID)
-    cpu, batch = find_hardware("cpu"), config.training.batch_size
-    options = plan.step_options(config, cpu, batch=batch, zero=config.mesh.zero)
-    return Problem(config, shape, channel_set, layout, options)
+def make_problem(settings: Settings, layout: Layout) -> Problem:
+    shape, channel_set = synthetic.find_sizes(settings, data=None, grid=GRID)
+    cpu, batch = find_hardware("cpu"), settings.training.batch_size
+    options = plan.step_options(settings, cpu, batch=batch, zero=settings.mesh.zero)
+    return Problem(settings, shape, channel_set, layout, options)
 
 
 def classify(found: Collective, problem: Problem) -> str:
@@ -99,7 +99,7 @@ def expected_bytes(problem: Problem) -> dict[str, float]:
 def compile_text(problem: Problem) -> str:
     """The compiled training step, for simulated devices."""
     mesh = make_mesh(problem.layout.data, problem.layout.domain, problem.layout.tensor)
-    return compiled.compile_step(problem.config, problem.shape, problem.channel_set, mesh).as_text()
+    return compiled.compile_step(problem.settings, problem.shape, problem.channel_set, mesh).as_text()
 
 
 def compiled_bytes(text: str, problem: Problem) -> dict[str, float]:
@@ -120,7 +120,7 @@ def report() -> str:
     compiled.simulate_devices(max(layout.devices for layout in LAYOUTS))
     lines = ["bytes received per device in one training step of a small model, formulae and compiled program:"]
     for layout in LAYOUTS:
-        problem = make_problem(small_config(), layout)
+        problem = make_problem(small_settings(), layout)
         expected, found = expected_bytes(problem), compiled_bytes(compile_text(problem), problem)
         scalars, ratios = found.pop(SCALARS), {name: found.get(name, 0.0) / expected[name] for name in expected}
         worst = max(ratios, key=lambda name: abs(ratios[name] - 1))

@@ -6,7 +6,7 @@ import pytest
 
 from experiments.benchmark import loader
 from experiments.benchmark.__main__ import main
-from weathermixer.data.layout import COMPRESSORS
+from weathermixer.archive.layout import COMPRESSORS
 
 
 @pytest.mark.slow

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from experiments import synthetic
-from weathermixer.cost import parameters
-from weathermixer.mesh import make_abstract_mesh
+from weathermixer.parallel.mesh import make_abstract_mesh
+from weathermixer.planning.work import parameters
+from weathermixer.runs.settings import make_settings
 
 CONFIGS = sorted(
     path.stem for path in pathlib.Path("experiments/configs").glob("*.py") if path.stem not in ("__init__", "base")
@@ -45,11 +46,12 @@ def test_builds_at_its_target_mesh_with_every_kernel_cut_over_the_instance(name,
         config.data.channels, config.data.static = channels, ()
         config.data.channel_multiple = 8
     mesh = make_abstract_mesh(*sizes)
-    shape, channel_set = synthetic.find_sizes(config, data=None, grid=grid)
     config.training.batch_size = max(config.training.batch_size, sizes[0])
+    settings = make_settings(config.to_dict())
+    shape, channel_set = synthetic.find_sizes(settings, data=None, grid=grid)
     with jax.sharding.use_abstract_mesh(mesh):
-        training = synthetic.make_training(config, shape, channel_set, mesh)
-        arguments = synthetic.describe_arguments(training, mesh, batch_size=config.training.batch_size)
+        training = synthetic.make_training(settings, shape, channel_set, mesh)
+        arguments = synthetic.describe_arguments(training, mesh, batch_size=settings.training.batch_size)
         state, metrics = jax.eval_shape(training.train_step, *arguments)
     assert metrics["loss"].shape == ()
     before, after = (

@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from experiments import runs
-from experiments.configs import base
 from experiments.evaluate import make_parser as make_evaluate_parser
 from experiments.evaluate import open_run, parse_leads, score, spread
 from experiments.forecast import find_starts, parse_starts, write
 from tests.archives import make_archive
-from tests.data.written_sources import make_dataset
-from weathermixer.data.archive import open_archive
-from weathermixer.data.prepare import prepare
-from weathermixer.data.sources import open_source
-from weathermixer.data.standardization import make_standardization
-from weathermixer.grid import area_weights
-from weathermixer.mesh import make_mesh
-from weathermixer.variables import ChannelSet
+from tests.prepare.written_sources import make_dataset
+from weathermixer.archive.archive import open_archive
+from weathermixer.archive.standardization import make_standardization
+from weathermixer.fields.grid import area_weights
+from weathermixer.fields.variables import ChannelSet
+from weathermixer.parallel.mesh import make_mesh
+from weathermixer.prepare.prepare import prepare_archive
+from weathermixer.prepare.sources import open_source
+from weathermixer.runs import run as runs
+from weathermixer.runs.settings import Settings
 
 CHANNELS = ChannelSet.make(["2m_temperature"], ["geopotential"], [500, 850], static=["land_sea_mask"], multiple=4)
 TIMES = np.datetime64("2020-01-01T00", "ns") + np.arange(60) * np.timedelta64(6, "h")
@@ -32,15 +32,18 @@ def persist(params, x, *, repeats=1, key=None):
     return x * params * (np.arange(4) < 3).astype(np.float32)[None, :, None, None]
 
 
-def make_run(workdir, archive, channels, mesh) -> runs.Run:
-    config = base.get_config()
-    config.data.train = ("2020-01-01", "2020-01-08")
-    config.data.test = ("2020-01-09", "2020-01-15")
-    config.evaluation.lead_hours = (6, 24)
-    config.evaluation.forecast_hours = 30
+def make_run(workdir, archive, channels, mesh, train=("2020-01-01", "2020-01-08")) -> runs.Run:
+    settings = Settings().replace(
+        {
+            "data.train": train,
+            "data.test": ("2020-01-09", "2020-01-15"),
+            "evaluation.lead_hours": (6, 24),
+            "evaluation.forecast_hours": 30,
+        }
+    )
     standardization = make_standardization(archive, channels, mesh)
     workdir.mkdir()
-    return runs.Run(workdir, config, mesh, archive, channels, standardization, persist, jnp.float32(1.0), 500)
+    return runs.Run(workdir, settings, mesh, archive, channels, standardization, persist, jnp.float32(1.0), 500)
 
 
 @pytest.fixture
@@ -69,9 +72,8 @@ def test_score_takes_what_is_not_given_from_the_config(run, capsys):
 def test_the_archives_climatology_counts_unless_it_holds_scored_times(tmp_path, capsys):
     times = np.arange(np.datetime64("2019-01-01T00", "ns"), np.datetime64("2021-02-01", "ns"), np.timedelta64(12, "h"))
     source = open_source(make_dataset(times=times, lat=8, lon=12, levels=(500, 850)), step_hours=12)
-    archive = prepare(source, tmp_path / "archive", climatology=True, statistics_period=("2019", "2020"))
-    run = make_run(tmp_path / "run", archive, CHANNELS, make_mesh(2, 2, 2))
-    run.config.data.train = ("2019", "2020")
+    archive = prepare_archive(source, tmp_path / "archive", climatology=True, statistics_period=("2019", "2020"))
+    run = make_run(tmp_path / "run", archive, CHANNELS, make_mesh(2, 2, 2), train=("2019", "2020"))
     scores = score(run, period=("2021-01-01", "2021-01-31"), lead_hours=(12,))
     assert scores.attrs["climatology"].startswith("the archive's of 2019 to 2020, ")
     with xr.open_zarr(archive.path, group="climatology", chunks=None) as group:
@@ -176,11 +178,10 @@ def test_starts_are_spread_over_the_period():
 @pytest.mark.skipif("WEATHERMIXER_REAL_DATA" not in os.environ, reason="WEATHERMIXER_REAL_DATA: no folder of real data")
 def test_persistence_and_climatology_of_real_analyses_have_the_size_they_are_known_to_have(tmp_path):
     folder = pathlib.Path(os.environ["WEATHERMIXER_REAL_DATA"])
-    prepare(open_source(str(folder / "gfs_10mwind_6h_2026_dev_64x32.zarr")), str(tmp_path / "archive"))
+    prepare_archive(open_source(str(folder / "gfs_10mwind_6h_2026_dev_64x32.zarr")), str(tmp_path / "archive"))
     archive = open_archive(tmp_path / "archive")
     channels = ChannelSet.from_names(["10m_u_component_of_wind", "10m_v_component_of_wind"], multiple=4)
-    run = make_run(tmp_path / "run", archive, channels, make_mesh(2, 4, 1))
-    run.config.data.train = ("2026-03-24", "2026-07-30")
+    run = make_run(tmp_path / "run", archive, channels, make_mesh(2, 4, 1), train=("2026-03-24", "2026-07-30"))
     scores = score(run, period=("2026-07-31", "2026-08-08"))
     # the same from the source, in plain numpy; at 6 h, 1.469 and 1.807 m/s are known of the two weeks that follow
     source = xr.open_zarr(folder / "gfs_10mwind_6h_2026_dev_64x32.zarr", chunks=None).sel(

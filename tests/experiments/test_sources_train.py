@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from experiments import train
-from tests.data.written_sources import write_netcdf_parts
-from tests.tiny_training import quick_compilation, tiny_config
-from weathermixer.data.prepare import prepare
-from weathermixer.data.sources import open_source
+from tests.prepare.written_sources import write_netcdf_parts
+from tests.tiny_training import quick_compilation, tiny_settings
+from weathermixer.prepare.prepare import prepare_archive
+from weathermixer.prepare.sources import open_source
 
 pytestmark = [
     pytest.mark.skipif(
@@ -80,7 +80,7 @@ def south_to_north_grib(folder):
 def test_it_trains(tmp_path, kind):
     (tmp_path / "source").mkdir()
     options, shape = kind(tmp_path / "source")
-    archive = prepare(open_source(**options), tmp_path / "archive")
+    archive = prepare_archive(open_source(**options), tmp_path / "archive")
     assert archive.store.shape == shape
     assert np.all(np.diff(archive.grid.latitude) < 0)
     if kind is south_to_north_grib:
@@ -91,13 +91,15 @@ def test_it_trains(tmp_path, kind):
         np.testing.assert_allclose(stored, exact, atol=1e-3 * exact.std())
         assert exact[0, -1].mean() < exact[0, 18].mean() - 20  # the far south is colder than the equator
 
-    config = tiny_config(patch=(1, shape[3] // 2), token_hidden=shape[2] * 2, data=1)
+    settings = tiny_settings(patch=(1, shape[3] // 2), token_hidden=shape[2] * 2, data=1)
     everything = (str(archive.times[0])[:10], str(archive.times[-1])[:10])
-    config.data.update(channels=(), static=("*",), train=everything, validation=everything, test=everything)
-    config.training.update(batch_size=1, steps=STEPS, log_every=1, checkpoint_every=STEPS)
-    config.evaluation.every = 0
+    data = dict(channels=(), static=("*",), train=everything, validation=everything, test=everything)
+    training = dict(batch_size=1, steps=STEPS, log_every=1, checkpoint_every=STEPS)
+    changes = {f"data.{name}": value for name, value in data.items()}
+    changes |= {f"training.{name}": value for name, value in training.items()}
+    settings = settings.replace(changes | {"evaluation.every": 0})
     with quick_compilation():
-        run = train.train(config, tmp_path / "run", archive.path)
+        run = train.train(settings, tmp_path / "run", archive.path)
     assert run.step == STEPS
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [record["loss"] for record in records if "loss" in record]

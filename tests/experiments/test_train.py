@@ -8,11 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import runs, train
+from experiments import train
 from experiments.configs import base
 from tests.archives import make_archive
-from weathermixer import distributed
-from weathermixer.variables import ChannelSet
+from weathermixer.fields.variables import ChannelSet
+from weathermixer.parallel import distributed
+from weathermixer.runs import run as runs
+from weathermixer.runs.settings import make_settings
 
 STEPS = 6
 CHANNELS = ChannelSet.make(["2m_temperature"], ["geopotential", "temperature"], [500, 850], static=["land_sea_mask"])
@@ -29,7 +31,7 @@ def archive(tmp_path_factory):
     return path
 
 
-def make_config(**changes):
+def make_run_settings(**changes):
     """A run of a few seconds; changes are dotted fields with __ for the dot."""
     config = base.get_config()
     for period, dates in {
@@ -45,7 +47,7 @@ def make_config(**changes):
     config.evaluation.update(every=4, batches=1, batch_size=4, lead_hours=(6, 24))
     for name, value in changes.items():
         config.update_from_flattened_dict({name.replace("__", "."): value})
-    return config
+    return make_settings(config.to_dict())
 
 
 def records(workdir):
@@ -56,7 +58,7 @@ def records(workdir):
 def undisturbed(archive, tmp_path_factory):
     """(workdir, final parameters) of a run that nobody stopped, on domain x tensor = 2 x 2."""
     workdir = tmp_path_factory.mktemp("undisturbed")
-    run = train.train(make_config(mesh__domain=2, mesh__tensor=2), workdir, archive)
+    run = train.train(make_run_settings(mesh__domain=2, mesh__tensor=2), workdir, archive)
     return workdir, jax.tree.map(np.asarray, run.params)
 
 
@@ -69,19 +71,19 @@ def test_a_run_leaves_its_config_log_records_and_checkpoints(undisturbed, archiv
     log = (workdir / "log.txt").read_text()
     assert "parameters" in log
     assert "of fair share" in log
-    config = runs.config_values(make_config(mesh__domain=2, mesh__tensor=2))
-    assert config | {"archive": archive} == json.loads((workdir / "config.json").read_text())
+    values = json.loads(json.dumps(make_run_settings(mesh__domain=2, mesh__tensor=2).values()))
+    assert values | {"archive": archive} == json.loads((workdir / "config.json").read_text())
 
 
 def test_stopped_and_resumed_is_bit_equal(undisturbed, archive, tmp_path, monkeypatch):
     """SIGTERM after step 4: data order, dropout, moments, moving average and learning rate all go on."""
-    config = make_config(mesh__domain=2, mesh__tensor=2)
+    settings = make_run_settings(mesh__domain=2, mesh__tensor=2)
     monkeypatch.setattr(distributed, "preempted", lambda step: step == 4)
     with pytest.raises(SystemExit) as stopped:
-        train.train(config, tmp_path, archive)
+        train.train(settings, tmp_path, archive)
     assert stopped.value.code == 0
     monkeypatch.undo()
-    run = train.train(config, tmp_path, archive)
+    run = train.train(settings, tmp_path, archive)
     jax.tree.map(np.testing.assert_array_equal, run.params, undisturbed[1])
     by_step = [{record["step"]: record.get("loss") for record in records(path)} for path in (tmp_path, undisturbed[0])]
     assert by_step[0] == by_step[1]
@@ -91,7 +93,7 @@ def test_a_run_resumes_on_another_mesh_and_its_losses_agree(undisturbed, archive
     workdir = tmp_path / "run"
     shutil.copytree(undisturbed[0], workdir)
     shutil.rmtree(workdir / "checkpoints" / "6")
-    train.train(make_config(mesh__domain=4, mesh__tensor=1, mesh__data=2), workdir, archive)
+    train.train(make_run_settings(mesh__domain=4, mesh__tensor=1, mesh__data=2), workdir, archive)
     losses = [[record["loss"] for record in records(path) if "loss" in record] for path in (workdir, undisturbed[0])]
     assert len(losses[0]) == len(losses[1]) == STEPS // 2
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
@@ -108,7 +110,7 @@ def test_an_archive_that_moved_is_named_and_may_be_given_again(undisturbed, arch
     shutil.copytree(undisturbed[0], workdir)
     shutil.copytree(archive, moved)
     monkeypatch.chdir(tmp_path)
-    train.train(make_config(mesh__domain=2, mesh__tensor=2), workdir, "moved")  # has nothing left to train
+    train.train(make_run_settings(mesh__domain=2, mesh__tensor=2), workdir, "moved")  # has nothing left to train
     monkeypatch.chdir("/")
     assert runs.open_run(workdir).archive.path == str(moved)
     shutil.rmtree(moved)
@@ -121,9 +123,9 @@ def test_an_archive_that_moved_is_named_and_may_be_given_again(undisturbed, arch
 
 def test_values_that_are_not_finite_stop_the_run_and_name_the_last_good_checkpoint(archive, tmp_path):
     rates = dict(optimizer__peak_rate=1e30, optimizer__coder_peak_rate=1e30, optimizer__clip_norm=1e30)
-    config = make_config(**rates, training__checkpoint_every=1, evaluation__every=0)
+    settings = make_run_settings(**rates, training__checkpoint_every=1, evaluation__every=0)
     with pytest.raises(FloatingPointError, match=r"step \d+: loss=.*last good checkpoint is step \d"):
-        train.train(config, tmp_path, archive)
+        train.train(settings, tmp_path, archive)
     bad = int(max((path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()), key=int))
     assert bad < STEPS
 
@@ -144,28 +146,28 @@ def test_values_that_are_not_finite_stop_the_run_and_name_the_last_good_checkpoi
 )
 def test_bad_configs_are_refused_with_the_numbers(changes, message, archive, tmp_path):
     with pytest.raises(ValueError, match=message):
-        train.train(make_config(**changes), tmp_path, archive)
+        train.train(make_run_settings(**changes), tmp_path, archive)
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_no_data_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(ValueError, match="give --data=ARCHIVE, made by python -m experiments.prepare"):
-        train.train(make_config(), tmp_path)
+        train.train(make_run_settings(), tmp_path)
     with pytest.raises(ValueError, match="there is no archive at"):
-        train.train(make_config(), tmp_path, str(tmp_path / "nowhere"))
+        train.train(make_run_settings(), tmp_path, str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="environment variable in it is not set"):
-        train.train(make_config(data__source="$NO_SUCH_VARIABLE/file.zarr"), tmp_path)
+        train.train(make_run_settings(data__source="$NO_SUCH_VARIABLE/file.zarr"), tmp_path)
 
 
 def test_a_workdir_of_another_run_is_not_taken_over(undisturbed, archive):
     with pytest.raises(ValueError, match="holds a run with model.embed=16, not 32"):
-        train.train(make_config(model__embed=32), undisturbed[0], archive)
+        train.train(make_run_settings(model__embed=32), undisturbed[0], archive)
 
 
 def test_an_unwritable_workdir_is_named(archive, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot write to workdir="):
-        train.train(make_config(), tmp_path / "file" / "run", archive)
+        train.train(make_run_settings(), tmp_path / "file" / "run", archive)
 
 
 def test_a_corrupt_chunk_stops_the_run_with_its_time(archive, tmp_path):
@@ -177,6 +179,6 @@ def test_a_corrupt_chunk_stops_the_run_with_its_time(archive, tmp_path):
     content = bytearray(shard.read_bytes())
     content[len(content) // 4] ^= 0xFF
     shard.write_bytes(content)
-    config = make_config(data__train=("2000-01-01", "2000-01-10"), training__steps=12, evaluation__every=0)
+    settings = make_run_settings(data__train=("2000-01-01", "2000-01-10"), training__steps=12, evaluation__every=0)
     with pytest.raises(ValueError, match=r"2000-01-\d\d"):
-        train.train(config, tmp_path / "run", str(broken))
+        train.train(settings, tmp_path / "run", str(broken))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from weathermixer.mesh import make_mesh, sharding, spec, use_mesh
 from weathermixer.model.heads import Blend
+from weathermixer.parallel.mesh import make_mesh, sharding, spec, use_mesh
 
 CHANNELS, COUNTED, GRID = 8, 6, (4, 6)
 FIELD = ("batch", "channel", "lat", "lon")

@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 
 from tests.model.published import forward, poured, random_weights
-from weathermixer.mesh import make_mesh, sharding, use_mesh
-from weathermixer.model import ModelShape, WeatherMixer
 from weathermixer.model.patching import patch, unpatch
+from weathermixer.model.weathermixer import ModelShape, WeatherMixer
+from weathermixer.parallel.mesh import make_mesh, sharding, use_mesh
 
 SIZES = dict(embed=16, token_hidden=24, embed_hidden=32, blocks=2)
 SHAPE = ModelShape(grid=(8, 12), channels=8, predicted=5, patch=(1, 3), **SIZES)

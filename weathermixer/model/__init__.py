@@ -1,5 +1,5 @@
-"""The model: layers, patching, the mixer block, the heads, WeatherMixer."""
+"""The model: from fields on the grid to the fields a step later.
 
-from weathermixer.model.weathermixer import ModelShape, WeatherMixer
-
-__all__ = ["ModelShape", "WeatherMixer"]
+Read weathermixer.py, then mixer.py (a block), layers.py (dense layers and norms on cut arrays), heads.py, patching.py;
+elementwise.py has GELU and normalization with backward passes of their own.
+"""

@@ -11,9 +11,9 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from weathermixer.mesh import LOGICAL_AXES, spec
 from weathermixer.model.elementwise import EPSILON
 from weathermixer.model.layers import constant_init, kernel_init, parameter
+from weathermixer.parallel.mesh import LOGICAL_AXES, spec
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -11,10 +11,10 @@ from flax import nnx
 from jax.sharding import reshard
 from jaxtyping import Array, Float, Key
 
-from weathermixer.jigsaw import ACTIVATION, mix
-from weathermixer.mesh import spec, ways
 from weathermixer.model.elementwise import add_bias, layer_norm
-from weathermixer.schedule import Over, Schedule, choose_schedule, kernel_names
+from weathermixer.parallel.jigsaw import ACTIVATION, mix
+from weathermixer.parallel.mesh import spec, ways
+from weathermixer.parallel.schedule import Over, Schedule, choose_schedule, kernel_names
 
 
 def parameter(init: Callable, rngs: nnx.Rngs, names: tuple[str, ...], shape: tuple[int, ...]) -> nnx.Param:

@@ -5,7 +5,7 @@ from jaxtyping import Array, Float, Key
 
 from weathermixer.model.elementwise import gelu
 from weathermixer.model.layers import Dense, LayerNorm, dropout, fold_key
-from weathermixer.schedule import Over, Schedule
+from weathermixer.parallel.schedule import Over, Schedule
 
 
 class Mlp(nnx.Module):

@@ -7,7 +7,7 @@ tokens and a channel group a contiguous run of features, so that cutting either 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from weathermixer.mesh import spec
+from weathermixer.parallel.mesh import spec
 
 
 def patch(fields: Float[Array, "b c lat lon"], size: tuple[int, int]) -> Float[Array, "b token feature"]:

@@ -9,8 +9,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from weathermixer.jigsaw import mix
-from weathermixer.mesh import check_divides
 from weathermixer.model.elementwise import add_bias
 from weathermixer.model.heads import Blend, Increment
 from weathermixer.model.layers import (
@@ -25,8 +23,10 @@ from weathermixer.model.layers import (
 )
 from weathermixer.model.mixer import MixerBlock
 from weathermixer.model.patching import patch, unpatch
-from weathermixer.schedule import Schedule, kernel_names
-from weathermixer.zero import gather_instances
+from weathermixer.parallel.jigsaw import mix
+from weathermixer.parallel.mesh import check_divides
+from weathermixer.parallel.schedule import Schedule, kernel_names
+from weathermixer.parallel.zero import gather_instances
 
 HEADS = ("blend", "increment")
 REMATERIALIZE = ("none", "block")
@@ -126,7 +126,7 @@ class WeatherMixer(nnx.Module):
         rematerialize: str = "none",
         schedule: Schedule = "auto",
     ):
-        """Initializes on the current mesh (weathermixer.mesh.use_mesh), every parameter on its own shards.
+        """Initializes on the current mesh (weathermixer.parallel.mesh.use_mesh), every parameter on its own shards.
 
         Args:
           shape: the sizes.
@@ -134,7 +134,7 @@ class WeatherMixer(nnx.Module):
           tendency: [channel] standardized 6 h tendency standard deviation, for head="increment".
           compute_dtype: of activations and products; parameters, statistics and the state in the head stay float32.
           rematerialize: "none" or "block" (keep the blocks' inputs, compute the rest again in the backward pass).
-          schedule: of the contractions, see weathermixer.schedule.
+          schedule: of the contractions, see weathermixer.parallel.schedule.
 
         Raises ValueError where a size does not divide over the mesh or an option is unknown.
         """

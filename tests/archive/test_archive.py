@@ -1,0 +1,124 @@
+"""The archive: what is written is read, by us and by xarray; what is not an archive is refused by name."""
+
+import json
+import os
+import pathlib
+
+import numpy as np
+import pytest
+import xarray
+
+from weathermixer.archive.archive import open_archive
+from weathermixer.archive.layout import COMPRESSORS, chunk_shape
+from weathermixer.fields.grid import Grid
+from weathermixer.fields.variables import Channel
+from weathermixer.prepare.writer import create_archive, publish
+
+GRID = Grid(np.array([67.5, 22.5, -22.5, -67.5]), np.arange(8) * 45.0)
+TIMES = np.datetime64("2000-01-01", "ns") + np.arange(4) * np.timedelta64(6, "h")
+
+
+def create(path, **changes):
+    options = dict(
+        times=TIMES, grid=GRID, channels=[Channel("2m_temperature"), Channel("geopotential", 500)], static={},
+        scale=np.ones(2), offset=np.zeros(2), times_per_shard=2, attributes={"step_hours": 6},
+    )  # fmt: skip
+    return create_archive(path, **(options | changes))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int16", "float32"])
+@pytest.mark.parametrize("compressor", COMPRESSORS)
+def test_round_trip(tmp_path, make_archive, dtype, compressor):
+    archive = make_archive(missing=(3,), dtype=dtype, compressor=compressor, domain=4, tensor=2)
+    assert archive.store.dtype.name == dtype and archive.store.shape == (15, 4, 8, 16)
+    assert archive.times[2:4].tolist() == [946728000 * 10**9, 946771200 * 10**9]
+    assert [channel.name for channel in archive.channels][1:3] == ["geopotential_500", "temperature_850"]
+    assert archive.attributes["domain"] == 4 and archive.attributes["software"].startswith("weathermixer ")
+    assert set(archive.static) == {"land_sea_mask", "geopotential_at_surface"}
+    assert archive.grid.shape == (8, 16) and archive.step_hours == 6
+    raw = archive.store.read().result().astype(np.float64)
+    physical = raw * archive.scale[:, None, None] + archive.offset[:, None, None]
+    np.testing.assert_allclose(physical.mean(axis=(0, 2, 3)), archive.statistics.mean, rtol=1e-2)
+
+
+def test_xarray_opens_it(make_archive):
+    archive = make_archive(missing=(3,))
+    dataset = xarray.open_zarr(archive.path)
+    assert dataset.fields.dims == ("time", "channel", "latitude", "longitude")
+    assert dataset.channel.values.tolist() == [channel.name for channel in archive.channels]
+    assert dataset.static_channel.values.tolist() == list(archive.static)
+    np.testing.assert_array_equal(dataset.time.values.astype("datetime64[ns]"), archive.times)
+    np.testing.assert_array_equal(dataset.fields.values, archive.store.read().result())
+    np.testing.assert_array_equal(dataset.missing.values, 0)
+
+
+def test_chunks_are_cut_for_the_mesh():
+    # 69 + 3 channels at 0.25 degrees for domain=8, tensor=2: 3 divides the 36 of a part and the 69 that are stored
+    assert chunk_shape(69, 3, 720, 1440, itemsize=2, domain=8, tensor=2) == (1, 3, 90, 1440)
+    assert chunk_shape(72, 0, 720, 1440, itemsize=2, domain=8, tensor=1) == (1, 4, 90, 1440)
+    assert chunk_shape(72, 0, 720, 1440, itemsize=4, domain=1, tensor=1) == (1, 1, 720, 1440)
+    # small grids: whole parts, even where the last chunk is not full
+    assert chunk_shape(69, 3, 32, 64, itemsize=2, domain=1, tensor=1) == (1, 69, 32, 64)
+    assert chunk_shape(69, 3, 32, 64, itemsize=2, domain=1, tensor=2) == (1, 36, 32, 64)
+    assert chunk_shape(5, 0, 32, 64, itemsize=2, domain=2, tensor=2) == (1, 3, 16, 64)
+
+
+def test_unpublished_and_foreign_stores_are_refused(tmp_path):
+    path = str(tmp_path / "a")
+    with pytest.raises(ValueError, match="there is no archive at"):
+        open_archive(path)
+    create(path)
+    with pytest.raises(ValueError, match="incomplete.*not published"):
+        open_archive(path)
+    with pytest.raises(ValueError, match=r"cannot be published: arrays \['mean', .*'missing'\] are absent"):
+        publish(path)
+    os.rename(path + ".partial", path)
+    with pytest.raises(ValueError, match="incomplete"):
+        open_archive(path)
+    document = pathlib.Path(path, "zarr.json")
+    group = json.loads(document.read_text())
+    group["attributes"] |= {"complete": True, "format_version": 7}
+    document.write_text(json.dumps(group))
+    with pytest.raises(ValueError, match="format version 7, this software reads 1"):
+        open_archive(path)
+    document.write_text(json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}))
+    with pytest.raises(ValueError, match="not a WeatherMixer archive"):
+        open_archive(path)
+    document.write_text("{")
+    with pytest.raises(ValueError, match="not JSON"):
+        open_archive(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(dtype="bfloat16"), "dtype='bfloat16' must be"),
+        (dict(times=TIMES[::-1]), "must ascend"),
+        (dict(times=TIMES + np.timedelta64(1, "m")), "whole hours"),
+        (dict(domain=3), "latitude=4 is not divisible by domain=3"),
+        (dict(tensor=0), "tensor=0"),
+        (dict(scale=np.ones(3), offset=np.ones(3)), "scale=3 and offset=3 values for 2 channels"),
+        (dict(scale=np.array([1.0, 0.0])), "scale must be positive"),
+        (dict(offset=np.array([1.0, np.nan])), "finite"),
+        (dict(static={"soil_type": np.zeros((3, 8))}), r"soil_type has shape \(3, 8\), the grid \(4, 8\)"),
+        (dict(attributes={}), "step_hours"),
+        (dict(compressor="gzip"), "compressor='gzip' must be one of"),
+    ],
+)
+def test_bad_inputs_are_named(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        create(tmp_path / "a", **changes)
+    assert not (tmp_path / "a.partial").exists()
+
+
+def test_an_existing_archive_is_not_overwritten(make_archive):
+    archive = make_archive()
+    with pytest.raises(ValueError, match="exists: delete it"):
+        create(archive.path)
+
+
+def test_creating_again_goes_on_and_another_layout_is_refused(tmp_path):
+    create(tmp_path / "a")[:2].write(np.full((2, 2, 4, 8), 3, np.float16)).result()
+    assert create(tmp_path / "a")[:2].read().result().min() == 3
+    with pytest.raises(ValueError, match="another layout; delete it"):
+        create(tmp_path / "a", times_per_shard=4)

@@ -1,0 +1,52 @@
+"""Memory is used again once nobody sees it, and never before."""
+
+import gc
+
+import jax
+import numpy as np
+
+from weathermixer.archive.buffers import Buffers
+
+SHAPE, DTYPE = (2, 3, 1000), np.dtype(np.float16)
+
+
+def address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
+
+
+def test_memory_returns_when_the_last_view_is_gone():
+    buffers = Buffers(spare=2)
+    first = buffers.take(SHAPE, DTYPE)
+    assert first.shape == SHAPE and first.dtype == DTYPE and address(first) % 4096 == 0
+    where = address(first)
+    view = first[1, :2][None]
+    del first
+    assert address(buffers.take(SHAPE, DTYPE)) != where
+    view[:] = 7
+    del view
+    again = [buffers.take(SHAPE, DTYPE) for _ in range(2)]
+    assert where in [address(array) for array in again]
+
+
+def test_a_device_array_holds_its_memory():
+    buffers = Buffers(spare=1)
+    host = buffers.take((1000,), np.dtype(np.float32))
+    host[:] = 3
+    where = address(host)
+    on_device = jax.device_put(host, jax.devices()[0])
+    del host
+    other = buffers.take((1000,), np.dtype(np.float32))
+    assert address(other) != where or on_device.unsafe_buffer_pointer() != where
+    other[:] = 4
+    assert (np.asarray(on_device) == 3).all()
+
+
+def test_only_so_much_is_kept_and_only_what_fits_is_used():
+    buffers = Buffers(spare=1)
+    held = [buffers.take(SHAPE, DTYPE) for _ in range(3)]
+    del held
+    gc.collect()
+    assert len(buffers._free) == 1
+    small = buffers.take((10,), np.dtype(np.int16))
+    assert small.shape == (10,) and len(buffers._free) == 1
+    assert buffers.take((0, 5), DTYPE).shape == (0, 5)

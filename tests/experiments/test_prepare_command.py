@@ -1,0 +1,86 @@
+"""The command that makes archives: what it prints, what it refuses, and its exit status."""
+
+import pathlib
+
+import pytest
+
+from experiments.prepare import main
+from tests.prepare.written_sources import make_dataset, write_zarr
+from weathermixer.archive.archive import open_archive
+
+
+@pytest.fixture
+def source(tmp_path) -> pathlib.Path:
+    return write_zarr(make_dataset(lat=9, poles=True), tmp_path / "source.zarr")
+
+
+@pytest.mark.parametrize(
+    "options, size",
+    [
+        # 20 frames of 4 chunks, of 3 x 2 x 12 values and a checksum; an index of 16 bytes for each chunk and a checksum
+        ([], "float16, 12.8 KiB without compression"),
+        (["--compressor", "lz4"], "float16, 12.8 KiB before lz4, about 10 KiB after it"),
+        (["--compressor", "zstd"], "float16, 12.8 KiB before zstd, about 8.59 KiB after it"),
+        (["--dtype", "float32"], "float32, 24.1 KiB without compression"),
+    ],
+)
+def test_dry_run_writes_nothing(tmp_path, source, capsys, options, size):
+    command = [str(source), str(tmp_path / "a"), "--dry-run", "--crop-south-pole", "--domain", "4", "--levels", "500"]
+    assert main([*command, *options]) == 0
+    printed = capsys.readouterr().out
+    assert "20, 2019-12-30T00 to 2020-01-03T18" in printed
+    assert "grid      8 x 12" in printed
+    assert "geopotential on 500 hPa" in printed
+    assert size in printed
+    assert "chunks of 1 x 3 x 2 x 12" in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["source.zarr"]
+
+
+def test_prepare_then_verify(tmp_path, source, capsys):
+    command = [str(source), str(tmp_path / "a"), "--variables", "temperature_850", "2m_temperature", "--dtype", "int16"]
+    command += ["--period", "2019-12-31", "2020-01-02", "--statistics-period", "2019-12-31", "2020-01-01", "--static"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "published" in printed
+    assert "temperature_850" in printed
+    assert "rounding / 6 h std, %" in printed
+    archive = open_archive(tmp_path / "a")
+    assert len(archive.times) == 12
+    assert archive.static == {}
+    assert main([*command, "--verify"]) == 0
+    assert "every value is as it was prepared" in capsys.readouterr().out
+    assert main(command) == 1
+    assert "exists: delete it" in capsys.readouterr().err
+    (shard,) = (tmp_path / "a" / "fields" / "c").rglob("0/0/0/0")
+    content = bytearray(shard.read_bytes())
+    content[40] ^= 4
+    shard.write_bytes(content)
+    assert main([*command, "--verify"]) == 1
+    assert "temperature_850" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--variables", "vertical_velocity"], "no variable 'vertical_velocity'"),
+        (["--domain", "4"], "latitude=9 is not divisible by domain=4; --crop-south-pole drops the last row"),
+        (["--channels", "era5"], "no variable 'mean_sea_level_pressure'"),
+        (["--climatology", "yes"], "the record is too short"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(tmp_path, source, options, message, capsys):
+    assert main([str(source), str(tmp_path / "a"), *options]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("prepare: ")
+    assert message in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "a").exists()
+
+
+def test_help_names_the_sources(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    assert "python -m experiments.prepare SOURCE DEST" in printed
+    assert "simulated" in printed

@@ -1,0 +1,55 @@
+"""The mesh and the table: strict names, sizes that do not divide, devices that are not there."""
+
+import jax
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from weathermixer.parallel.mesh import AXES, LOGICAL_AXES, check_divides, gathered, make_mesh, resolve_sizes, spec, ways
+
+
+def test_the_mesh_has_three_explicit_axes_and_fills_the_devices():
+    mesh = make_mesh(-1, 2, 2)
+    assert dict(mesh.shape) == {"data": 2, "domain": 2, "tensor": 2}
+    assert mesh.axis_names == AXES
+    assert set(mesh.axis_types) == {AxisType.Explicit}
+    assert make_mesh(1, 2, 1).size == 2
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((2, 4, 2), "mesh data=2 x domain=4 x tensor=2 needs 16 devices, 8 are visible"),
+        ((-1, 16, 1), "needs 16 devices, 8 are visible"),
+        ((1, 0, 1), "every size must be at least 1"),
+    ],
+)
+def test_meshes_that_do_not_fit_are_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        make_mesh(*sizes)
+    assert resolve_sizes(-1, 2, 2, 8) == (2, 2, 2)
+
+
+def test_names_are_strict():
+    assert spec("batch", "channel", "lat", "lon") == PartitionSpec("data", "tensor", "domain", None)
+    with pytest.raises(KeyError, match="no rule for logical axis \\['latitude'\\]"):
+        spec("batch", "latitude")
+
+
+def test_gathering_removes_axes_and_no_others():
+    assert gathered(("token_in", "token_out"), "tensor") == PartitionSpec("domain", None)
+    assert gathered(("embed_vector",), "domain") == PartitionSpec("tensor")
+
+
+def test_every_kernel_is_cut_over_both_model_axes():
+    for first, second in (("token_in", "token_out"), ("embed_in", "embed_out")):
+        assert {LOGICAL_AXES[first], LOGICAL_AXES[second]} == {"domain", "tensor"}
+    mesh = make_mesh(1, 4, 2)
+    assert ways(mesh, "token_vector") == ways(mesh, "embed_vector") == 8
+
+
+def test_every_size_that_does_not_divide_is_named():
+    with pytest.raises(
+        ValueError, match="latitude=33 is not divisible by domain=2; bias=12 is not divisible by domain=2 \\* tensor=4"
+    ):
+        check_divides(make_mesh(1, 2, 4), latitude=("lat", 33), bias=("token_vector", 12), fine=("embed", 8))
+    assert len(jax.devices()) == 8

@@ -1,0 +1,70 @@
+"""Other schemes' shares by hand, and the figure that compares them."""
+
+import csv
+
+import pytest
+
+from experiments.benchmark import scaling
+from weathermixer.model.weathermixer import ModelShape
+from weathermixer.planning.baselines import fsdp, lower_bound, megatron, ours, published
+from weathermixer.planning.meshes import Layout, StepOptions
+from weathermixer.planning.work import executed_flops, parameters
+
+SHAPE = ModelShape()
+
+
+def test_one_device_is_the_same_for_all():
+    options = StepOptions(batch=1)
+    shares = [
+        ours(SHAPE, Layout(1, 1, 1), options),
+        published(SHAPE, 1, 1, options),
+        megatron(SHAPE, 1, 1, options),
+        fsdp(SHAPE, 1, options),
+    ]
+    assert [share.received for share in shares] == [0, 0, 0, 0]
+    assert {share.flops for share in shares} == {executed_flops(SHAPE)}
+    assert lower_bound(SHAPE, 1, options) == 0
+
+
+def test_megatron_by_hand():
+    """On four devices: an all-reduce per MLP forward and backward, decode's two, encode's and decode's gathers."""
+    state, patches = 17280 * 4320, 17280 * 4320
+    share = megatron(SHAPE, 4, 1, StepOptions(batch=1))
+    assert share.received == pytest.approx(2 * (2 * 3 / 4 * (12 + 2) * state + 3 / 4 * (state + patches)))
+    blend = 3 * 2 * 144 * 72 * 720 * 1440
+    assert share.flops == pytest.approx((executed_flops(SHAPE) - blend) / 4 + blend)
+
+
+def test_fsdp_by_hand():
+    share = fsdp(SHAPE, 8, StepOptions(batch=8))
+    assert share.received == pytest.approx(7 / 8 * parameters(SHAPE) * (2 + 2 + 4))
+    with pytest.raises(ValueError, match="batch=4 is fewer than 8 devices"):
+        fsdp(SHAPE, 8, StepOptions(batch=4))
+
+
+def test_the_published_four_way_scheme_is_unbalanced():
+    options = StepOptions(batch=1)
+    assert published(SHAPE, 4, 1, options).flops == pytest.approx(executed_flops(SHAPE) / 3)
+    assert published(SHAPE, 2, 1, options).flops == executed_flops(SHAPE) / 2
+
+
+@pytest.mark.parametrize(
+    "layout", [Layout(1, 2, 1), Layout(1, 2, 2), Layout(1, 4, 2), Layout(2, 4, 4), Layout(8, 1, 1)]
+)
+def test_nobody_beats_the_lower_bound(layout):
+    options = StepOptions(batch=layout.data)
+    bound = lower_bound(SHAPE, layout.devices, options)
+    assert 0 < bound <= ours(SHAPE, layout, options).received
+
+
+def test_figure_and_table(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(scaling, "COUNTS", [1, 8, 1024])
+    rows = scaling.main(["--out", str(tmp_path / "figure.png"), "--csv", str(tmp_path / "table.csv")])
+    assert (tmp_path / "figure.png").stat().st_size > 20_000
+    with open(tmp_path / "table.csv", encoding="utf-8") as file:
+        assert len(list(csv.DictReader(file))) == len(rows)
+    # ours reaches 1024 devices both ways, and from eight devices on receives the fewest bytes
+    for way in ("strong", "weak"):
+        assert [r["devices"] for r in rows if r["scaling"] == way and r["scheme"] == "ours"] == scaling.COUNTS
+    printed = capsys.readouterr().out
+    assert "strong: ours on 8, 1024 devices" in printed and "weak: ours on 8, 1024 devices" in printed

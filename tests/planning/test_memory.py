@@ -1,0 +1,66 @@
+"""Memory in closed form against hand-made figures and against what the traced model keeps."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from weathermixer.model.weathermixer import ModelShape, WeatherMixer
+from weathermixer.parallel.mesh import make_abstract_mesh, sharding
+from weathermixer.planning.account import kept_for_backward
+from weathermixer.planning.memory import activation_bytes, memory_parts
+from weathermixer.planning.meshes import Layout, StepOptions
+from weathermixer.planning.work import parameters
+
+BIG = ModelShape(embed=4896, embed_hidden=4896)  # the published 16-TFLOP model
+
+
+def test_state_by_hand():
+    n = parameters(BIG) * 4
+    parts = memory_parts(BIG, Layout(4, 2, 2), StepOptions(batch=4, ema=True))
+    assert [parts[name] for name in ("parameters", "moments", "ema", "gradients")] == [n / 4, n / 2, n / 4, n / 4]
+    cut = memory_parts(BIG, Layout(4, 2, 2), StepOptions(batch=4, ema=True, zero="moments"))
+    assert [cut[name] for name in ("parameters", "moments", "ema")] == [n / 4, n / 8, n / 16]
+    all_cut = memory_parts(BIG, Layout(4, 2, 2), StepOptions(batch=4, ema=True, zero="parameters"))
+    assert all_cut["parameters"] == n / 16
+    # two frames of 16-bit values in use and two put on the devices ahead
+    assert parts["batch"] == 4 * 72 * 720 * 1440 * 2 / 4
+
+
+CASES = [  # head, repeats, compute dtype, rematerialize, dropout rate
+    ("blend", 1, "bfloat16", "none", 0.0),
+    ("increment", 2, "float32", "none", 0.1),
+    ("increment", 2, "bfloat16", "block", 0.1),
+]
+
+
+@pytest.mark.parametrize("head, repeats, compute_dtype, rematerialize, rate", CASES)
+def test_activations_are_what_differentiation_keeps(head, repeats, compute_dtype, rematerialize, rate):
+    """The formula is the traced program's count, but for the norms' statistics of one number a row."""
+    sizes = dict(embed=1000, token_hidden=3000, embed_hidden=2000, head=head, dropout_rate=rate)
+    shape, mesh = ModelShape(**sizes), make_abstract_mesh(1, 1, 1)
+    options = StepOptions(
+        batch=1, repeats=repeats, compute_dtype=compute_dtype, rematerialize=rematerialize, dropout=rate > 0
+    )
+    dtype = jnp.dtype(compute_dtype)
+
+    def make():
+        return WeatherMixer(
+            shape, rngs=nnx.Rngs(0), compute_dtype=dtype, rematerialize=rematerialize, tendency=[1.0] * shape.channels
+        )
+
+    def loss(params, x, key):
+        state = 2 * x.astype(jnp.float32)  # standardized from what the archive holds
+        return jnp.square(nnx.merge(graph, params)(state, repeats=repeats, key=key if rate else None)).sum()
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    with jax.sharding.use_abstract_mesh(mesh):
+        graph, params = nnx.split(nnx.eval_shape(make))
+        cut = sharding(mesh, "batch", "channel", "lat", "lon")
+        x = jax.ShapeDtypeStruct((1, 72, 720, 1440), jnp.float16, sharding=cut)
+        kept, _ = kept_for_backward(loss, params, x, key, mesh=mesh)
+    traced = sum(array.device for array in kept)
+    if rate and rematerialize == "none":  # the zeros that dropped elements become are a constant to the compiler
+        dropped = 2 * 17280 * 1000 + 3000 * 1000 + 17280 * 2000
+        traced -= 3 * repeats * dropped * options.compute_bytes
+    assert activation_bytes(shape, options) == pytest.approx(traced, rel=0.01)

@@ -1,0 +1,98 @@
+"""Prepare keeps to the memory it states, and says clearly when a disk is full."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import zarr
+
+from tests.prepare.written_sources import make_dataset, write_zarr
+from weathermixer.prepare.prepare import prepare_archive
+from weathermixer.prepare.sources import open_source
+
+MEASURE = """
+import json, sys
+from weathermixer.prepare.sizes import plan_archive
+from weathermixer.prepare.prepare import prepare_archive
+from weathermixer.prepare.sources import open_source
+def memory(name):  # of getrusage the peak is that of the process that started this one, where that was larger
+    return int(open("/proc/self/status").read().split(name + ":")[1].split()[0]) * 1024
+source = open_source(sys.argv[1])
+source.read([0])
+options = dict(times_per_shard=int(sys.argv[3]), domain=4)
+before = memory("VmRSS")
+plan = plan_archive(source, dtype="float16", tensor=1, **options)
+prepare_archive(source, sys.argv[2], **options)
+print(json.dumps([memory("VmHWM") - before, plan.memory_bytes, plan.frame_bytes * len(source.times)]))
+"""
+
+
+@pytest.fixture(scope="module")
+def large_source(tmp_path_factory) -> str:
+    """Fields of noise, which do not compress, a frame of all levels in a chunk: 830 MB."""
+    path = str(tmp_path_factory.mktemp("large") / "source.zarr")
+    times, lat, lon, levels = 160, 180, 360, 10
+    group = zarr.open_group(path, mode="w", zarr_format=3)
+    coordinates = {
+        "time": np.arange(times) * 6,
+        "level": np.arange(1, levels + 1) * 100,
+        "latitude": 90 - np.arange(lat) - 0.5,
+        "longitude": np.arange(lon),
+    }
+    for name, values in coordinates.items():
+        array = group.create_array(name, shape=values.shape, dtype=values.dtype, dimension_names=[name])
+        array[:] = values
+    group["time"].attrs.update(units="hours since 2000-01-01", calendar="proleptic_gregorian")
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(levels, lat, lon)).astype(np.float32)
+    for name in ("geopotential", "temperature"):
+        array = group.create_array(
+            name,
+            shape=(times, levels, lat, lon),
+            chunks=(1, levels, lat, lon),
+            dtype="float32",
+            dimension_names=["time", "level", "latitude", "longitude"],
+        )
+        for time in range(times):
+            array[time] = np.roll(noise, time, axis=-1) * (1 + time / times)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times_per_shard", [2, 12])
+def test_memory_is_bounded(tmp_path, large_source, times_per_shard):
+    command = [sys.executable, "-c", MEASURE, large_source, str(tmp_path / "a"), str(times_per_shard)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    added, bound, data = json.loads(result.stdout)
+    assert data > 1.2 * bound, "the record has to be larger than the bound for the test to tell anything"
+    assert added <= bound, f"added {added / 1e6:.0f} MB, the bound is {bound / 1e6:.0f} MB"
+
+
+FULL = """
+import resource, signal, sys
+from weathermixer.prepare.prepare import prepare_archive
+from weathermixer.prepare.sources import open_source
+source = open_source(sys.argv[1])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
+try:
+    prepare_archive(source, sys.argv[2], times_per_shard=4)
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_a_file_that_cannot_grow(tmp_path):
+    """A limit on the size of files stands for a disk that is full: metadata and journal fit, shards do not."""
+    source = write_zarr(make_dataset(lat=32, lon=64), tmp_path / "source.zarr")
+    command = [sys.executable, "-c", FULL, str(source), str(tmp_path / "a"), str(100_000)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "a.partial cannot be written: " in result.stdout
+    assert "the same command goes on" in result.stdout
+    assert not os.path.exists(tmp_path / "a")
+    archive = prepare_archive(open_source(source), tmp_path / "a", times_per_shard=4)
+    whole = prepare_archive(open_source(source), tmp_path / "b", times_per_shard=4)
+    assert archive.attributes["checksum"] == whole.attributes["checksum"]

@@ -1,0 +1,65 @@
+"""Object storage: a source read from it, an archive written to it, through a server that speaks the S3 protocol."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import weathermixer.prepare.prepare as module
+from tests.prepare.written_sources import frames_of, make_dataset, write_zarr
+from weathermixer.archive.archive import open_archive
+from weathermixer.archive.verify import verify_archive
+from weathermixer.prepare.prepare import prepare_archive
+from weathermixer.prepare.sources import open_source
+
+pytest.importorskip("s3fs", reason="no s3fs: pip install 'weathermixer[cloud]'")
+
+
+def test_an_archive_on_s3_is_that_on_disk(tmp_path, s3_bucket):
+    source = open_source(make_dataset())
+    local = prepare_archive(source, tmp_path / "a", domain=2, times_per_shard=5)
+    remote = prepare_archive(source, f"{s3_bucket}/deep/a", domain=2, times_per_shard=5)
+    assert remote.attributes["checksum"] == local.attributes["checksum"]
+    np.testing.assert_array_equal(remote.store.read().result(), local.store.read().result())
+    assert verify_archive(f"{s3_bucket}/deep/a") == []
+    with pytest.raises(ValueError, match="exists: delete it"):
+        prepare_archive(source, f"{s3_bucket}/deep/a", domain=2, times_per_shard=5)
+    with xr.open_zarr(f"{s3_bucket}/deep/a", chunks=None) as opened:
+        np.testing.assert_array_equal(opened.fields[3].values, local.store[3].read().result())
+
+
+def test_it_goes_on_there_and_is_not_read_before(s3_bucket, monkeypatch):
+    source = open_source(make_dataset())
+    make_shard = module.make_shard
+
+    def stopping(job, part, tails, pool):
+        if part.start == 15:
+            raise InterruptedError
+        return make_shard(job, part, tails, pool)
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(module, "make_shard", stopping)
+        prepare_archive(source, f"{s3_bucket}/a", times_per_shard=5)
+    with pytest.raises(ValueError, match="s3://weather/a is incomplete"):
+        open_archive(f"{s3_bucket}/a")
+    archive = prepare_archive(source, f"{s3_bucket}/a", times_per_shard=5)
+    whole = prepare_archive(source, f"{s3_bucket}/b", times_per_shard=5)
+    assert archive.attributes["checksum"] == whole.attributes["checksum"]
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_source_on_s3(tmp_path, s3_bucket, zarr_format):
+    import s3fs
+
+    dataset = make_dataset()
+    path = write_zarr(dataset, tmp_path / "source.zarr", zarr_format=zarr_format)
+    s3fs.S3FileSystem().put(str(path), f"{s3_bucket}/source.zarr", recursive=True)
+    source = open_source(f"{s3_bucket}/source.zarr")
+    np.testing.assert_array_equal(source.read(slice(None)), frames_of(dataset, source.channels))
+
+
+def test_a_bucket_that_is_not_there(s3_bucket):
+    source = open_source(make_dataset())
+    with pytest.raises(ValueError, match="s3://absent/a cannot be written: .*[Bb]ucket"):
+        prepare_archive(source, "s3://absent/a")
+    with pytest.raises(ValueError, match="s3://absent/a cannot be opened as a Zarr store"):
+        open_source("s3://absent/a")

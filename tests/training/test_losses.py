@@ -1,0 +1,67 @@
+"""The loss against its formula, the published form, and the bad options."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from weathermixer.fields.grid import cosine_weights
+from weathermixer.fields.variables import ERA5, ChannelSet
+from weathermixer.training.losses import make_loss_weights, weighted_mse
+
+LATITUDE = np.array([67.5, 22.5, -22.5, -67.5])
+CHANNELS = ChannelSet.from_names(("2m_temperature", "geopotential_50"), ("land_sea_mask",), multiple=4)
+TENDENCY = np.array([0.2, 0.1, 0.0, 0.0], np.float32)
+
+
+def loss(form, channel_weights, prediction, target):
+    area, channel = make_loss_weights(form, channel_weights, latitude=LATITUDE, channel_set=CHANNELS, tendency=TENDENCY)
+    return float(weighted_mse(jnp.asarray(prediction), jnp.asarray(target), area=area, channel=channel))
+
+
+@pytest.fixture
+def fields():
+    return np.random.default_rng(0).standard_normal((2, 3, 4, 4, 6)).astype(np.float32)
+
+
+def test_published_form_has_its_weights_inside_the_square(fields):
+    prediction, target = fields
+    weights = np.array([3.0 * 4, 3.0 * 0.3])[None, :, None, None]
+    area = cosine_weights(LATITUDE)[None, None, :, None]
+    wanted = np.mean(((prediction - target)[:, :2] * area * weights) ** 2)
+    assert loss("published", "published", prediction, target) == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("channel_weights", "weights"),
+    [("uniform", [1, 1]), ("published", [12 / 6.45, 0.9 / 6.45]), ("tendency", [2 * 25 / 125, 2 * 100 / 125])],
+)
+def test_weights_outside_the_square_have_mean_one(fields, channel_weights, weights):
+    prediction, target = fields
+    area = cosine_weights(LATITUDE)[None, None, :, None]
+    error = (prediction - target)[:, :2] ** 2 * area * np.array(weights)[None, :, None, None]
+    assert loss("weighted_square", channel_weights, prediction, target) == pytest.approx(error.mean(), rel=1e-6)
+    assert loss("weighted_square", channel_weights, prediction, prediction) == 0
+
+
+def test_weights_of_the_published_channels():
+    _, channel = make_loss_weights(
+        "published", "published", latitude=LATITUDE, channel_set=ERA5, tendency=np.ones(72, np.float32)
+    )
+    by_name = dict(zip(ERA5.names, np.sqrt(channel), strict=False))
+    assert by_name["mean_sea_level_pressure"] == pytest.approx(6.0)
+    assert by_name["10m_u_component_of_wind"] == pytest.approx(3.08)
+    assert by_name["specific_humidity_150"] == pytest.approx(0.6 * 0.5)
+    assert np.count_nonzero(channel) == 69
+
+
+@pytest.mark.parametrize(
+    ("form", "channel_weights", "tendency", "message"),
+    [
+        ("other", "uniform", TENDENCY, "form='other' is not one of"),
+        ("published", "other", TENDENCY, "channel_weights='other' is not one of"),
+        ("published", "tendency", 0 * TENDENCY, "'2m_temperature', 'geopotential_50'.* have no 6 h tendency"),
+    ],
+)
+def test_bad_options_are_named(form, channel_weights, tendency, message):
+    with pytest.raises(ValueError, match=message):
+        make_loss_weights(form, channel_weights, latitude=LATITUDE, channel_set=CHANNELS, tendency=tendency)

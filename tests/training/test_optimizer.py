@@ -1,0 +1,74 @@
+"""The optimizer against its equations, in numpy: groups of rates, the clip, L2 and decoupled decay, the schedule."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from weathermixer.training.optimizer import make_learning_rate, make_optimizer
+
+RATES = dict(processor_rate=optax.constant_schedule(1e-2), coder_rate=optax.constant_schedule(2e-3))
+
+
+def parameters():
+    rng = np.random.default_rng(0)
+    kernel, bias = rng.standard_normal((3, 2)).astype(np.float32), rng.standard_normal(2).astype(np.float32)
+    return {"encode": {"kernel": kernel, "bias": bias}, "blocks": {"kernel": kernel + 1, "bias": bias - 1}}
+
+
+def run(optimizer, gradients):
+    params = jax.tree.map(jnp.asarray, parameters())
+    moments = optimizer.init(params)
+    for gradient in gradients:
+        updates, moments = optimizer.update(gradient, moments, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def reference(gradients, *, decay, decoupled, clip):
+    params = jax.tree.map(np.float64, parameters())
+    first, second = (jax.tree.map(np.zeros_like, params) for _ in range(2))
+    for step, gradient in enumerate(gradients, 1):
+        norm = np.sqrt(sum(np.sum(np.float64(leaf) ** 2) for leaf in jax.tree.leaves(gradient)))
+        for module, rate in (("encode", 2e-3), ("blocks", 1e-2)):
+            for name in ("kernel", "bias"):
+                g = np.float64(gradient[module][name]) * min(1.0, clip / norm)
+                p = params[module][name]
+                if not decoupled:
+                    g = g + decay * p
+                first[module][name] = 0.9 * first[module][name] + 0.1 * g
+                second[module][name] = 0.999 * second[module][name] + 0.001 * g**2
+                update = first[module][name] / (1 - 0.9**step)
+                update = update / (np.sqrt(second[module][name] / (1 - 0.999**step)) + 1e-8)
+                if decoupled and name == "kernel":
+                    update = update + decay * p
+                params[module][name] = p - rate * update
+    return params
+
+
+@pytest.mark.parametrize(("kind", "decoupled"), [("adam", False), ("adamw", True)])
+def test_steps_follow_the_equations(kind, decoupled):
+    rng = np.random.default_rng(1)
+    gradients = [
+        jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), parameters()) for _ in range(4)
+    ]
+    got = run(make_optimizer(kind, weight_decay=0.1, clip_norm=1.0, **RATES), gradients)
+    wanted = reference(gradients, decay=0.1, decoupled=decoupled, clip=1.0)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=2e-5), got, wanted)
+
+
+def test_learning_rate_warms_up_then_falls_along_a_cosine():
+    rate = make_learning_rate(start=1e-6, peak=1e-4, end=1e-5, warmup_steps=10, total_steps=110)
+    assert float(rate(0)) == pytest.approx(1e-6)
+    assert float(rate(5)) == pytest.approx((1e-6 + 1e-4) / 2)
+    assert float(rate(10)) == pytest.approx(1e-4)
+    assert float(rate(60)) == pytest.approx((1e-4 + 1e-5) / 2)
+    assert float(rate(110)) == pytest.approx(1e-5)
+
+
+def test_bad_options_are_named():
+    with pytest.raises(ValueError, match="kind='sgd' is not one of"):
+        make_optimizer("sgd", **RATES)
+    with pytest.raises(ValueError, match="warm-up of 10 steps does not fit in 10 steps"):
+        make_learning_rate(start=0.0, peak=1.0, end=0.0, warmup_steps=10, total_steps=10)

@@ -1,0 +1,130 @@
+"""Every mesh of eight devices computes what one device computes, with all that a config can ask for.
+
+Five channels are padded to eight, so that with tensor=8 three devices hold nothing but padding.
+"""
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.parity import Measured, compare, differences, format_differences, name_of, relative
+from tests.tiny_training import make_tiny, quick_compilation
+from weathermixer.parallel.mesh import use_mesh
+from weathermixer.planning.plan import layouts
+from weathermixer.training.state import describe
+
+MESHES = [(layout.data, layout.domain, layout.tensor) for layout in layouts(8)]
+PUBLISHED = dict(dropout_rate=0.1, head="blend", embed=64)
+ROLLOUT = dict(dropout_rate=0.1, head="increment", embed=64, lead_steps=2, rematerialize="block")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_quickly():
+    with quick_compilation():
+        yield
+
+
+def measure(sizes, options, params=None):
+    """Loss and gradient on a mesh, from one device's parameters where they are given; the parameters too."""
+    tiny = make_tiny(sizes, **options)
+    with use_mesh(tiny.mesh):
+        if params is None:
+            params = jax.jit(tiny.training.initial_state)().params
+        else:
+            # leaf by leaf: how a parameter is cut, which is written in its tree, depends on the mesh
+            targets, tree = jax.tree.flatten(describe(jax.eval_shape(tiny.training.initial_state).params, tiny.mesh))
+            whole = map(np.asarray, jax.tree.leaves(params))
+            params = tree.unflatten([jax.device_put(leaf, target.sharding) for leaf, target in zip(whole, targets)])
+        arguments = (params, tiny.batch(0), tiny.standardization, jax.random.key(3))
+        loss, gradient = jax.jit(jax.value_and_grad(tiny.training.loss))(*arguments)
+    named = {name_of(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)}
+    return Measured(np.asarray(loss), named, np.zeros(1)), params
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """What one device computes, by set of options, measured when first asked for."""
+    found = {}
+
+    def get(options):
+        name = str(options)
+        if name not in found:
+            found[name] = measure((1, 1, 1), options)
+        return found[name]
+
+    return get
+
+
+SLOW = ((4, 2, 1), (4, 1, 2), (2, 4, 1), (2, 1, 4), (1, 4, 2), (1, 1, 8), (1, 8, 1))
+
+
+@pytest.mark.parametrize(
+    "index",
+    [pytest.param(i, marks=[pytest.mark.slow] * (mesh in SLOW)) for i, mesh in enumerate(MESHES)],
+    ids=lambda i: "x".join(map(str, MESHES[i])),
+)
+def test_every_mesh_of_eight(index, one_device):
+    """All ten meshes; dropout is on; every second one with a latent rollout under rematerialization."""
+    options = (PUBLISHED, ROLLOUT)[index % 2]
+    expected, params = one_device(options)
+    here, _ = measure(MESHES[index], options, params)
+    rows = compare(differences(here, expected), None)
+    assert all(row.fine for row in rows), format_differences(str(MESHES[index]), rows, 5)
+
+
+def test_rounding_to_bfloat16_is_the_measure_of_bfloat16(one_device):
+    exact, params = one_device(PUBLISHED)
+    there, _ = measure((1, 1, 1), PUBLISHED | {"compute_dtype": "bfloat16"}, params)
+    here, _ = measure((2, 2, 2), PUBLISHED | {"compute_dtype": "bfloat16"}, params)
+    rounding = differences(there, exact)
+    assert 1e-3 < np.median([value for name, value in rounding.items() if name.startswith("gradient")]) < 0.1
+    rows = compare(differences(here, exact), rounding)
+    assert all(row.fine for row in rows), format_differences("bfloat16", rows, 5)
+
+
+def test_padding_is_exact(one_device):
+    """Padding channels learn nothing: their rows and columns get a gradient of exactly zero."""
+    gradient = one_device(PUBLISHED)[0].gradient
+    encode = gradient["encode.kernel"].reshape(8, 4, 64)  # channel, column of the patch, embed
+    assert np.all(encode[5:] == 0) and np.all(np.any(encode[:5] != 0, axis=(1, 2)))
+    blend = gradient["head.kernel"]
+    assert np.all(blend[:, 4:] == 0) and np.all(blend[:, :, 4:] == 0) and np.any(blend[:, :4, :4] != 0)
+
+
+@pytest.mark.slow
+def test_a_short_run_with_a_moving_average(one_device):
+    options = dict(ema_decay=0.9, dropout_rate=0.1, head="increment")
+    (expected, there), (losses, here) = (make_tiny(sizes, **options).run(steps=3) for sizes in ((1, 1, 1), (2, 2, 2)))
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert len(set(losses)) == 3
+    # the average lags behind the parameters by the same amount on both
+    lags = [
+        np.sqrt(
+            sum(np.sum((np.asarray(e) - np.asarray(p)) ** 2) for e, p in zip(*map(jax.tree.leaves, (s.ema, s.params))))
+        )
+        for s in (there, here)
+    ]
+    assert lags[0] > 0 and lags[1] == pytest.approx(lags[0], rel=1e-2)
+
+
+def test_33_rows_are_refused_with_the_numbers():
+    with pytest.raises(
+        ValueError, match=r"patch_rows=33 is not divisible by domain=2; tokens=132 is not divisible by domain=2"
+    ):
+        make_tiny((1, 2, 4), grid=(33, 16))
+
+
+def test_what_differs_is_told():
+    """A gradient counted twice, a loss off by a percent and a run that departs are each found and named."""
+    right = Measured(np.array(2.0), {"a.kernel": np.ones(4), "a.bias": np.zeros(2)}, np.array([2.0, 1.0]))
+    wrong = Measured(np.array(2.02), {"a.kernel": 2 * np.ones(4), "a.bias": np.zeros(2)}, np.array([2.0, 1.1]))
+    assert all(row.fine for row in compare(differences(right, right), None))
+    rows = compare(differences(wrong, right), None)
+    assert [row.quantity for row in rows if not row.fine] == ["loss", "run", "gradient a.kernel"]
+    text = format_differences("title", rows, 1)
+    assert "gradient a.kernel   1.0e+00  of 2.0e-05  TOO LARGE" in text and "1 of 2 gradients within" in text
+    # a gradient that vanishes is measured by the whole one: rounding is fine, a bias counted twice is not
+    small, noise = (Measured(right.loss, right.gradient | {"a.bias": np.full(2, s)}, right.run) for s in (1e-4, 1e-12))
+    assert all(row.fine for row in compare(differences(noise, right), None))
+    assert [row.quantity for row in compare(differences(small, right), None) if not row.fine] == ["gradient a.bias"]
+    assert relative(np.ones(1), np.zeros(1)) == 1.0 and relative(np.zeros(3), np.zeros(3)) == 0.0

@@ -1,0 +1,190 @@
+"""The run's log: lines that a person reads, records that a program reads, rates that are true."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import termios
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from weathermixer.training import telemetry
+from weathermixer.training.telemetry import format_line, open_log
+
+
+def records(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def open_small(workdir, *, first_step=0, last_step=6, every=2, **changes):
+    settings = {"batch_size": 4, "flops_per_step": 8e9, "peak_flops": 1e12} | changes
+    return open_log(workdir, first_step=first_step, last_step=last_step, every=every, **settings)
+
+
+def run(workdir, *, first_step=0, last_step=6, every=2):
+    with open_small(workdir, first_step=first_step, last_step=last_step, every=every) as log:
+        batches = (jnp.zeros((4, 1000), jnp.float32) for _ in range(last_step))
+        for step, _ in enumerate(log.watch(batches), first_step + 1):
+            if step > last_step:
+                break
+            log.step(step, {"loss": jnp.float32(1 / step), "learning_rate": jnp.float32(1e-3)})
+
+
+def test_a_record_and_a_line_every_so_many_steps(tmp_path, capsys):
+    run(tmp_path)
+    got = records(tmp_path)
+    assert [record["step"] for record in got] == [2, 4, 6]
+    assert [record["loss"] for record in got] == [np.float32(1 / 2), np.float32(1 / 4), np.float32(1 / 6)]
+    printed = capsys.readouterr().out
+    assert printed == (tmp_path / "log.txt").read_text()  # no terminal: the same plain lines in both
+    lines = printed.splitlines()
+    assert lines[0].startswith("first step, with compilation: ")
+    assert lines[1].startswith("step 2  loss 0.5  learning_rate 0.001  ")
+    assert len(lines) == 4
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only moves when it is told to: clock.now += seconds."""
+    clock = types.SimpleNamespace(now=100.0)
+    fake = types.SimpleNamespace(perf_counter=lambda: clock.now, time=lambda: clock.now)
+    monkeypatch.setattr(telemetry, "time", fake)
+    return clock
+
+
+def test_rates_are_those_of_the_steps_since_the_last_line(tmp_path, clock):
+    """Steps of 0.5 s, 0.125 s of it waiting for data; the first one, which compiles for a minute, is not counted."""
+
+    def slow():
+        for _ in range(3):
+            clock.now += 0.125
+            yield jnp.zeros((4, 250), jnp.float32)
+
+    with open_small(tmp_path, every=3) as log:
+        for step, _ in enumerate(log.watch(slow()), 1):
+            clock.now += 60.0 if step == 1 else 0.375
+            values = log.step(step, {"loss": jnp.float32(1)})
+    assert values == {
+        "loss": 1.0,
+        "step_seconds": 0.5,
+        "samples_per_second": 8.0,
+        "tflops_per_device": 8e9 / jax.device_count() / 0.5 / 1e12,
+        "share_of_peak": 8e9 / jax.device_count() / 0.5 / 1e12,
+        "data_wait_seconds": 0.125,
+    }
+    assert (tmp_path / "log.txt").read_text().startswith("first step, with compilation: 60.1 s")
+
+
+def test_a_loader_tells_what_it_read(tmp_path, clock):
+    account = types.SimpleNamespace(bytes_read=0, bytes_needed=0, skipped=())
+
+    def batches():
+        for _ in range(3):
+            clock.now += 0.5
+            account.bytes_read += 10**9
+            account.bytes_needed += 2 * 10**9
+            yield jnp.zeros(4)
+        account.skipped = ("step 3, row 0: cannot read",)
+        yield jnp.zeros(4)
+
+    with open_small(tmp_path, every=2) as log:
+        for step, _ in enumerate(log.watch(batches(), account=lambda: account), 1):
+            values = log.step(step, {"loss": jnp.float32(1)})
+    assert (values["gigabytes_read"], values["gigabytes_needed"], values["samples_skipped"]) == (3.0, 6.0, 1)
+    assert values["gigabytes_read_per_second"] == 1 / 0.5
+    line = format_line(4, values)
+    assert line.endswith("read 3 GB for 6 GB needed (2 GB/s)  1 samples could not be read and were replaced")
+
+
+def test_the_time_of_an_evaluation_is_left_out(tmp_path, clock):
+    with open_small(tmp_path, every=1) as log:
+        log.step(1, {"loss": jnp.float32(1)})
+        clock.now += 100.0
+        log.record(1, {"rmse z500 24 h": 120.0})
+        clock.now += 0.25
+        assert log.step(2, {"loss": jnp.float32(1)})["step_seconds"] == 0.25
+    assert records(tmp_path)[1]["rmse z500 24 h"] == 120.0
+
+
+def test_no_share_of_a_peak_that_is_not_known(tmp_path):
+    with open_small(tmp_path, every=1, peak_flops=None) as log:
+        log.step(1, {"loss": jnp.float32(1)})
+        assert "share_of_peak" not in log.step(2, {"loss": jnp.float32(1)})
+    assert "peak" not in (tmp_path / "log.txt").read_text()
+
+
+def test_a_resumed_run_replaces_the_steps_that_it_repeats(tmp_path):
+    run(tmp_path, last_step=6)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 7, "lo')  # the process was killed while it wrote
+    run(tmp_path, first_step=4, last_step=8)
+    assert [record["step"] for record in records(tmp_path)] == [2, 4, 6, 8]
+
+
+def test_a_number_that_is_not_finite_stays_readable_json(tmp_path):
+    with open_small(tmp_path, every=1) as log:
+        assert np.isnan(log.step(1, {"loss": jnp.float32(jnp.nan)})["loss"])
+    assert records(tmp_path)[0]["loss"] is None
+
+
+def test_tensorboard_files_hold_the_scalars(tmp_path):
+    run(tmp_path)
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"learning_rate" in events.read_bytes()
+
+
+def test_the_line():
+    values = {
+        "loss": 0.12345678,
+        "step_seconds": 0.0521,
+        "samples_per_second": 153.2,
+        "tflops_per_device": 412.0,
+        "share_of_peak": 0.4166,
+        "data_wait_seconds": 0.0005,
+        "gigabytes_read": 12.44,
+        "gigabytes_needed": 20.0,
+        "gigabytes_read_per_second": 2.31,
+        "samples_skipped": 0,
+    }
+    assert format_line(1200, values) == (
+        "step 1200  loss 0.1235  52.1 ms/step  153.2 samples/s  412 TFLOP/s per device (41.7% of peak)  "
+        "waited 0.5 ms (1%) for data  read 12.4 GB for 20 GB needed (2.31 GB/s)"
+    )
+
+
+def test_bad_settings_and_unwritable_directory(tmp_path):
+    with pytest.raises(ValueError, match="log every=0 steps: must be at least 1"):
+        open_small(tmp_path, every=0)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot write the log to .*file: .*choose another workdir"):
+        open_small(tmp_path / "file")
+
+
+def test_a_progress_bar_on_a_terminal_alone(tmp_path):
+    """Under a pseudo-terminal the program draws a bar; test_a_record_and_a_line shows that a pipe gets none."""
+    program = (
+        "from weathermixer.training.telemetry import open_log\n"
+        "with open_log('run', first_step=0, last_step=2, every=1, batch_size=1, flops_per_step=1) as log:\n"
+        "    log.step(1, {'loss': 1.0})\n"
+        "    log.step(2, {'loss': 0.5})\n"
+    )
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(ours, (24, 120))
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "JAX_PLATFORMS": "cpu"}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, stdout=theirs, stderr=theirs, env=environment
+    ) as process:
+        os.close(theirs)
+        screen = b""
+        with contextlib.suppress(OSError):  # raised at the end, when the program closes its side
+            while part := os.read(ours, 4096):
+                screen += part
+    os.close(ours)
+    assert process.returncode == 0, screen.decode()
+    assert b"2/2" in screen
+    assert b"step 2  loss 0.5" in screen

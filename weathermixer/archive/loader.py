@@ -1,0 +1,249 @@
+"""From the archive to the devices: each process reads the boxes of its own devices, each distinct box once.
+
+Values stay as stored: widening and standardizing happen on the device. Threads of TensorStore, or of data/files.py
+where plain chunks lie in files, read; one more thread plans ahead, waits and hands over, so that reads, copies to the
+devices and computing overlap. A slow store shows as waiting, in the account and after a while in the log; remote stores
+are asked again, with growing delays.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, Num
+
+from weathermixer.archive import storage
+from weathermixer.archive.agreement import Agreement, Closed
+from weathermixer.archive.archive import Archive
+from weathermixer.archive.reader import Pending, Reader, Unreadable
+from weathermixer.archive.sampling import replace_start, sample_starts
+from weathermixer.fields.variables import ChannelSet
+from weathermixer.parallel.mesh import CutArray
+
+# the log tells of a batch that is waited for longer, again and again
+SLOW_SECONDS = 60.0
+# a sample is replaced so many times before the archive counts as broken
+REPLACEMENTS = 16
+logger = logging.getLogger(__name__)
+_loaders = itertools.count()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Inputs and the targets `lead_hours` later, as stored; static and padding channels hold zeros.
+
+    `previous` is the frame a step before the inputs, for models that see two.
+    """
+
+    inputs: Num[CutArray, "b n lat lon"]
+    targets: Num[CutArray, "b n lat lon"]
+    previous: Num[CutArray, "b n lat lon"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Account:
+    """What a loader has done in this process since it began.
+
+    bytes_needed: the boxes of the frames asked for, as stored before compression, each distinct one once.
+    bytes_read: from storage, by TensorStore's own count and that of data/files.py: compressed, with the shards' indices
+      (and with what else the process read through TensorStore meanwhile, a checkpoint for one).
+    frames_read, frames_shared: boxes of frames that were read, and that another sample had at hand.
+    wait_seconds: how long the consumer waited for its batches.
+    skipped: what could not be read and was replaced, in words.
+    """
+
+    batches: int
+    frames_read: int
+    frames_shared: int
+    bytes_needed: int
+    bytes_read: int
+    wait_seconds: float
+    skipped: tuple[str, ...]
+
+
+def read_frames(
+    archive: Archive, channel_set: ChannelSet, mesh: Mesh, indices: Int[np.ndarray, " b"]
+) -> Num[Array, "b n lat lon"]:
+    """Frames of the archive's times `indices` as a global array of the stored dtype, static and padding channels zero.
+
+    Raises ValueError where the mesh does not divide the sizes, a channel is absent or a chunk cannot be read.
+    """
+    reader = Reader(archive, channel_set, mesh, len(indices))
+    (frames,) = reader.finish(reader.start([indices]), threading.Event())
+    return frames
+
+
+def make_batches(
+    archive: Archive,
+    channel_set: ChannelSet,
+    mesh: Mesh,
+    *,
+    starts: Int[np.ndarray, " start"],
+    seed: int,
+    batch_size: int,
+    lead_hours: int,
+    first_step: int,
+    last_step: int,
+    prefetch: int = 2,
+    block: int = 1,
+    history: int = 1,
+    on_error: str = "stop",
+) -> "Batches":
+    """Iterates over the batches of steps first_step ... last_step - 1, read ahead in the background.
+
+    Args:
+      starts: indices of the inputs' times (sampling.valid_starts); the order is sampling.sample_starts'.
+      prefetch: how many batches are being read at a time, at least 1.
+      block: shuffles runs of so many consecutive starts; a frame that is a target and then an input is read once.
+      history: 2 reads the frame a step before each start too (sampling.with_previous).
+      on_error: "stop" raises a ValueError that names time, channels and latitudes of what cannot be read; "skip"
+        replaces the sample, on all processes by the same one, and counts it (they talk once per step then).
+    """
+    if prefetch < 1:
+        raise ValueError(f"prefetch={prefetch} must be at least 1")
+    if on_error not in ("stop", "skip"):
+        raise ValueError(f"on_error={on_error!r} must be 'stop' or 'skip'")
+    lead, rest = divmod(lead_hours, archive.step_hours)
+    if rest or lead < 1:
+        raise ValueError(f"lead_hours={lead_hours} is not a positive multiple of step_hours={archive.step_hours}")
+
+    choose = functools.partial(sample_starts, starts, seed=seed, batch_size=batch_size, block=block)
+    replace = functools.partial(replace_start, starts, seed=seed) if on_error == "skip" else None
+    # with blocks, an input was a target `lead` steps ago
+    keep = lead if block > 1 else 0
+    offsets = (0, lead) if history == 1 else (0, lead, -1)
+    reader = Reader(archive, channel_set, mesh, batch_size, spare=len(offsets) * (prefetch + 2 + keep))
+    steps, options = range(first_step, last_step), dict(choose=choose, replace=replace, offsets=offsets)
+    return Batches(reader, steps, prefetch=prefetch, keep=keep, **options)
+
+
+class Batches(Iterator[Batch], contextlib.AbstractContextManager):
+    """Batches in order, read by a thread; to be closed, or used in `with`. An error surfaces in the consumer."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        steps: range,
+        *,
+        choose: Callable[..., np.ndarray],
+        replace: Callable[..., int] | None,
+        offsets: tuple[int, ...],
+        prefetch: int,
+        keep: int,
+    ):
+        self._reader, self._steps, self._choose, self._replace, self._offsets = reader, steps, choose, replace, offsets
+        self._prefetch = prefetch
+        self._recent: deque[dict] = deque(maxlen=keep)
+        self._agreement = Agreement(f"weathermixer/loader/{next(_loaders)}")
+        self._batches = self._frames_read = self._frames_shared = self._bytes_needed = 0
+        self._wait_seconds = 0.0
+        self._skipped: list[str] = []
+        self._bytes_before = storage.bytes_read()
+        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=1)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
+        self._thread.start()
+
+    @property
+    def host_bytes(self) -> int:
+        """Bound of the host memory: batches in flight, decoded and encoded, two ready, and those of frames kept."""
+        return (2 * self._prefetch + 2 + self._recent.maxlen) * len(self._offsets) * self._reader.bytes
+
+    def account(self) -> Account:
+        """What was read so far; the difference of two accounts is what happened between."""
+        counts = (self._batches, self._frames_read, self._frames_shared, self._bytes_needed)
+        bytes_read = storage.bytes_read() - self._bytes_before
+        return Account(*counts, bytes_read, self._wait_seconds, tuple(self._skipped))
+
+    def __next__(self) -> Batch:
+        if self._closed.is_set():
+            raise StopIteration
+        since = time.perf_counter()
+        while True:
+            try:
+                item = self._ready.get(timeout=SLOW_SECONDS)
+                break
+            except queue.Empty:
+                logger.warning("waiting for data for %.0f s, and on", time.perf_counter() - since)
+        self._wait_seconds += time.perf_counter() - since
+        if isinstance(item, Batch):
+            self._batches += 1
+            return item
+        self.close()
+        raise item
+
+    def close(self) -> None:
+        """Stops reading; whoever asks for another batch finds the end."""
+        self._closed.set()
+        self._thread.join()
+        self._recent.clear()
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _work(self) -> None:
+        pending: deque[tuple[int, np.ndarray, Pending]] = deque()
+        try:
+            for step in self._steps:
+                chosen = self._choose(step=step)
+                pending.append((step, chosen, self._start(chosen, share=True)))
+                if len(pending) == self._prefetch:
+                    self._put(self._finish(*pending.popleft()))
+            while pending:
+                self._put(self._finish(*pending.popleft()))
+            self._put(StopIteration())
+        except Closed:
+            pass
+        except Exception as error:  # raised again in the consumer
+            self._put(error)
+
+    def _start(self, chosen: np.ndarray, *, share: bool) -> Pending:
+        pending = self._reader.start([chosen + offset for offset in self._offsets], self._recent if share else ())
+        self._frames_read += pending.frames_read
+        self._frames_shared += pending.frames_shared
+        self._bytes_needed += pending.bytes_needed
+        if share:
+            self._recent.append(pending.frames)
+        return pending
+
+    def _finish(self, step: int, chosen: np.ndarray, pending: Pending) -> Batch:
+        """Waits for a batch; where rows cannot be read, stops, or replaces them until all processes have theirs."""
+        for attempt in range(REPLACEMENTS):
+            failed: dict[int, str] = {}
+            try:
+                arrays = self._reader.finish(pending, self._closed)
+            except Unreadable as error:
+                if self._replace is None:
+                    raise
+                failed = error.failed
+            if self._replace is not None:
+                failed = self._agreement.reach(f"{step}/{attempt}", failed, self._closed)
+            if not failed:
+                return Batch(*arrays)
+            chosen = chosen.copy()
+            for row, problem in failed.items():
+                self._skipped.append(f"step {step}, row {row}: {problem}")
+                logger.warning("replaced a sample: %s", self._skipped[-1])
+                chosen[row] = self._replace(step=step, row=row, attempt=attempt)
+            pending = self._start(chosen, share=False)
+        raise ValueError(f"step {step}: {REPLACEMENTS} samples in a row cannot be read: {self._skipped[-1]}")
+
+    def _put(self, item: Batch | BaseException) -> None:
+        while True:
+            if self._closed.is_set():
+                raise Closed
+            try:
+                return self._ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue

@@ -1,0 +1,203 @@
+"""Small Zarr v3 pieces in any store: paths made into TensorStore specs, arrays and JSON documents read whole.
+
+One function, `kvstore_spec`, decides how a path is reached, so that a file, s3://, gs:// and http(s):// behave alike.
+"""
+
+import json
+import os
+import struct
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import tensorstore as ts
+
+Spec = dict[str, Any]
+Array = ts.TensorStore  # the rest of the project names its types through these
+Folder = ts.KvStore
+WriteFutures = ts.WriteFutures
+# TensorStore waits for a dead connection for half an hour, unless told by these before its first request:
+# fewer than 256 bytes per second for 30 s count as an error, which is retried
+_STALLS = {
+    "TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS": "30",
+    "TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "30",
+    "TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES": "256",
+}
+BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
+
+
+def kvstore_spec(path: str | os.PathLike) -> Spec:
+    """The TensorStore key-value store spec of a folder: a file path, file://, s3://, gs:// or http(s)://.
+
+    s3:// follows the usual environment: AWS_ENDPOINT_URL, AWS_REGION (or AWS_DEFAULT_REGION), AWS_NO_SIGN_REQUEST=YES
+    for public buckets, and the standard chain of credentials otherwise. Requests to remote stores that fail for a
+    reason that passes, or stall, are sent again after 1, 2, 4 ... 32 s, 32 times (TensorStore's *_request_retries).
+    Raises ValueError for other schemes.
+    """
+    path = os.fspath(path)
+    parts = urlsplit(path)
+    folder = parts.path.strip("/") + "/" if parts.path.strip("/") else ""
+    if "://" not in path or parts.scheme == "file":
+        local = parts.path if parts.scheme == "file" else path
+        return {"driver": "file", "path": os.path.abspath(os.path.expanduser(local)) + "/"}
+    for name, value in _STALLS.items():
+        os.environ.setdefault(name, value)
+    if parts.scheme in ("gs", "s3") and not parts.netloc:
+        raise ValueError(f"{path!r} names no bucket: write {parts.scheme}://bucket/path")
+    if parts.scheme == "gs":
+        return {"driver": "gcs", "bucket": parts.netloc, "path": folder}
+    if parts.scheme == "s3":
+        return {"driver": "s3", "bucket": parts.netloc, "path": folder} | _s3_options()
+    if parts.scheme in ("http", "https"):
+        return {"driver": "http", "base_url": f"{parts.scheme}://{parts.netloc}", "path": "/" + folder}
+    raise ValueError(f"{path!r}: scheme {parts.scheme!r} is not known; use a file path, s3://, gs:// or http(s)://")
+
+
+def _s3_options() -> Spec:
+    options: Spec = {}
+    if region := os.environ.get("AWS_REGION", os.environ.get("AWS_DEFAULT_REGION")):
+        options["aws_region"] = region
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL")):
+        options["endpoint"] = endpoint
+    if os.environ.get("AWS_NO_SIGN_REQUEST", "").upper() in ("YES", "TRUE", "1"):
+        options["aws_credentials"] = {"type": "anonymous"}
+    return options
+
+
+def is_local(path: str | os.PathLike) -> bool:
+    """Whether the path lies on a file system, where folders can be renamed."""
+    return kvstore_spec(path)["driver"] == "file"
+
+
+def join(path: str | os.PathLike, *names: str) -> str:
+    """The path of a member of a folder, in any store."""
+    return "/".join([os.fspath(path).rstrip("/"), *names])
+
+
+def open_folder(path: str | os.PathLike, *, context: ts.Context | None = None) -> ts.KvStore:
+    """Opens a folder as a key-value store: keys are paths below it."""
+    return ts.KvStore.open(kvstore_spec(path), context=context).result()
+
+
+def read_json(folder: ts.KvStore, key: str) -> dict[str, Any] | None:
+    """The JSON document under a key, None where there is none; ValueError where it cannot be parsed."""
+    found = folder.read(key).result()
+    if found.state != "value":
+        return None
+    try:
+        return json.loads(found.value)
+    except ValueError as error:
+        raise ValueError(f"{key} in {folder.url} is not JSON: {error}") from None
+
+
+def write_json(folder: ts.KvStore, key: str, document: Mapping[str, Any]) -> None:
+    """Writes a JSON document under a key."""
+    folder.write(key, json.dumps(document, indent=2).encode()).result()
+
+
+def delete_folder(folder: Folder, name: str) -> None:
+    """Deletes everything below a folder's member."""
+    folder.delete_range(ts.KvStore.KeyRange(name + "/", name + "0")).result()
+
+
+def open_array(path: str | os.PathLike, *, write: bool = False, context: ts.Context | None = None) -> Array:
+    """Opens a Zarr v3 array; to read, a chunk that is absent is an error, never fill values."""
+    spec = {"driver": "zarr3", "kvstore": kvstore_spec(path), "fill_missing_data_reads": write}
+    options = {"store_data_equal_to_fill_value": True} if write else {}
+    return ts.open(spec | options, read=True, write=write or None, context=context).result()
+
+
+def create_array(path: str | os.PathLike, metadata: Mapping[str, Any], *, replace: bool = False) -> Array:
+    """Creates a Zarr v3 array, or opens the one of the same metadata that is there; zeros are stored as data.
+
+    Raises ValueError where an array of other metadata is there and is not to be replaced.
+    """
+    spec = {"driver": "zarr3", "kvstore": kvstore_spec(path), "metadata": dict(metadata)}
+    spec |= {"store_data_equal_to_fill_value": True}
+    return ts.open(spec, create=True, open=not replace, delete_existing=replace).result()
+
+
+def write_array(
+    path: str | os.PathLike, values: np.ndarray, *, dimensions: Sequence[str], attributes: Mapping[str, Any] = {}
+) -> None:
+    """Writes a small numeric array as a Zarr v3 array of one chunk, replacing what was there."""
+    values = np.asarray(values)
+    metadata = {
+        "shape": list(values.shape),
+        "data_type": values.dtype.name,
+        "fill_value": 0,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [max(size, 1) for size in values.shape]}},
+        "codecs": [BYTES, {"name": "zstd", "configuration": {"level": 3}}, {"name": "crc32c"}],
+        "dimension_names": list(dimensions),
+        "attributes": dict(attributes),
+    }
+    create_array(path, metadata, replace=True).write(values).result()
+
+
+def read_array(path: str | os.PathLike, *, context: ts.Context | None = None) -> ts.Future:
+    """Starts to read a whole Zarr v3 array; the future's result is a numpy array, an absent chunk is an error."""
+    return open_array(path, context=context).read()
+
+
+def write_text_array(path: str | os.PathLike, values: Sequence[str], *, dimension: str) -> None:
+    """Writes a list of strings as a Zarr v3 array of type `string` (vlen-utf8), which TensorStore cannot write."""
+    metadata = {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [len(values)],
+        "data_type": "string",
+        "fill_value": "",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [max(len(values), 1)]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "codecs": [{"name": "vlen-utf8", "configuration": {}}],
+        "dimension_names": [dimension],
+        "attributes": {},
+    }
+    encoded = [value.encode() for value in values]
+    chunk = struct.pack("<I", len(encoded)) + b"".join(struct.pack("<I", len(text)) + text for text in encoded)
+    folder = open_folder(path)
+    if values:
+        folder.write("c/0", chunk).result()
+    write_json(folder, "zarr.json", metadata)
+
+
+def read_text_array(path: str | os.PathLike, *, context: ts.Context | None = None) -> tuple[str, ...]:
+    """Reads what `write_text_array` wrote; ValueError where it is absent or cut short."""
+    folder = open_folder(path, context=context)
+    metadata = read_json(folder, "zarr.json")
+    if metadata is None:
+        raise ValueError(f"no array at {path}")
+    if metadata["shape"] == [0]:
+        return ()
+    chunk = bytes(folder.read("c/0").result().value)
+    try:
+        (count,) = struct.unpack_from("<I", chunk)
+        position, values = 4, []
+        for _ in range(count):
+            (length,) = struct.unpack_from("<I", chunk, position)
+            values.append(chunk[position + 4 : position + 4 + length].decode())
+            position += 4 + length
+    except (struct.error, UnicodeDecodeError) as error:
+        raise ValueError(f"the strings at {path} are damaged: {error}") from None
+    if position != len(chunk) or [count] != metadata["shape"]:
+        raise ValueError(f"the strings at {path} are damaged: {len(chunk)} bytes hold {count} values")
+    return tuple(values)
+
+
+def count_read(count: int) -> None:
+    """Adds to `bytes_read` what was read past TensorStore."""
+    with _lock:
+        _read_past["bytes"] += count
+
+
+def bytes_read() -> int:
+    """Bytes that this process has read from storage: by TensorStore's own counters, and by `count_read`."""
+    counters = ts.experimental_collect_matching_metrics("/tensorstore/kvstore/")
+    read = [counter["values"] for counter in counters if counter["name"].endswith("bytes_read")]
+    return sum(entry["value"] for values in read for entry in values) + _read_past["bytes"]
+
+
+_lock = threading.Lock()
+_read_past = {"bytes": 0}

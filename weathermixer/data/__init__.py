@@ -1,1 +1,0 @@
-"""Reading and writing weather data: archives, sampling, the loader."""

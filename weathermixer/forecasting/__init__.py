@@ -1,0 +1,4 @@
+"""From a trained model to forecasts of many steps and their files.
+
+Read rollout.py, then forecasts.py.
+"""

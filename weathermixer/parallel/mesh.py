@@ -1,0 +1,167 @@
+"""The device mesh and the one table that says how every named array dimension is cut over it.
+
+The mesh is always (data, domain, tensor), of Explicit axis type, so that a sharding is part of an array's type:
+`data` replicates model instances, `domain` cuts the globe into latitude bands, `tensor` cuts channels and features.
+Axes of size one count as cut too: there is one code path for all meshes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "domain", "tensor")
+# what a tree of arrays may hold: an array, or anything that describes one by its shape and dtype, as JAX's stages do
+CutArray = Any
+
+# logical dimension name -> mesh axis (or axes, major first); None is not cut
+LOGICAL_AXES: dict[str, str | tuple[str, ...] | None] = {
+    # fields on the grid [batch, channel, lat, lon] and activations [batch, token, embed]
+    "batch": "data",
+    "channel": "tensor",
+    "lat": "domain",
+    "lon": None,
+    "token": "domain",
+    "token_hidden": "domain",
+    "feature": "tensor",
+    "embed": "tensor",
+    "embed_hidden": "tensor",
+    # kernels: the contracted dimension (_in) follows the activation it meets, the produced one (_out) takes the
+    # other model axis, so that a kernel, its gradient and its moments are cut domain x tensor ways
+    "token_in": "domain",
+    "token_out": "tensor",
+    "embed_in": "tensor",
+    "embed_out": "domain",
+    # the same the other way round, for contractions that gather their input (schedule.py): the produced dimension
+    # follows the activation, the contracted one takes the other axis
+    "gather_token_in": "tensor",
+    "gather_token_out": "domain",
+    "gather_embed_in": "domain",
+    "gather_embed_out": "tensor",
+    # biases and norms' scales: cut as their activation's dimension, and over the other model axis within it
+    "token_vector": ("domain", "tensor"),
+    "embed_vector": ("tensor", "domain"),
+    # the head's parameters per grid point (about 10 k numbers) are too few to divide by every `domain`
+    "channel_vector": "tensor",
+    "channel_in": "tensor",
+    "channel_out": None,
+    # dimensions that are stacked, never cut
+    "stack": None,
+    "patch_row": None,
+    "patch_column": None,
+}
+
+
+def make_mesh(data: int, domain: int, tensor: int, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Builds the (data, domain, tensor) mesh over the first data * domain * tensor devices.
+
+    `data` may be -1: as many instances as the devices hold. Raises ValueError where the sizes are not positive or
+    the devices too few.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    data, domain, tensor = resolve_sizes(data, domain, tensor, len(devices))
+    needed = data * domain * tensor
+    return jax.make_mesh(
+        (data, domain, tensor), AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices[:needed]
+    )
+
+
+def make_abstract_mesh(data: int, domain: int, tensor: int) -> AbstractMesh:
+    """A mesh of that shape with no devices, for tracing and planning."""
+    return AbstractMesh((data, domain, tensor), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+
+
+def resolve_sizes(data: int, domain: int, tensor: int, devices: int) -> tuple[int, int, int]:
+    """The mesh's three sizes on `devices` devices, with data=-1 filled in; ValueError where they do not fit."""
+    shape = f"mesh data={data} x domain={domain} x tensor={tensor}"
+    if domain < 1 or tensor < 1 or (data < 1 and data != -1):
+        raise ValueError(f"{shape}: every size must be at least 1 (data may be -1: all devices that are left)")
+    if data == -1:
+        data = devices // (domain * tensor)
+    needed = data * domain * tensor
+    if not 1 <= needed <= devices:
+        raise ValueError(
+            f"{shape} needs {max(needed, domain * tensor)} devices, {devices} are visible: choose a smaller mesh, or "
+            "simulate devices on the CPU with XLA_FLAGS=--xla_force_host_platform_device_count=N"
+        )
+    return data, domain, tensor
+
+
+use_mesh = jax.set_mesh
+
+
+def spec(*names: str | None) -> PartitionSpec:
+    """The PartitionSpec of an array whose dimensions have these logical names; unknown names raise KeyError."""
+    unknown = [name for name in names if name is not None and name not in LOGICAL_AXES]
+    if unknown:
+        raise KeyError(f"no rule for logical axis {unknown}; the table knows {sorted(LOGICAL_AXES)}")
+    return PartitionSpec(*(None if name is None else LOGICAL_AXES[name] for name in names))
+
+
+def sharding(mesh: Mesh | AbstractMesh, *names: str | None) -> NamedSharding:
+    """The NamedSharding on `mesh` of an array whose dimensions have these logical names."""
+    return NamedSharding(mesh, spec(*names))
+
+
+def without(array_spec: PartitionSpec, *axes: str) -> PartitionSpec:
+    """A spec with these mesh axes taken out: that of the array after it was gathered over them."""
+
+    def keep(entry):
+        kept = tuple(axis for axis in (entry if isinstance(entry, tuple) else (entry,)) if axis not in axes)
+        return kept[0] if len(kept) == 1 else (kept or None)
+
+    return PartitionSpec(*map(keep, array_spec))
+
+
+def gathered(names: Sequence[str], *axes: str) -> PartitionSpec:
+    """The spec of an array with these logical names after it was gathered over the mesh `axes`."""
+    return without(spec(*names), *axes)
+
+
+def ways(mesh: Mesh | AbstractMesh, name: str) -> int:
+    """How many parts a dimension with this logical name is cut into on `mesh`."""
+    entry = LOGICAL_AXES[name]
+    axes = entry if isinstance(entry, tuple) else (entry,)
+    ways = 1
+    for axis in axes:
+        ways *= 1 if axis is None else mesh.shape[axis]
+    return ways
+
+
+def instances(mesh: Mesh | AbstractMesh) -> int:
+    """How many model instances a mesh holds."""
+    return mesh.shape["data"]
+
+
+def instance_devices(mesh: Mesh | AbstractMesh) -> int:
+    """How many devices hold one model instance together."""
+    return mesh.shape["domain"] * mesh.shape["tensor"]
+
+
+def cut_axes(array_spec: PartitionSpec) -> set[str]:
+    """The mesh axes over which an array with this spec is cut."""
+    return {axis for entry in array_spec if entry for axis in (entry if isinstance(entry, tuple) else (entry,))}
+
+
+def part_shape(mesh: Mesh | AbstractMesh, array_spec: PartitionSpec, shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of a device's part of an array with this spec."""
+    return NamedSharding(mesh, array_spec).shard_shape(tuple(shape))
+
+
+def check_divides(mesh: Mesh | AbstractMesh, **sizes: tuple[str, int]) -> None:
+    """Raises one ValueError that names every size that does not divide over the mesh.
+
+    Args: what=(logical name, size), e.g. latitude=("lat", 720).
+    """
+    wrong = []
+    for what, (name, size) in sizes.items():
+        parts = ways(mesh, name)
+        if size % parts:
+            axes = LOGICAL_AXES[name] if isinstance(LOGICAL_AXES[name], tuple) else (LOGICAL_AXES[name],)
+            cut = " * ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
+            wrong.append(f"{what}={size} is not divisible by {cut}")
+    if wrong:
+        raise ValueError(
+            f"mesh {dict(mesh.shape)} does not fit: {'; '.join(wrong)}. Change the mesh or these sizes in the config."
+        )

@@ -1,0 +1,141 @@
+"""The account of memory: what each device holds of every part of a training step, against a fair share of it.
+
+    ratio = bytes on the fullest device / (bytes of one model instance / devices of an instance)
+
+is 1 where nothing is stored twice. It is read off the shardings of real or abstract arrays and, for what the backward
+pass keeps, off the traced loss; the compiler's own count of a step's arguments and temporaries is set beside it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jax.extend.core import Literal
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
+
+from weathermixer.parallel.mesh import LOGICAL_AXES, cut_axes, instance_devices, instances
+
+TOLERATED = 1.02
+NEGLIGIBLE = 1e-3  # of all that a device holds: vectors of the norms, counts
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One part of a step: bytes in one model instance, bytes on the fullest device, and its ratio to a fair share."""
+
+    part: str
+    instance: float | int
+    device: int
+    ratio: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """An array as the account sees it: its bytes over the whole mesh, and those of one device's part."""
+
+    whole: int
+    device: int
+
+
+def held(array: Any) -> Held:
+    """Bytes of an array, or of its ShapeDtypeStruct, as a whole and on one device by its sharding."""
+    item = array.dtype.itemsize
+    shard = array.shape if array.sharding is None else array.sharding.shard_shape(array.shape)
+    return Held(item * math.prod(array.shape), item * math.prod(shard))
+
+
+def kept_for_backward(
+    loss: Callable, params: Any, *rest: Any, mesh: Mesh | AbstractMesh
+) -> tuple[list[Held], list[Held]]:
+    """What differentiating loss(params, *rest) by `params` keeps apart from its arguments: activations, copies.
+
+    Copies are what every instance keeps of its own, such as kernels in the compute dtype. The arrays are those of the
+    traced program; the compiler may drop some that it can make again for less.
+    """
+
+    def residuals(params, *rest):
+        return jax.vjp(lambda params: loss(params, *rest), params)[1]
+
+    jaxpr = jax.make_jaxpr(residuals)(params, *rest).jaxpr
+    seen, activations, copies = set(jaxpr.invars), [], []
+    for variable in jaxpr.outvars:
+        if isinstance(variable, Literal) or variable in seen:
+            continue
+        seen.add(variable)
+        aval, cut = variable.aval, variable.aval.sharding.spec
+        array = held(jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=NamedSharding(mesh, cut)))
+        (activations if LOGICAL_AXES["batch"] in cut_axes(cut) else copies).append(array)
+    return activations, copies
+
+
+def make_account(mesh: Mesh | AbstractMesh, state: Mapping[str, Any], batch: Mapping[str, Any]) -> list[Entry]:
+    """The account of a step's parts, each a pytree of arrays, of ShapeDtypeStructs, or of Held.
+
+    Args:
+      mesh: the step's mesh.
+      state: parts of which every instance holds its own (parameters, moments): an instance's bytes are the array's.
+      batch: parts that are divided among instances (inputs, activations): an instance's bytes are 1 / data of them.
+    """
+    entries = []
+    for parts, shares in ((state, 1), (batch, instances(mesh))):
+        for part, tree in parts.items():
+            leaves = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, Held))
+            arrays = [leaf if isinstance(leaf, Held) else held(leaf) for leaf in leaves]
+            instance = sum(array.whole for array in arrays) / shares
+            device = sum(array.device for array in arrays)
+            fair = instance / instance_devices(mesh)
+            entries.append(Entry(part, instance, device, device / fair if fair else 1.0))
+    return entries
+
+
+def account_step(mesh: Mesh | AbstractMesh, state: Any, batch: Any, *, loss: Callable, rest: tuple = ()) -> list[Entry]:
+    """The account of a training step on the mesh in use, from its TrainState and batch, real or described.
+
+    Args:
+      loss: loss(params, batch, *rest), whose differentiation keeps activations.
+      rest: further arguments of the loss.
+
+    A gradient is as large as its parameter, and cut as it is.
+    """
+    activations, copies = kept_for_backward(loss, state.params, batch, *rest, mesh=mesh)
+    own = {"parameters": state.params, "gradients": state.params, "moments": state.moments, "ema": state.ema}
+    own["copies"] = copies  # of kernels and the like, made on the way
+    shared = {"batch": batch, "activations": activations}
+    return [entry for entry in make_account(mesh, own, shared) if entry.instance]
+
+
+def format_account(entries: list[Entry], compiled: Any = None) -> str:
+    """A readable table of the account; with a compiled step, XLA's count of arguments, results and temporaries below.
+
+    Parts above 1.02 of a fair share are marked, unless the excess is under a thousandth of all that a device holds.
+    """
+    lines = [f"{'part':<14}{'one instance':>14}{'per device':>14}{'of fair share':>15}"]
+    total = sum(entry.device for entry in entries)
+    for entry in entries:
+        excess = entry.device * (1 - 1 / entry.ratio) if entry.ratio else 0.0
+        mark = "  stored more than once" if entry.ratio > TOLERATED and excess > NEGLIGIBLE * total else ""
+        sizes = f"{format_bytes(entry.instance):>14}{format_bytes(entry.device):>14}"
+        lines.append(f"{entry.part:<14}{sizes}{entry.ratio:>15.3f}{mark}")
+    if compiled is not None:
+        memory = compiled.memory_analysis()
+        counted = {
+            "arguments": memory.argument_size_in_bytes,
+            "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+            "temporaries": memory.temp_size_in_bytes,
+        }
+        lines.append(
+            "the compiled step, per device: "
+            + ", ".join(f"{what} {format_bytes(size)}" for what, size in counted.items())
+            + " (activations are among the temporaries; results beside the donated arguments)"
+        )
+    return "\n".join(lines)
+
+
+def format_bytes(number: float | int) -> str:
+    """Bytes in decimal units with three digits: 4.41 GB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f} B"

@@ -1,0 +1,87 @@
+"""Bytes that one device holds during a training step.
+
+State, gradients and batch are exact: each array is cut over all devices of the instance. Activations kept for the
+backward pass and temporaries depend on the compiler; their formulae count the arrays that differentiation needs.
+"""
+
+from weathermixer.planning.meshes import Layout, StepOptions
+from weathermixer.planning.work import Shape, contractions, parameters
+
+FLOAT32 = 4
+# Fields on the grid that head and loss keep, in (float32, compute dtype): the error, and of blend the state, the
+# result before the mask and the normalized fields
+HEAD_KEEPS = {"blend": (3, 1), "increment": (1, 0)}
+
+
+def activation_bytes(shape: Shape, options: StepOptions) -> float:
+    """Bytes that differentiation keeps of one sample on one model instance, all its devices together.
+
+    Of encode its patches; of a block what block_bytes counts, or under rematerialize="block" its input alone; then the
+    last norm's input and result, and the head's fields. This is what the traced program keeps.
+    """
+    s, item = shape, options.compute_bytes
+    state = s.tokens * s.embed
+    block = state * item if options.rematerialize == "block" else block_bytes(shape, options)
+    wide, narrow = HEAD_KEEPS[s.head]
+    fields = (wide * FLOAT32 + narrow * item) * s.channels * s.grid[0] * s.grid[1]
+    return float((s.history * s.tokens * s.features + 2 * state) * item + s.blocks * options.repeats * block + fields)
+
+
+def block_bytes(shape: Shape, options: StepOptions) -> int:
+    """Bytes that a mixer block keeps for its backward pass.
+
+    Of each of its two MLPs the norm's input and result, the hidden layer before and after GELU, and dropout's masks.
+    """
+    s = shape
+    state, hidden = s.tokens * s.embed, s.token_hidden * s.embed + s.tokens * s.embed_hidden
+    masks = (2 * state + hidden) * options.dropout  # one byte each
+    return (4 * state + 2 * hidden) * options.compute_bytes + masks
+
+
+def temporary_bytes(shape: Shape, layout: Layout, options: StepOptions) -> float:
+    """Bytes in passing on one device, an estimate of the largest moment in the backward pass.
+
+    A kernel and its gradient gathered over the other model axis, and where that is cut every kernel, for nothing bounds
+    how far ahead they travel, but rematerialization: a block's. The parameters' copy in the compute dtype, three
+    activations, and under rematerialize="block" what one block keeps.
+    """
+    batch = options.batch / layout.data
+    mixing = [c for c in contractions(shape) if c.name != "blend"]
+    gathered = max(c.kernel / layout.contracted(c.over).size for c in mixing)
+    ahead = sum(
+        c.kernel / layout.contracted(c.over).size * (1 if options.rematerialize == "block" else c.count)
+        for c in mixing
+        if layout.across(c.over).size > 1
+    )
+    largest = shape.tokens * max(shape.embed, shape.embed_hidden, shape.features)
+    numbers = 2 * gathered + ahead + batch * 3 * largest / layout.instance
+    if options.compute_dtype != "float32":
+        numbers += parameters(shape) / layout.instance
+    total = numbers * options.compute_bytes
+    if options.zero == "parameters":  # those of one block gathered, or all where the backward pass is to find them
+        gathered_blocks = shape.blocks if options.rematerialize == "block" else 1
+        total += parameters(shape) * FLOAT32 / layout.instance / gathered_blocks
+    if options.rematerialize == "block":
+        total += batch * block_bytes(shape, options) / layout.instance
+    return float(total)
+
+
+def memory_parts(shape: Shape, layout: Layout, options: StepOptions) -> dict[str, float]:
+    """Bytes on each device by part: parameters, moments, EMA, gradients, batch, activations, temporaries.
+
+    With ZeRO over the data axis moments and EMA, or everything that lasts, are cut over all devices.
+    """
+    own = parameters(shape) * FLOAT32 / layout.instance
+    replicas = layout.data
+    batch = options.batch / layout.data
+    frame = shape.channels * shape.grid[0] * shape.grid[1] / layout.instance
+    return {
+        "parameters": own / (replicas if options.zero == "parameters" else 1),
+        "moments": 2 * own / (1 if options.zero == "none" else replicas),
+        "ema": options.ema * own / (1 if options.zero == "none" else replicas),
+        "gradients": own / (replicas if options.zero == "parameters" else 1),
+        # what is being used and what the loader has put on the device ahead
+        "batch": 2 * batch * options.frames * frame * options.stored_bytes,
+        "activations": batch * activation_bytes(shape, options) / layout.instance,
+        "temporaries": temporary_bytes(shape, layout, options),
+    }

@@ -1,0 +1,116 @@
+"""How a training step is laid out: the mesh's sizes and the options that cost work, memory or traffic."""
+
+import dataclasses
+from typing import NamedTuple
+
+from weathermixer.parallel.schedule import Schedule
+from weathermixer.planning.work import Contraction, Shape
+
+
+class Group(NamedTuple):
+    """Devices that exchange: how many, and how far apart neighbours are in the order of devices."""
+
+    size: int
+    stride: int
+
+    def in_node(self, node_size: int) -> int:
+        """How many members share a node, where `node_size` consecutive devices make one."""
+        return min(self.size, max(1, node_size // self.stride))
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Sizes of the (data, domain, tensor) mesh; devices are numbered with tensor running fastest."""
+
+    data: int
+    domain: int
+    tensor: int
+
+    @property
+    def devices(self) -> int:
+        return self.data * self.domain * self.tensor
+
+    @property
+    def instance(self) -> int:
+        """Devices that hold one model instance."""
+        return self.domain * self.tensor
+
+    def contracted(self, over: str) -> Group:
+        """The devices over which a mixing's contracted dimension is cut."""
+        return Group(self.domain, self.tensor) if over == "token" else Group(self.tensor, 1)
+
+    def across(self, over: str) -> Group:
+        """The devices of the other model axis, over which a kernel is gathered."""
+        return self.contracted("channel" if over == "token" else "token")
+
+    @property
+    def replicas(self) -> Group:
+        return Group(self.data, self.instance)
+
+    def __str__(self) -> str:
+        return f"{self.data} x {self.domain} x {self.tensor}"
+
+
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+    """What else a step's costs depend on.
+
+    Attributes:
+      batch: samples per step over all instances.
+      repeats: passes through the blocks (latent rollout).
+      compute_dtype: of activations and products, "bfloat16" or "float32".
+      rematerialize: "none" or "block", as in the model.
+      schedule: of the contractions, as in weathermixer.parallel.schedule.
+      dropout: whether there is any.
+      ema: whether an exponential moving average of the parameters is kept.
+      zero: what is cut over the mesh's data axis as well: "none", "moments" (EMA included) or "parameters" (all).
+      stored_bytes: of a number in the archive.
+      frames: read per sample, the input and its targets.
+    """
+
+    batch: int
+    repeats: int = 1
+    compute_dtype: str = "bfloat16"
+    rematerialize: str = "none"
+    schedule: Schedule = "auto"
+    dropout: bool = False
+    ema: bool = False
+    zero: str = "none"
+    stored_bytes: int = 2
+    frames: int = 2
+
+    def __post_init__(self):
+        if self.zero not in ("none", "moments", "parameters"):
+            raise ValueError(f"zero={self.zero!r} is not one of none, moments, parameters")
+        if self.compute_dtype not in ("bfloat16", "float32"):
+            raise ValueError(f"compute_dtype={self.compute_dtype!r} is not one of bfloat16, float32")
+        if self.batch < 1 or self.repeats < 1:
+            raise ValueError(f"batch={self.batch} and repeats={self.repeats} must be at least 1")
+
+    @property
+    def compute_bytes(self) -> int:
+        return 2 if self.compute_dtype == "bfloat16" else 4
+
+    def repeated_in_backward(self, c: Contraction) -> bool:
+        """Whether rematerialization makes a product again: not a block's last one, whose result nothing needs."""
+        return self.rematerialize == "block" and c.in_block and c.name != "channel down"
+
+
+def indivisible(shape: Shape, layout: Layout, batch: int) -> list[str]:
+    """Why this mesh cannot hold the model: every size that does not divide, with the numbers; empty where all do.
+
+    The same rules as the model's own check, plus the batch's.
+    """
+    domain, tensor = f"domain={layout.domain}", f"tensor={layout.tensor}"
+    token_cut, embed_cut = f"{domain} * {tensor}", f"{tensor} * {domain}"
+    rules = [
+        ("batch", batch, layout.data, f"data={layout.data}"),
+        ("channels", shape.channels, layout.tensor, tensor),
+        ("patch_rows", shape.grid[0] // shape.patch[0], layout.domain, domain),
+        ("tokens", shape.tokens, layout.instance, token_cut),
+        ("token_hidden", shape.token_hidden, layout.instance, token_cut),
+        ("features", shape.features, layout.instance, embed_cut),
+        ("embed", shape.embed, layout.instance, embed_cut),
+        ("embed_hidden", shape.embed_hidden, layout.instance, embed_cut),
+    ]
+    return [f"{what}={size} is not divisible by {cut}" for what, size, parts, cut in rules if size % parts]

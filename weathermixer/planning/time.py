@@ -1,0 +1,132 @@
+"""Predicted duration of a training step: products, elementwise passes, optimizer, and what cannot hide behind them.
+
+From the shares of the machine's peaks that timed steps reached (hardware.py, measured.py): an estimate, to rank meshes.
+"""
+
+import dataclasses
+
+from weathermixer.planning.hardware import Hardware
+from weathermixer.planning.meshes import Layout, StepOptions
+from weathermixer.planning.traffic import Transfer, read_bytes, step_transfers
+from weathermixer.planning.work import Shape, contractions, parameters, train_flops
+
+FLOAT32 = 4
+# Passes over memory that fusions make of a step's elementwise work, counted in the mixer's equations as (forward,
+# backward). Per MLP over the activation: norm 2 and residual 3; both 4 and bias 1. Over its hidden layer: GELU 2; GELU
+# 3 and bias 1.
+ACTIVATION_PASSES, HIDDEN_PASSES = (5, 5), (2, 4)
+GRID_PASSES = {"blend": 18, "increment": 12}  # of float32: standardize, patch, head and loss, forward and backward
+
+
+@dataclasses.dataclass(frozen=True)
+class StepTime:
+    """Seconds of a training step by part; `hidden` runs under the products, `exposed` adds to the step.
+
+    What products lose to the transfers under them is in exchange_exposed, the gaps between kernels in elementwise.
+    """
+
+    products: float
+    elementwise: float
+    optimizer: float
+    exchange_hidden: float
+    exchange_exposed: float
+    read_hidden: float
+    read_exposed: float
+    share_of_peak: float
+
+    @property
+    def total(self) -> float:
+        return self.products + self.elementwise + self.optimizer + self.exchange_exposed + self.read_exposed
+
+
+def product_seconds(shape: Shape, layout: Layout, options: StepOptions, hardware: Hardware) -> dict[str, float]:
+    """Seconds that a device spends in the products of each kind of contraction; the head's run in float32."""
+    seconds = {}
+    for c in contractions(shape):
+        dtype = "float32" if c.name == "blend" else options.compute_dtype
+        rate = hardware.peak(dtype) * hardware.achieved_products
+        passes = (3 if c.needs_input_gradient else 2) + options.repeated_in_backward(c)
+        times = c.count * (options.repeats if c.in_block else 1)
+        seconds[c.name] = passes * times * c.flops * options.batch / layout.devices / rate
+    return seconds
+
+
+def elementwise_bytes(shape: Shape, layout: Layout, options: StepOptions) -> float:
+    """Bytes that a device reads and writes in elementwise passes over activations and fields."""
+    s, batch = shape, options.batch
+    forward = 2 if options.rematerialize == "block" else 1
+    passes = [forward * ahead + back for ahead, back in (ACTIVATION_PASSES, HIDDEN_PASSES)]
+    block = 2 * passes[0] * s.tokens * s.embed
+    block += passes[1] * (s.token_hidden * s.embed + s.tokens * s.embed_hidden)
+    grid = GRID_PASSES[s.head] * s.channels * s.grid[0] * s.grid[1] * FLOAT32
+    return batch * (options.repeats * s.blocks * block * options.compute_bytes + grid) / layout.devices
+
+
+def optimizer_bytes(shape: Shape, layout: Layout, options: StepOptions) -> float:
+    """Bytes that a device reads and writes to clip, update (Adam: 7 arrays), average and cast its parameters."""
+    own = parameters(shape) / layout.instance
+    updated = own / (1 if options.zero == "none" else layout.data)
+    cast = own * (FLOAT32 + options.compute_bytes) if options.compute_dtype != "float32" else 0.0
+    return updated * FLOAT32 * (1 + 7 + 2 * options.ema) + cast
+
+
+def transfer_seconds(transfer: Transfer, hardware: Hardware) -> float:
+    """Seconds of one transfer: links within and between nodes work at the same time, messages wait for each other."""
+    within, between = transfer.split(hardware.node_size)
+    links = within / hardware.node_rate, between / hardware.network_rate
+    return max(links) / hardware.achieved_links + transfer.messages * hardware.latency_seconds
+
+
+def exchange_seconds(shape: Shape, layout: Layout, options: StepOptions, hardware: Hardware) -> tuple[float, float]:
+    """Seconds of exchange that run under products, and that do not.
+
+    Ring schedules hide up to (p - 1) / p of their product's time; a plain one waits for its activation; kernels travel
+    under what is left of it; gradients of instances under the backward products that nothing else used.
+    """
+    products = product_seconds(shape, layout, options, hardware)
+    left = dict(products)
+    hidden = exposed = 0.0
+    later = []
+    for transfer in step_transfers(shape, layout, options):
+        seconds = transfer_seconds(transfer, hardware)
+        if transfer.under == "backward":
+            later.append(seconds)
+            continue
+        available = 0.0
+        if transfer.name.endswith(": kernel"):
+            available = left[transfer.under]
+        elif transfer.straight:
+            available = left[transfer.under] * (1 - 1 / transfer.group.size)
+        under = min(seconds, available)
+        if transfer.under in left:
+            left[transfer.under] -= under
+        hidden, exposed = hidden + under, exposed + seconds - under
+    for seconds in later:
+        under = min(seconds, max(0.0, 2 / 3 * sum(products.values()) - hidden * 2 / 3))
+        hidden, exposed = hidden + under, exposed + seconds - under
+    return hidden, exposed
+
+
+def step_time(shape: Shape, layout: Layout, options: StepOptions, hardware: Hardware) -> StepTime:
+    """The step's predicted parts; a node's devices share its rate of reading, which hides behind the whole step."""
+    products = sum(product_seconds(shape, layout, options, hardware).values())
+    fusions = elementwise_bytes(shape, layout, options) / (hardware.memory_rate * hardware.achieved_elementwise)
+    elementwise = fusions + hardware.gap_seconds
+    optimizer = optimizer_bytes(shape, layout, options) / (hardware.memory_rate * hardware.achieved_copies)
+    hidden, waited = exchange_seconds(shape, layout, options, hardware)
+    exposed = waited + hardware.contention * hidden
+    busy = products + elementwise + optimizer + exposed
+    devices = min(hardware.node_size, layout.devices)
+    reading = read_bytes(shape, layout, options, devices=devices) / hardware.read_rate
+    total = max(busy, reading)
+    work = train_flops(shape, batch=options.batch, repeats=options.repeats) / layout.devices
+    return StepTime(
+        products=products,
+        elementwise=elementwise,
+        optimizer=optimizer,
+        exchange_hidden=hidden,
+        exchange_exposed=exposed,
+        read_hidden=min(reading, busy),
+        read_exposed=total - busy,
+        share_of_peak=work / total / hardware.peak(options.compute_dtype),
+    )

@@ -1,0 +1,193 @@
+"""Bytes that devices exchange and read in a training step, transfer by transfer, within a node and between nodes.
+
+The contractions' bytes are those of weathermixer.parallel.schedule; here they are put on the mesh's axes, with the
+norms' sums, the sum of gradients over instances and the reading of samples.
+"""
+
+import dataclasses
+
+from weathermixer.parallel.schedule import Schedule, choose_schedule, moves_input, traffic
+from weathermixer.planning.meshes import Group, Layout, StepOptions
+from weathermixer.planning.work import Contraction, Shape, contractions, parameter_parts
+
+FLOAT32 = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+    """Bytes that each device of a group receives in one step, and in how many messages one after another.
+
+    `under` names the contraction whose products can hide it, "backward" for gradients that travel while earlier ones
+    are still computed, or "" for what everybody waits for. `straight` transfers go from each device to every other one
+    of the group, the others around a ring.
+    """
+
+    name: str
+    group: Group
+    bytes: float | int
+    messages: int
+    under: str = ""
+    straight: bool = False
+
+    def split(self, node_size: int) -> tuple[float, float]:
+        """Bytes that a device receives, on average, from within its node and from other nodes.
+
+        With m of the group's p members in a node, p - m of the p - 1 others are elsewhere; of a ring's links one in m.
+        """
+        members, size = self.group.in_node(node_size), self.group.size
+        if members == size:
+            return float(self.bytes), 0.0
+        between = self.bytes * ((size - members) / (size - 1) if self.straight else 1 / members)
+        return self.bytes - between, between
+
+
+def gathered_bytes(group: Group, whole: float | int) -> float:
+    """Bytes a device receives when `whole` bytes are gathered over a group, or summed and cut: (p - 1) / p of them."""
+    return (group.size - 1) / group.size * whole
+
+
+def contraction_schedule(c: Contraction, layout: Layout, options: StepOptions) -> Schedule:
+    """The schedule that the model runs this contraction on: its own, or the one chosen from the bytes."""
+    return choose_schedule(
+        options.schedule,
+        rows=c.rows * options.batch // layout.data,
+        contracted=c.inputs,
+        produced=c.outputs,
+        along=layout.contracted(c.over).size,
+        across=layout.across(c.over).size,
+    )
+
+
+def contraction_transfers(c: Contraction, layout: Layout, options: StepOptions) -> list[Transfer]:
+    """The transfers of one kind of contraction in a training step: its repetitions, backward passes, recomputation."""
+    contracted, across = layout.contracted(c.over), layout.across(c.over)
+    schedule = contraction_schedule(c, layout, options)
+    moved = traffic(
+        schedule,
+        rows=c.rows * options.batch // layout.data,
+        contracted=c.inputs,
+        produced=c.outputs,
+        along=contracted.size,
+        across=across.size,
+        itemsize=options.compute_bytes,
+    )
+    activation = moved.activation_forward + moved.activation_backward
+    kernel = moved.kernel_backward
+    messages = 3 * c.operands if moves_input(schedule) else 2
+    kernel_messages = 2
+    if not c.needs_input_gradient:  # `gather` then sums no dx, and no schedule gathers the kernel for it
+        activation -= moved.activation_forward if moves_input(schedule) else 0
+        kernel -= moved.kernel_forward
+        messages, kernel_messages = 2 * c.operands if moves_input(schedule) else 2, 1
+    if options.repeated_in_backward(c):
+        activation, kernel = activation + moved.activation_forward, kernel + moved.kernel_forward
+        messages, kernel_messages = messages + 1, kernel_messages + 1
+    repeats = options.repeats if c.in_block else 1
+    # gathered once for all repetitions of the forward pass: the compiler finds that it is the same
+    kernel, kernel_messages = repeats * kernel + moved.kernel_forward, c.operands * (repeats * kernel_messages + 1)
+    straight = schedule.startswith("ring")
+    return [
+        Transfer(
+            f"{c.name}: activation",
+            contracted,
+            c.count * repeats * activation,
+            c.count * repeats * messages * (contracted.size - 1),
+            c.name,
+            straight,
+        ),
+        Transfer(f"{c.name}: kernel", across, c.count * kernel, c.count * kernel_messages * (across.size - 1), c.name),
+    ]
+
+
+def head_transfers(c: Contraction, layout: Layout, options: StepOptions) -> list[Transfer]:
+    """The blend's, per grid point: two products summed over channels and cut in float32, their gradient gathered."""
+    group = layout.contracted(c.over)
+    whole = c.result * options.batch / layout.data / layout.domain
+    moved = gathered_bytes(group, whole * (2 * FLOAT32 + options.compute_bytes))
+    return [Transfer("head", group, moved, 3 * (group.size - 1))]
+
+
+def norm_transfers(shape: Shape, layout: Layout, options: StepOptions) -> list[Transfer]:
+    """Sums over channels of the norms' statistics, all-reduces of one float32 a row: two forward, two backward.
+
+    The blend's two norms have a row for every grid point.
+    """
+    group = layout.contracted("channel")
+    in_blocks = 2 * shape.blocks * options.repeats * (6 if options.rematerialize == "block" else 4)
+    points = shape.grid[0] * shape.grid[1] if shape.head == "blend" else 0
+    transfers = []
+    for name, sums, rows in (("norms", in_blocks + 4, shape.tokens), ("head's norms", 8, points)):
+        moved = sums * rows / layout.domain * options.batch / layout.data * FLOAT32
+        transfers.append(Transfer(name, group, 2 * gathered_bytes(group, moved), 2 * sums * (group.size - 1)))
+    return transfers
+
+
+def block_uses(options: StepOptions) -> int:
+    """How often a parameter of a block is gathered: once, and again for every block that is rematerialized."""
+    return 1 + options.repeats * (options.rematerialize == "block")
+
+
+def vector_transfers(shape: Shape, layout: Layout, options: StepOptions) -> list[Transfer]:
+    """Biases and norms' scales, cut over both model axes: gathered over one for use, their gradients summed over it.
+
+    In float32, and over instances as they are used, once for each repetition. The head's parameters are whole over
+    `domain` and only summed.
+    """
+    s, kernels = shape, {c.name: c.kernel * c.count for c in contractions(shape)}
+    uses, sums = block_uses(options), 2 * options.repeats
+    bands, groups, replicas = layout.contracted("token"), layout.contracted("channel"), layout.replicas
+    token = s.blocks * (s.token_hidden + s.tokens) / bands.size
+    embed = s.blocks * (5 * s.embed + s.embed_hidden) / groups.size
+    outside = (3 * s.embed + s.features) / groups.size
+    head = (kernels["blend"] + 7 * s.channels) / groups.size if "blend" in kernels else 0
+    moved = {
+        bands: gathered_bytes(bands, (uses + sums) * embed + 3 * outside + 2 * head),
+        groups: gathered_bytes(groups, (uses + sums) * token),
+        replicas: gathered_bytes(replicas, sums * (token + embed) + 2 * (outside + head)),
+    }
+    return [Transfer("vectors", group, FLOAT32 * numbers, group.size - 1) for group, numbers in moved.items()]
+
+
+def gradient_transfers(shape: Shape, layout: Layout, options: StepOptions) -> list[Transfer]:
+    """Sums of kernels' float32 gradients over instances, with ZeRO the gathering of what each updated or keeps.
+
+    none: all-reduce, once for each repetition of a block. moments: cut as well, then the new parameters are gathered.
+    parameters: cut as well, and parameters are gathered for every use.
+    """
+    group = layout.replicas
+    hops, whole = group.size - 1, gathered_bytes(group, FLOAT32 / layout.instance)
+    summed = sum(
+        c.kernel * c.count * (options.repeats if c.in_block else 1) for c in contractions(shape) if c.name != "blend"
+    )
+    sums = 2 if options.zero == "none" else 1
+    transfers = [Transfer("gradients over data", group, sums * whole * summed, sums * hops, "backward")]
+    parts = parameter_parts(shape)
+    all_parts, blocks = sum(parts.values()), parts["token mixing"] + parts["channel mixing"]
+    if options.zero == "moments":
+        transfers.append(Transfer("parameters over data", group, whole * all_parts, hops))
+    if options.zero == "parameters":
+        gathered = all_parts - blocks + block_uses(options) * blocks
+        transfers.append(Transfer("parameters over data", group, whole * gathered, 2 * hops, "backward"))
+    return transfers
+
+
+def step_transfers(shape: Shape, layout: Layout, options: StepOptions) -> list[Transfer]:
+    """Every transfer of a training step on this mesh that moves something."""
+    transfers = []
+    for c in contractions(shape):
+        transfers += (head_transfers if c.name == "blend" else contraction_transfers)(c, layout, options)
+    for others in (norm_transfers, vector_transfers, gradient_transfers):
+        transfers += others(shape, layout, options)
+    return [transfer for transfer in transfers if transfer.bytes]
+
+
+def read_bytes(shape: Shape, layout: Layout, options: StepOptions, *, devices: int = 1) -> float:
+    """Bytes that a process with `devices` devices reads from the archive per step.
+
+    Each device's box of each frame: (channels / tensor) x (lat / domain) x lon, of batch / data samples; no two
+    devices' boxes are the same. Static fields and padding are not in the archive.
+    """
+    lat, lon = shape.grid
+    channels = min(shape.predicted, shape.channels / layout.tensor)
+    box = channels * lat / layout.domain * lon
+    return devices * box * options.frames * options.stored_bytes * options.batch / layout.data

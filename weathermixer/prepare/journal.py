@@ -1,0 +1,116 @@
+"""The journal of an archive in the making: one entry per finished shard, so that a prepare that was killed goes on.
+
+An entry is written once its shard is committed, whole or not at all (TensorStore renames files into place, object
+stores put objects at once), and holds the shard's statistics and checksums: finished shards are never read again.
+"""
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from weathermixer.archive import storage
+from weathermixer.prepare.writer import working_path
+
+FOLDER = ".prepare"
+
+
+@contextlib.contextmanager
+def open_journal(path: str) -> Iterator["Journal"]:
+    """The journal of the archive that is to be at `path`, held by one prepare at a time where files can be locked.
+
+    Raises ValueError where the archive exists, where another prepare is at work, or where nothing can be written.
+    """
+    document = storage.read_json(storage.open_folder(path), "zarr.json")
+    if document is not None and (storage.is_local(path) or document.get("attributes", {}).get("complete", True)):
+        raise ValueError(f"{path} exists: delete it or choose another name")
+    target = working_path(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            if storage.is_local(path):
+                os.makedirs(os.path.join(target, FOLDER), exist_ok=True)
+                lock = stack.enter_context(open(os.path.join(target, FOLDER, "lock"), "w"))
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder = storage.open_folder(storage.join(target, FOLDER))
+            folder.write("writable", b"").result()
+        except BlockingIOError:
+            raise ValueError(f"another prepare is writing {target}: wait for it, or stop it") from None
+        except Exception as error:
+            raise ValueError(f"{target} cannot be written: {error}") from None
+        yield Journal(folder)
+
+
+class Journal:
+    """Entries of finished shards, under `.prepare` in the archive that is being made."""
+
+    def __init__(self, folder: storage.Folder):
+        self._folder = folder
+
+    def open_recipe(self, plan: dict[str, Any]) -> dict[str, Any] | None:
+        """What `write_recipe` wrote, None at the first start; ValueError where it was for another plan."""
+        recipe = storage.read_json(self._folder, "recipe.json")
+        if recipe is None:
+            return None
+        plan = json.loads(json.dumps(plan))
+        different = sorted(
+            key for key in plan.keys() | recipe["plan"].keys() if plan.get(key) != recipe["plan"].get(key)
+        )
+        if different:
+            raise ValueError(
+                f"{self._folder.url} was begun with other options ({', '.join(different)} differ): give the same ones "
+                "to go on, or delete it to start afresh"
+            )
+        return recipe
+
+    def write_recipe(self, plan: dict[str, Any], **more: Any) -> dict[str, Any]:
+        """Keeps what every later start must agree with, and what it must not measure again."""
+        recipe = {"plan": plan, **more}
+        storage.write_json(self._folder, "recipe.json", recipe)
+        return recipe
+
+    def write_entry(self, shard: int, **arrays: np.ndarray) -> None:
+        """Marks a shard as finished."""
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        content = buffer.getvalue()
+        self._folder.write(_key(shard), zlib.crc32(content).to_bytes(4, "little") + content).result()
+
+    def finished(self) -> set[int]:
+        """Shards that have an entry."""
+        return self.marks("shard")
+
+    def mark(self, what: str, number: int) -> None:
+        """Marks some other piece of work as finished."""
+        self._folder.write(_key(number, what), b"").result()
+
+    def marks(self, what: str) -> set[int]:
+        """Numbers of the pieces that are finished."""
+        keys = [key.decode().rpartition("-") for key in self._folder.list().result()]
+        return {int(number) for name, _, number in keys if name == what}
+
+    def read_entry(self, shard: int) -> dict[str, np.ndarray]:
+        """An entry's arrays; ValueError where it is damaged."""
+        content = bytes(self._folder.read(_key(shard)).result().value)
+        if zlib.crc32(content[4:]) != int.from_bytes(content[:4], "little"):
+            raise ValueError(f"{self._folder.url}{_key(shard)} is damaged: delete it, and its shard is made again")
+        with np.load(io.BytesIO(content[4:])) as arrays:
+            return dict(arrays)
+
+
+def remove_journal(path: str) -> None:
+    """Deletes the journal of an archive that is published."""
+    folder = storage.open_folder(path)
+    storage.delete_folder(folder, FOLDER)
+    if storage.is_local(path):
+        with contextlib.suppress(OSError):
+            os.rmdir(os.path.join(path, FOLDER))
+
+
+def _key(number: int, what: str = "shard") -> str:
+    return f"{what}-{number:08d}"

@@ -1,0 +1,210 @@
+"""Climatology by hour of day and day of year, as WeatherBench 2 defines it, from an archive that is being made.
+
+    c[hour, d] = sum_{years, k = -30..30} w_k x[year, hour, d + k] / sum_{years, k} w_k    w_k = 1 - |k| / 30
+
+Days run in a circle of 366; in years of 365 days, the 365th stands for the 366th (compute_rolling_stat in WeatherBench
+2's utils, with its window of 61 days). Times that are missing are left out of both sums. The group `climatology` has
+WeatherBench 2's names and dimensions: a variable is [hour, dayofyear, level, latitude, longitude].
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from weathermixer.archive import storage
+from weathermixer.archive.archive import CLIMATOLOGY
+from weathermixer.archive.progress import Progress
+from weathermixer.archive.sampling import days_of_year
+from weathermixer.fields.grid import Grid
+from weathermixer.fields.variables import Channel, group_by_variable
+from weathermixer.prepare.journal import Journal
+from weathermixer.prepare.sources import Source
+
+DAYS = 366
+WINDOW_DAYS = 61
+YEARS_NEEDED = 10  # of fewer years, a window's mean is more weather than climate; it can be asked for all the same
+BATCH_BYTES = 64 * 2**20  # of times read at once
+
+
+def window_weights(days: int = WINDOW_DAYS) -> Float[np.ndarray, " window"]:
+    """Weights that fall linearly from the middle to zero at both ends, with mean one."""
+    half = np.linspace(0, 1, days // 2 + 1)
+    weights = np.concatenate([half, half[-2::-1]])
+    return weights / weights.mean()
+
+
+def smoothing_matrix(weights: Float[np.ndarray, " window"]) -> Float[np.ndarray, "day day"]:
+    """The matrix that sums over a window of days on the circle: [d, (d + k) % 366] = w_k."""
+    matrix = np.zeros((DAYS, DAYS))
+    offsets = np.arange(len(weights)) - len(weights) // 2
+    for day in range(DAYS):
+        np.add.at(matrix[day], (day + offsets) % DAYS, weights)
+    return matrix
+
+
+def is_long_enough(times: np.ndarray) -> bool:
+    """Whether a record spans YEARS_NEEDED years."""
+    return bool(len(times) and times[-1] - times[0] >= np.timedelta64(int((YEARS_NEEDED - 0.1) * 365.25), "D"))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Contribution:
+    """Which times are summed for one hour of the day: entry n adds the time `index[n]` to day `day[n]` (from 0)."""
+
+    hour: int
+    index: Int[np.ndarray, " n"]
+    day: Int[np.ndarray, " n"]
+
+
+def contributions(times: np.ndarray, counted: Bool[np.ndarray, " time"]) -> list[Contribution]:
+    """The sums' terms; ValueError where some day's whole window is empty, as in a record of less than a year."""
+    hours = (times - times.astype("datetime64[D]")) // np.timedelta64(1, "h")
+    days = days_of_year(times)
+    years = times.astype("datetime64[Y]").astype(np.int64) + 1970
+    leap = (years % 4 == 0) & ((years % 100 != 0) | (years % 400 == 0))
+    matrix = smoothing_matrix(window_weights())
+    found = []
+    for hour in np.unique(hours[counted]):
+        index = np.flatnonzero(counted & (hours == hour))
+        again = index[(days[index] == 365) & ~leap[index]]
+        part = Contribution(
+            int(hour), np.concatenate([index, again]), np.concatenate([days[index], again * 0 + DAYS]) - 1
+        )
+        empty = np.flatnonzero(matrix @ np.bincount(part.day, minlength=DAYS) == 0)
+        if len(empty):
+            raise ValueError(
+                f"no climatology: at {hour:02d} UTC, day {empty[0] + 1} of the year has no time in its window of "
+                f"{WINDOW_DAYS} days: the record is too short (--climatology no)"
+            )
+        found.append(part)
+    return found
+
+
+def climatology_members(channels: Sequence[Channel]) -> list[str]:
+    """Paths of the group and its arrays, for the archive's list of members."""
+    names = ["hour", "dayofyear", "latitude", "longitude", *group_by_variable(channels)]
+    names += ["level"] * any(channel.level_hpa is not None for channel in channels)
+    return [CLIMATOLOGY, *(f"{CLIMATOLOGY}/{name}" for name in names)]
+
+
+def climatology_bytes(store: storage.Array) -> int:
+    """Memory that `write_climatology` takes: a year of one chunk's channels and rows, four times over, and a batch."""
+    _, channels, rows, lon = store.chunk_layout.read_chunk.shape
+    return 4 * DAYS * channels * rows * lon * 4 + 2 * BATCH_BYTES
+
+
+def write_climatology(
+    target: str,
+    store: storage.Array,
+    terms: Sequence[Contribution],
+    source: Source,
+    *,
+    scale: Float[np.ndarray, " channel"],
+    offset: Float[np.ndarray, " channel"],
+    center: Float[np.ndarray, " channel"],
+    journal: Journal,
+) -> None:
+    """Writes the group `climatology` of an archive whose fields are complete, chunk by chunk: each is read once.
+
+    Goes on where it was stopped. `center` is a physical value near each channel's mean: sums are of deviations from it.
+    """
+    matrix = smoothing_matrix(window_weights()).astype(np.float32)
+    _, group, band, _ = store.chunk_layout.read_chunk.shape
+    outputs = _create_group(target, terms, source.grid, source.channels, band)
+    _, count, lat, _ = store.shape
+    blocks = [
+        (hour, slice(channel, min(channel + group, count)), slice(row, min(row + band, lat)))
+        for hour in range(len(terms))
+        for channel in range(0, count, group)
+        for row in range(0, lat, band)
+    ]
+    finished = journal.marks(CLIMATOLOGY)
+    with Progress("climatology", total=len(blocks), done=len(finished), unit="blocks") as progress:
+        for number, (hour, some, rows) in enumerate(blocks):
+            if number in finished:
+                continue
+            total, weight = _sum_days(store, terms[hour], some, rows, (center - offset) / scale)
+            sums = matrix @ total.reshape(DAYS, -1)
+            mean = sums.reshape(total.shape) / (matrix @ weight.reshape(DAYS, -1)).reshape(weight.shape)
+            mean = mean * scale[some, None, None].astype(np.float32) + center[some, None, None].astype(np.float32)
+            writes = [
+                outputs[channel][hour, :, rows].write(mean[:, position])
+                for position, channel in enumerate(range(count)[some])
+            ]
+            for write in writes:
+                write.result()
+            journal.mark(CLIMATOLOGY, number)
+            progress.update(1)
+
+
+def _sum_days(store: storage.Array, terms: Contribution, some: slice, rows: slice, center: np.ndarray):
+    """(sum of stored values less `center`, how many) for each day of the year; counts are per value where some lack."""
+    shape = (DAYS, some.stop - some.start, rows.stop - rows.start, store.shape[3])
+    total, weight = np.zeros(shape, np.float32), np.zeros((DAYS, 1, 1, 1), np.float32)
+    center = center[some, None, None].astype(np.float32)
+    batch = int(np.clip(BATCH_BYTES // (4 * np.prod(shape[1:])), 1, 256))
+    for start in range(0, len(terms.index), batch):
+        part = slice(start, start + batch)
+        block = store[terms.index[part], some, rows].read().result().astype(np.float32) - center
+        for day, values in zip(terms.day[part], block):
+            if np.isfinite(values).all():
+                total[day] += values
+                weight[day] += 1
+                continue
+            if weight.shape != shape:
+                weight = np.broadcast_to(weight, shape).copy()
+            finite = np.isfinite(values)
+            total[day] += np.where(finite, values, 0)
+            weight[day] += finite
+    return total, weight
+
+
+def _create_group(
+    target: str, terms: Sequence[Contribution], grid: Grid, channels: Sequence[Channel], band: int
+) -> list[storage.Array]:
+    """Writes metadata and coordinates; returns for each channel its part [hour, day, lat, lon] of an array."""
+    folder = storage.join(target, CLIMATOLOGY)
+    levels = sorted({channel.level_hpa for channel in channels if channel.level_hpa is not None})
+    coordinates = {
+        "hour": np.array([term.hour for term in terms], np.int64),
+        "dayofyear": np.arange(1, DAYS + 1),
+        "latitude": np.asarray(grid.latitude, np.float64),
+        "longitude": np.asarray(grid.longitude, np.float64),
+    }
+    if levels:
+        coordinates["level"] = np.array(levels, np.int64)
+    for name, values in coordinates.items():
+        storage.write_array(storage.join(folder, name), values, dimensions=[name])
+    lat, lon = grid.shape
+    outputs: dict[int, storage.Array] = {}
+    for variable, indices in group_by_variable(channels).items():
+        upper = channels[indices[0]].level_hpa is not None
+        level = ([len(levels)], [1], ["level"]) if upper else ([], [], [])
+        metadata = _metadata(
+            [len(terms), DAYS, *level[0], lat, lon], [1, DAYS, *level[1], band, lon], [1, 1, *level[1], band, lon]
+        )
+        metadata["dimension_names"] = ["hour", "dayofyear", *level[2], "latitude", "longitude"]
+        metadata["attributes"] = {"units": channels[indices[0]].units}
+        array = storage.create_array(storage.join(folder, variable), metadata)
+        for index in indices:
+            outputs[index] = array[:, :, levels.index(channels[index].level_hpa)] if upper else array
+    document = {"zarr_format": 3, "node_type": "group", "attributes": {"window_days": WINDOW_DAYS}}
+    storage.write_json(storage.open_folder(folder), "zarr.json", document)
+    return [outputs[index] for index in range(len(channels))]
+
+
+def _metadata(shape: list[int], shard: list[int], chunk: list[int]) -> dict:
+    """float32 with NaN where a level is not there: days are read singly, and written a year at a time."""
+    byte_order = {"name": "bytes", "configuration": {"endian": "little"}}
+    blosc = {"cname": "zstd", "clevel": 3, "shuffle": "shuffle", "typesize": 4, "blocksize": 0}
+    codecs = [byte_order, {"name": "blosc", "configuration": blosc}, {"name": "crc32c"}]
+    sharding = {"chunk_shape": chunk, "codecs": codecs, "index_codecs": [byte_order, {"name": "crc32c"}]}
+    return {
+        "shape": shape,
+        "data_type": "float32",
+        "fill_value": "NaN",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard}},
+        "codecs": [{"name": "sharding_indexed", "configuration": sharding | {"index_location": "end"}}],
+    }

@@ -1,0 +1,4 @@
+"""A run as an object: from its settings to data, model and training, and from its folder back to a model.
+
+Read settings.py (every setting and what it may be), build.py, then run.py.
+"""

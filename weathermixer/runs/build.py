@@ -1,0 +1,214 @@
+"""From settings to the objects of a run: data, model, optimizer, state. Programs share it, so that they agree."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import AbstractMesh, Mesh
+
+import weathermixer
+from weathermixer.archive.archive import Archive, open_archive
+from weathermixer.prepare.prepare import prepare_archive
+from weathermixer.simulation.simulate import simulate
+from weathermixer.prepare.sources import open_source
+from weathermixer.runs.settings import Settings
+from weathermixer.training.losses import make_loss_weights
+from weathermixer.parallel.mesh import use_mesh
+from weathermixer.model.weathermixer import ModelShape, WeatherMixer
+from weathermixer.training.optimizer import make_learning_rate, make_optimizer
+from weathermixer.training.state import TrainState, make_state
+from weathermixer.training.steps import make_loss, make_train_step
+from weathermixer.fields.variables import ChannelSet
+
+
+def cache_directory() -> pathlib.Path:
+    """Where data that was made on first use is kept: $WEATHERMIXER_CACHE, or the user's cache folder."""
+    default = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "weathermixer"
+    return pathlib.Path(os.environ.get("WEATHERMIXER_CACHE", default)).expanduser()
+
+
+def open_data(settings: Settings, data: str | None) -> Archive:
+    """The archive at `data`, or the one made of settings.data.source, on first use, in the cache.
+
+    Raises ValueError where neither is there.
+    """
+    if data:
+        return open_archive(data)
+    source = os.path.expandvars(settings.data.source)
+    if not source:
+        raise ValueError(
+            "this config has no data of its own: give --data=ARCHIVE, made by python -m experiments.prepare"
+        )
+    if "$" in source:
+        raise ValueError(f"config.data.source={settings.data.source!r}: the environment variable in it is not set")
+    simulated = source == "simulated"
+    if not simulated and "://" not in source and not os.path.exists(source):
+        raise ValueError(f"config.data.source={source!r} is not there: give its path, or --data=ARCHIVE")
+    made_of = simulate.__kwdefaults__ if simulated else os.path.abspath(source)  # the simulation is the default one
+    name = hashlib.sha256(json.dumps([made_of, weathermixer.__version__]).encode()).hexdigest()[:8]
+    cache = cache_directory()
+    path = cache / f"{pathlib.Path(source).stem}-{name}.archive"
+    if jax.process_index() == 0 and not path.exists():
+        print(f"making {path}, once", flush=True)
+        prepare_archive(open_source(simulate(cache / f"simulation-{name}.zarr") if simulated else source), path)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("archive is made")  # the first process makes it, the others wait
+    return open_archive(path)
+
+
+def make_channel_set(settings: Settings, archive: Archive) -> ChannelSet:
+    """The channels of a run: those that the settings name, or all of the archive's."""
+    names = settings.data.channels or tuple(channel.name for channel in archive.channels)
+    static = tuple(archive.static) if settings.data.static == ("*",) else settings.data.static
+    archive.channel_indices(names)  # raises for those that are not there
+    return ChannelSet.from_names(names, static, settings.data.channel_multiple)
+
+
+def make_model_shape(settings: Settings, grid: tuple[int, int], channel_set: ChannelSet) -> ModelShape:
+    """The model's sizes on a grid of (lat, lon) points."""
+    model = settings.model
+    return ModelShape(
+        grid=grid,
+        channels=channel_set.size,
+        predicted=len(channel_set.dynamic),
+        patch=model.patch,
+        embed=model.embed,
+        token_hidden=model.token_hidden,
+        embed_hidden=model.embed_hidden,
+        blocks=model.blocks,
+        head=model.head,
+        dropout_rate=model.dropout_rate,
+        history=model.history,
+    )
+
+
+def compute_dtype(settings: Settings) -> jnp.dtype:
+    """Of activations and products: bfloat16 where the hardware is made for it."""
+    if settings.model.compute_dtype == "auto":
+        return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+    return jnp.dtype(settings.model.compute_dtype)
+
+
+def make_model(
+    settings: Settings, shape: ModelShape, tendency: np.ndarray, mesh: Mesh | AbstractMesh
+) -> tuple[Callable, Callable]:
+    """The model as two functions on the mesh in use: make_params(key) -> params, apply(params, x, *, repeats, key)."""
+
+    def build(key):
+        return WeatherMixer(
+            shape,
+            rngs=nnx.Rngs(params=key),
+            tendency=tuple(np.asarray(tendency, np.float64).tolist()),
+            compute_dtype=compute_dtype(settings),
+            rematerialize=settings.model.rematerialize,
+            schedule=settings.model.schedule,
+        )
+
+    abstract = jax.sharding.use_abstract_mesh if isinstance(mesh, AbstractMesh) else use_mesh
+    with abstract(mesh):
+        graph = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))))[0]
+
+    def make_params(key):
+        return nnx.split(build(key))[1]
+
+    def apply(params, x, *, previous=None, repeats=1, key=None):
+        return nnx.merge(graph, params)(x, previous=previous, repeats=repeats, key=key)
+
+    return make_params, apply
+
+
+def training_steps(settings: Settings, starts: int) -> tuple[int, int]:
+    """(steps of the run, steps of the warm-up) for so many training pairs."""
+    per_epoch = starts / settings.training.batch_size
+    steps = settings.training.steps or round(settings.training.epochs * per_epoch)
+    if steps < 1:
+        raise ValueError(f"training.steps={steps}: nothing to train; set training.steps or training.epochs")
+    return steps, min(round(settings.optimizer.warmup_epochs * per_epoch), steps // 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What a training step needs, as functions on the mesh in use: the same on any mesh, concrete or abstract.
+
+    apply(params, x, *, repeats, key), loss(params, batch, standardization, key) and the same jitted as eval_loss,
+    train_step(state, batch, standardization) -> (state, metrics), initial_state() to be jitted; `steps` is the length
+    of the run.
+    """
+
+    shape: ModelShape
+    steps: int
+    apply: Callable
+    loss: Callable
+    eval_loss: Callable
+    train_step: Callable
+    initial_state: Callable[[], TrainState]
+
+
+def make_training(
+    settings: Settings,
+    *,
+    latitude: np.ndarray,
+    longitudes: int,
+    channel_set: ChannelSet,
+    tendency: np.ndarray,
+    starts: int,
+    mesh: Mesh | AbstractMesh,
+) -> Training:
+    """Puts model, loss and optimizer together for a grid, its channels and so many training pairs.
+
+    Args:
+      latitude: [lat] degrees north, for the loss's weights.
+      tendency: [channel] standardized 6 h tendency standard deviation.
+    """
+    shape = make_model_shape(settings, (len(latitude), longitudes), channel_set)
+    make_params, apply = make_model(settings, shape, tendency, mesh)
+    steps, warmup = training_steps(settings, starts)
+    options, decay = settings.optimizer, settings.training.ema_decay
+    rates = dict(start=options.start_rate, end=options.end_rate, warmup_steps=warmup, total_steps=steps)
+    processor_rate = make_learning_rate(peak=options.peak_rate, **rates)
+    optimizer = make_optimizer(
+        options.kind,
+        processor_rate=processor_rate,
+        coder_rate=make_learning_rate(peak=options.coder_peak_rate, **rates),
+        beta1=options.beta1,
+        beta2=options.beta2,
+        weight_decay=options.weight_decay,
+        clip_norm=options.clip_norm or None,
+    )
+    area, channel = make_loss_weights(
+        settings.loss.form,
+        settings.loss.channel_weights,
+        latitude=latitude,
+        channel_set=channel_set,
+        tendency=tendency,
+    )
+    loss = make_loss(
+        apply, area=area, channel=channel, repeats=settings.training.lead_steps, augmentation=settings.data.augmentation
+    )
+    train_step = make_train_step(
+        loss,
+        optimizer,
+        learning_rate=processor_rate,
+        ema_decay=decay or None,
+        seed=settings.seed if shape.dropout_rate or settings.data.augmentation != "none" else None,
+        zero=settings.mesh.zero,
+    )
+
+    def initial_state():
+        return make_state(make_params(jax.random.key(settings.seed)), optimizer, ema=decay > 0, zero=settings.mesh.zero)
+
+    return Training(shape, steps, apply, loss, jax.jit(loss), train_step, initial_state)
+
+
+def tendency(archive: Archive, channel_set: ChannelSet) -> np.ndarray:
+    """[channel] standard deviation of each channel's 6 h change in units of its own, zero on what is not predicted."""
+    chosen = archive.channel_indices(channel_set.names)
+    return channel_set.pad(archive.statistics.tendency_std[chosen] / archive.statistics.std[chosen])

@@ -1,0 +1,240 @@
+"""Every setting of a run, with its default, what it may be, and what it means: the one place that says so.
+
+A run is described by plain nested values: JSON on disk, an ml_collections config on a command line. `make_settings`
+checks such values against the fields below and fills in what they leave out. The defaults are the published model and
+settings (Jigsaw, sections 4 and 5), but for the data.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from weathermixer.forecasting.rollout import MODES
+from weathermixer.model.weathermixer import HEADS, REMATERIALIZE
+from weathermixer.parallel.schedule import SCHEDULES
+from weathermixer.parallel.zero import ZERO
+from weathermixer.training.augment import AUGMENTATIONS
+from weathermixer.training.losses import CHANNEL_WEIGHTS, FORMS
+from weathermixer.training.optimizer import KINDS
+
+
+def _setting(default: Any, choices: tuple = (), **bounds: int | float) -> Any:
+    """A field with what its value may be: one of `choices`, or within the bounds least, most, above and below."""
+    return dataclasses.field(default=default, metadata={"choices": choices, **bounds})
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSettings:
+    """Devices. Any three sizes that divide the model's; they change where things lie, never what is computed."""
+
+    data: int = _setting(-1, least=-1)  # model instances side by side; -1: as many as the devices hold
+    domain: int = _setting(1, least=1)  # latitude bands
+    tensor: int = _setting(1, least=1)  # channel and feature groups
+    zero: str = _setting("none", ZERO)  # "moments" (EMA too) or "parameters": what is cut over `data` as well
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """What is trained on. Periods are first and last date, both inclusive; tests on data that was seen say nothing."""
+
+    # What to train on where no archive is given: "simulated" (made on first use, cached), or a source that
+    # experiments.prepare understands (prepared on first use, cached); environment variables in it are expanded.
+    source: str = ""
+    channels: tuple = ()  # names such as "geopotential_500", in order; (): all that the archive has
+    static: tuple = ("*",)  # static fields given to the model; ("*",): all that the archive has
+    channel_multiple: int = _setting(1, least=1)  # the channel dimension is padded, exactly, to a multiple of this
+    train: tuple = ("1980-01-01", "2016-12-31")
+    validation: tuple = ("2017-01-01", "2017-12-31")
+    test: tuple = ("2018-01-01", "2018-12-31")
+    augmentation: str = _setting("none", AUGMENTATIONS)  # each sample is turned about the axis; for little data
+    prefetch: int = _setting(2, least=1)  # batches being read ahead
+    block: int = _setting(1, least=1)  # shuffle runs of so many consecutive times: a frame is then read once, not twice
+    on_error: str = _setting("stop", ("stop", "skip"))  # at a chunk that cannot be read; "skip" replaces the sample
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+    """The model's sizes and how it is computed."""
+
+    patch: tuple = (1, 60)  # rows and columns of a token
+    embed: int = _setting(4320, least=1)  # features of a token (D)
+    token_hidden: int = _setting(8640, least=1)  # hidden size of token mixing (H)
+    embed_hidden: int = _setting(4320, least=1)  # hidden size of channel mixing (F)
+    blocks: int = _setting(3, least=1)
+    # as published, or "increment": state + decoded change in units of the 6 h tendency
+    head: str = _setting("blend", HEADS)
+    dropout_rate: float = _setting(0.0, least=0, below=1)
+    # frames that the model sees; 2: the state and the one a step before, which shows tendencies
+    history: int = _setting(1, (1, 2))
+    # of activations and products, "auto": bfloat16 on GPU and TPU, float32 on CPU. State stays float32
+    compute_dtype: str = _setting("auto", ("auto", "bfloat16", "float32"))
+    rematerialize: str = _setting("none", REMATERIALIZE)  # "block" keeps only the blocks' inputs for backward
+    schedule: str = _setting("auto", SCHEDULES)  # of the distributed contractions, see weathermixer/parallel/schedule.py
+
+
+@dataclasses.dataclass(frozen=True)
+class LossSettings:
+    """What is minimized."""
+
+    form: str = _setting("weighted_square", FORMS)  # weights outside the square, mean one; "published": inside
+    # by variable and level; "uniform"; "tendency": error per 6 h change
+    channel_weights: str = _setting("published", CHANNEL_WEIGHTS)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+    """How it is minimized: a linear warm-up, then a cosine."""
+
+    kind: str = _setting("adam", KINDS)  # with L2 in the gradient, as published; "adamw": decay of kernels alone
+    weight_decay: float = _setting(3e-6, least=0)
+    peak_rate: float = _setting(1e-4, above=0)
+    coder_peak_rate: float = _setting(2e-5, above=0)  # of encode and decode
+    start_rate: float = _setting(1e-6, least=0)
+    end_rate: float = _setting(1e-5, least=0)
+    warmup_epochs: float = _setting(1.0, least=0)
+    beta1: float = _setting(0.9, least=0, below=1)
+    beta2: float = _setting(0.999, least=0, below=1)
+    clip_norm: float = _setting(1.0, least=0)  # of the whole gradient's norm; 0: none
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSettings:
+    """The run's length, and what is kept of it."""
+
+    batch_size: int = _setting(8, least=1)  # samples per step over all instances
+    epochs: float = _setting(100.0, above=0)  # length of the run and of its cosine...
+    steps: int = _setting(0, least=0)  # ...or in steps, where this is not 0
+    # latent rollout: the blocks are applied so often, the target is so many steps ahead
+    lead_steps: int = _setting(1, least=1)
+    # of the parameters' moving average, which then is what forecasts; 0: none
+    ema_decay: float = _setting(0.0, least=0, below=1)
+    log_every: int = _setting(50, least=1)  # steps
+    checkpoint_every: int = _setting(1000, least=1)  # steps
+    keep_checkpoints: int = _setting(3, least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings:
+    """Scores on the test period, and what ends a run. Leads in hours."""
+
+    every: int = _setting(1000, least=0)  # steps between looks at the validation loss; 0: never
+    batches: int = _setting(16, least=1)  # how many batches of the validation period a look takes
+    batch_size: int = _setting(8, least=1)
+    lead_hours: tuple = (6, 24, 72)
+    mode: str = _setting("autoregressive", MODES)
+    period: str = _setting("test", ("test", "validation"))  # what experiments.evaluate scores
+    max_starts: int = _setting(0, least=0)  # score so many forecasts, evenly spread over the period; 0: all
+    final: bool = False  # end the run with scores, a forecast and a map in the workdir
+    forecast_hours: int = _setting(120, least=1)  # length of that forecast
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All of a run's settings.
+
+    >>> from weathermixer.runs.settings import make_settings
+    >>> make_settings({"model": {"blocks": 2}}).model.blocks
+    2
+    """
+
+    seed: int = _setting(0, least=0)  # of parameters, dropout and the order of samples
+    mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
+    data: DataSettings = dataclasses.field(default_factory=DataSettings)
+    model: ModelSettings = dataclasses.field(default_factory=ModelSettings)
+    loss: LossSettings = dataclasses.field(default_factory=LossSettings)
+    optimizer: OptimizerSettings = dataclasses.field(default_factory=OptimizerSettings)
+    training: TrainingSettings = dataclasses.field(default_factory=TrainingSettings)
+    evaluation: EvaluationSettings = dataclasses.field(default_factory=EvaluationSettings)
+
+    def values(self) -> dict[str, Any]:
+        """As plain nested values, tuples and all."""
+        return dataclasses.asdict(self)
+
+    def replace(self, changes: Mapping[str, Any]) -> "Settings":
+        """With other values of some dotted names, checked: replace({"training.steps": 100})."""
+        values = self.values()
+        for name, value in changes.items():
+            *parts, last = name.split(".")
+            inner = values
+            for part in parts:
+                inner = inner[part]
+            inner[last] = value
+        return make_settings(values)
+
+
+def make_settings(values: Mapping[str, Any]) -> Settings:
+    """The settings that nested plain values describe, checked; what they leave out has its default.
+
+    Raises ValueError that names a field that there is not, or that has a value it cannot have, and what it can have.
+    """
+    settings = _make(Settings, values, "config")
+    for name in ("train", "validation", "test"):
+        _check_period(f"config.data.{name}", getattr(settings.data, name))
+    if len(settings.model.patch) != 2 or not all(type(n) is int and n > 0 for n in settings.model.patch):
+        raise ValueError(f"config.model.patch={settings.model.patch}: give rows and columns, two integers of at least 1")
+    leads = settings.evaluation.lead_hours
+    if not leads or not all(type(n) is int and n > 0 for n in leads):
+        raise ValueError(f"config.evaluation.lead_hours={leads}: give hours, integers of at least 1")
+    return settings
+
+
+def _make(cls: type, values: Mapping[str, Any], where: str) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for name in values:
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, 1)
+            hint = f"did you mean {where}.{near[0]}?" if near else f"there are {', '.join(fields)}"
+            raise ValueError(f"{where}.{name} is not a field of a run's settings: {hint}")
+    made = {}
+    for name, value in values.items():
+        field, full = fields[name], f"{where}.{name}"
+        if dataclasses.is_dataclass(field.type):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{full}={value!r}: this is a group of settings, not one")
+            made[name] = _make(field.type, value, full)
+        else:
+            made[name] = _check(full, _convert(full, value, field.type), field.metadata)
+    return cls(**made)
+
+
+def _convert(name: str, value: Any, wanted: type) -> Any:
+    """The value in a field's type, where JSON and command lines have others for it."""
+    if wanted is tuple and isinstance(value, list | tuple):
+        return tuple(value)
+    if wanted is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if type(value) is wanted and wanted is not float:
+        return value
+    raise ValueError(f"{name}={value!r} must be {_KINDS[wanted]}")
+
+
+_KINDS = {int: "an integer", float: "a finite number", str: "text", bool: "True or False", tuple: "a list"}
+
+
+def _check(name: str, value: Any, rules: Mapping[str, Any]) -> Any:
+    if rules.get("choices") and value not in rules["choices"]:
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(map(str, rules['choices']))}")
+    for rule, (words, holds) in _BOUNDS.items():
+        if rule in rules and not holds(value, rules[rule]):
+            raise ValueError(f"{name}={value} must be {words} {rules[rule]}")
+    return value
+
+
+_BOUNDS = {
+    "least": ("at least", lambda value, bound: value >= bound),
+    "above": ("more than", lambda value, bound: value > bound),
+    "below": ("less than", lambda value, bound: value < bound),
+}
+
+
+def _check_period(name: str, period: tuple) -> None:
+    try:
+        first, last = (np.datetime64(date, "ns") for date in period)
+    except (ValueError, TypeError):
+        raise ValueError(f"{name}={period}: give a first and a last date, as ('2018-01-01', '2018-12-31')") from None
+    if last < first:
+        raise ValueError(f"{name}={period}: the last date is before the first")

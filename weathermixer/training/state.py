@@ -1,0 +1,50 @@
+"""All that training carries from step to step, cut over the mesh, made or described without a whole copy anywhere."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
+
+from weathermixer.parallel.mesh import CutArray
+from weathermixer.parallel.zero import ZERO, cut_instances
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Steps done, parameters, the optimizer's moments, and the parameters' moving average (None: not kept).
+
+    The number of steps done is all that data order and dropout depend on, beside the run's seed.
+    """
+
+    step: Int[CutArray, ""]
+    params: Any
+    moments: Any
+    ema: Any
+
+
+def make_state(params: Any, optimizer: optax.GradientTransformation, *, ema: bool, zero: str = "none") -> TrainState:
+    """The state before the first step; to be traced under jit, so that everything is born on its own shards.
+
+    `zero` says what is cut over the instances too: "none", "moments" (and the moving average) or "parameters" (all).
+    Raises ValueError for anything else.
+    """
+    if zero not in ZERO:
+        raise ValueError(f"zero={zero!r} is not one of {ZERO}")
+    own = params if zero == "none" else cut_instances(params)
+    average = jax.tree.map(jnp.copy, own) if ema else None
+    return TrainState(jnp.zeros((), jnp.int32), own if zero == "parameters" else params, optimizer.init(own), average)
+
+
+def describe(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """ShapeDtypeStructs, with shardings on `mesh`, of a tree that jax.eval_shape returned: what a restore aims at."""
+
+    def on_mesh(leaf):
+        cut = PartitionSpec() if leaf.sharding is None else leaf.sharding.spec  # a count is not cut
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, cut))
+
+    return jax.tree.map(on_mesh, tree)

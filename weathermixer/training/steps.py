@@ -1,0 +1,90 @@
+"""One training step, and the loss on data that is not trained on."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from weathermixer.archive.loader import Batch
+from weathermixer.archive.standardization import Standardization, standardize
+from weathermixer.parallel.zero import cut_instances, gather_instances
+from weathermixer.training.augment import AUGMENTATIONS, rotate_longitude
+from weathermixer.training.losses import weighted_mse
+from weathermixer.training.state import TrainState
+
+Apply = Callable[..., Float[Array, "b c lat lon"]]
+
+
+def make_loss(
+    apply: Apply,
+    *,
+    area: Float[np.ndarray, " lat"],
+    channel: Float[np.ndarray, " c"],
+    repeats: int,
+    augmentation: str = "none",
+) -> Callable[..., Float[Array, ""]]:
+    """The loss(params, batch, standardization, key) of a forecast `repeats` steps ahead (weathermixer.training.losses).
+
+    `augmentation` is one of augment.py's; without a key, as on data that is not trained on, nothing is turned.
+    """
+    if augmentation not in AUGMENTATIONS:
+        raise ValueError(f"augmentation={augmentation!r} is not one of {AUGMENTATIONS}")
+
+    def loss(params: Any, batch: Batch, standardization: Standardization, key: Array | None) -> Float[Array, ""]:
+        seen = (batch.inputs,) if batch.previous is None else (batch.inputs, batch.previous)
+        x, *previous = (standardize(field, standardization) for field in seen)
+        target = standardize(batch.targets, standardization, static=False)
+        if augmentation == "rotate_longitude" and key is not None:
+            key, turn = jax.random.split(key)
+            x, target, *previous = rotate_longitude((x, target, *previous), turn)
+        history = {"previous": previous[0]} if previous else {}
+        prediction = apply(params, x, repeats=repeats, key=key, **history)
+        return weighted_mse(prediction, target, area=area, channel=channel)
+
+    return loss
+
+
+def make_train_step(
+    loss: Callable[..., Float[Array, ""]],
+    optimizer: optax.GradientTransformation,
+    *,
+    learning_rate: optax.Schedule,
+    ema_decay: float | None,
+    seed: int | None,
+    zero: str = "none",
+) -> Callable[[TrainState, Batch, Standardization], tuple[TrainState, dict[str, Array]]]:
+    """The jitted train_step(state, batch, standardization) -> (state, metrics); the state it is given is donated.
+
+    Args:
+      loss: of make_loss.
+      learning_rate: reported beside the loss and the gradient's norm.
+      ema_decay: of the parameters' moving average, ema = decay * ema + (1 - decay) * params; None where none is kept.
+      seed: of dropout and augmentation, which are drawn anew from (seed, step); None for neither.
+      zero: as the state was made with: where it is not "none" each instance updates its part alone.
+    """
+
+    def train_step(state: TrainState, batch: Batch, standardization: Standardization):
+        key = None if seed is None else jax.random.fold_in(jax.random.key(seed), state.step)
+        value, gradient = jax.value_and_grad(loss)(state.params, batch, standardization, key)
+        own = state.params
+        if zero != "none":
+            gradient, own = cut_instances(gradient), cut_instances(own)
+        updates, moments = optimizer.update(gradient, state.moments, own)
+        params = optax.apply_updates(own, updates)
+        ema = state.ema
+        if ema_decay is not None:
+            ema = jax.tree.map(lambda average, new: average + (1 - ema_decay) * (new - average), ema, params)
+        metrics = {
+            "loss": value,
+            "grad_norm": optax.tree.norm(gradient),
+            "learning_rate": jnp.asarray(learning_rate(state.step), jnp.float32),
+        }
+        if zero == "moments":
+            params = gather_instances(params)
+        return TrainState(state.step + 1, params, moments, ema), metrics
+
+    return jax.jit(train_step, donate_argnums=0)

@@ -1,0 +1,151 @@
+"""Scores of a model's forecasts by channel and lead time, beside persistence and climatology on the same samples."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import xarray as xr
+from jax.sharding import Mesh, PartitionSpec, reshard
+from jaxtyping import Array, Float, Int
+from tqdm import tqdm
+
+from weathermixer.archive.archive import Archive
+from weathermixer.archive.loader import read_frames
+from weathermixer.archive.standardization import Standardization, standardize
+from weathermixer.fields.grid import area_weights
+from weathermixer.fields.variables import ChannelSet
+from weathermixer.forecasting.rollout import Apply, batches, check_leads, rollout
+from weathermixer.parallel.mesh import check_divides, use_mesh
+from weathermixer.verification.climatologies import Climatology, Normals
+from weathermixer.verification.metrics import LONG_NAMES, METRICS, STATISTICS, Statistics, field_statistics
+
+SOURCES = ("model", "persistence", "climatology")
+
+
+def evaluate(
+    apply: Apply,
+    params: Any,
+    archive: Archive,
+    channel_set: ChannelSet,
+    standardization: Standardization,
+    mesh: Mesh,
+    *,
+    starts: Int[np.ndarray, " start"],
+    lead_hours: Sequence[int],
+    step_hours: int,
+    batch_size: int,
+    climatology: Climatology | Normals,
+    mode: str = "autoregressive",
+    history: int = 1,
+    until: np.datetime64 | None = None,
+    progress: bool = False,
+) -> xr.Dataset:
+    """Scores forecasts from the archive's times `starts` against the archive itself, as WeatherBench 2 defines scores.
+
+    A start counts at every lead whose valid time is in the archive and not after `until`; `samples` says how many did.
+    `step_hours` is the model's step, `history` the frames it sees: with 2, starts need the time a step before them.
+    Only statistics leave the device. Raises ValueError before long work starts: no starts, a lead that is not a
+    positive multiple of the step, a lead beyond the record, a batch that does not divide.
+
+    Returns a Dataset with rmse, bias, acc [source, lead_hours, channel] in physical units, and samples [lead_hours].
+    """
+    lead_hours = sorted({int(lead) for lead in lead_hours})
+    check_leads(lead_hours, step_hours=step_hours)
+    check_divides(mesh, batch_size=("batch", batch_size))
+    valid = valid_indices(archive.times, starts, lead_hours=lead_hours, until=until)
+
+    dynamic, area = len(channel_set.dynamic), area_weights(archive.grid.latitude).astype(np.float32)
+    sums = {name: np.zeros((len(SOURCES), len(lead_hours), dynamic)) for name in STATISTICS}
+
+    def read(indices: np.ndarray) -> Array:
+        return standardize(read_frames(archive, channel_set, mesh, indices), standardization)
+
+    bar = tqdm(total=len(starts), desc="evaluate", unit="start", disable=not progress, leave=False)
+    with use_mesh(mesh), bar:
+        for chosen, real in batches(len(starts), batch_size):
+            x = read(starts[chosen])
+            lead_steps = [lead // step_hours for lead in lead_hours]
+            options = {"static": standardization.static, "lead_steps": lead_steps, "mode": mode}
+            if history == 2:
+                options["previous"] = read(starts[chosen] - 1)
+            forecasts = rollout(apply, params, x, **options)
+            for lead, (_, prediction) in enumerate(forecasts):
+                counted = real & (valid[lead, chosen] >= 0)
+                # a sample without a target is given its own start in its place, and left out of the sums
+                indices = np.where(counted, valid[lead, chosen], starts[chosen])
+                target, normal = read(indices), climatology.at(archive.times[indices], mesh)
+                for source, fields in enumerate((prediction, x, normal)):
+                    statistics = _statistics(fields, target, normal, standardization.std, area)
+                    for name, values in statistics.items():
+                        sums[name][source, lead] += np.asarray(values, np.float64)[counted, :dynamic].sum(axis=0)
+            bar.update(int(real.sum()))
+
+    samples = (valid >= 0).sum(axis=1)
+    means = {name: values / samples[None, :, None] for name, values in sums.items()}
+    times = archive.times[starts]
+    attributes = {
+        "source": str(archive.attributes["source"]),
+        "first_start": str(times.min().astype("datetime64[h]")),
+        "last_start": str(times.max().astype("datetime64[h]")),
+        "mode": mode,
+        "step_hours": step_hours,
+        "climatology": climatology.description,
+        "definitions": "WeatherBench 2 (Rasp et al. 2024): weights by cell area, square root after the mean over time",
+    }
+    return _to_dataset(means, samples, channel_set, lead_hours, attributes)
+
+
+def valid_indices(
+    times: np.ndarray,
+    starts: Int[np.ndarray, " start"],
+    *,
+    lead_hours: Sequence[int],
+    until: np.datetime64 | None = None,
+) -> Int[np.ndarray, "lead start"]:
+    """Indices of the times `lead_hours` after times[starts]; -1 where the record has none, or only after `until`.
+
+    Raises ValueError where there are no starts, and for a lead that no start reaches.
+    """
+    if not len(starts):
+        raise ValueError(f"no start to score: the period holds none of the archive's times {times[0]} to {times[-1]}")
+    wanted = times[starts] + np.asarray(lead_hours)[:, None] * np.timedelta64(1, "h")
+    found = np.minimum(np.searchsorted(times, wanted), len(times) - 1)
+    last = times[-1] if until is None else np.datetime64(until, "ns")
+    indices = np.where((times[found] == wanted) & (wanted <= last), found, -1)
+    missed = [lead for lead, row in zip(lead_hours, indices, strict=True) if (row < 0).all()]
+    if missed:
+        raise ValueError(
+            f"lead_hours={missed}: no start from {times[starts].min()} to {times[starts].max()} has a valid time in "
+            f"the archive until {min(last, times[-1])}; choose shorter leads or an earlier period"
+        )
+    return indices
+
+
+@jax.jit
+def _statistics(prediction: Array, target: Array, climatology: Array, scale: Array, area: Array) -> Statistics:
+    statistics = field_statistics(prediction, target, climatology, area=area, scale=scale)
+    # a few numbers per sample, replicated, so that every process can read them
+    return jax.tree.map(lambda x: reshard(x, PartitionSpec()), statistics)
+
+
+def _to_dataset(
+    means: Mapping[str, Float[np.ndarray, "source lead channel"]],
+    samples: Int[np.ndarray, " lead"],
+    channel_set: ChannelSet,
+    lead_hours: Sequence[int],
+    attributes: Mapping[str, object],
+) -> xr.Dataset:
+    channels = channel_set.dynamic
+    dims = ("source", "lead_hours", "channel")
+    scores = {name: (dims, metric(means), {"long_name": LONG_NAMES[name]}) for name, metric in METRICS.items()}
+    coords = {
+        "source": list(SOURCES),
+        "lead_hours": list(lead_hours),
+        "channel": list(channel_set.names),
+        "short": ("channel", [channel.short for channel in channels]),
+        "units": ("channel", [channel.units for channel in channels]),
+        "variable": ("channel", [channel.variable for channel in channels]),
+        "level_hpa": ("channel", [channel.level_hpa or np.nan for channel in channels]),
+    }
+    return xr.Dataset({**scores, "samples": ("lead_hours", samples)}, coords, dict(attributes))

@@ -1,0 +1,94 @@
+"""A map of a forecast, the truth and the difference, with matplotlib alone."""
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from weathermixer.fields.grid import Grid, area_weights
+from weathermixer.fields.variables import Channel
+from weathermixer.verification.scores import READ_AS, digits
+
+Field = Float[np.ndarray, "lat lon"]
+# colours of the state by short name's variable; signed ones are shown symmetrically about zero
+COLOURS = {"z": "viridis", "q": "YlGnBu", "tp6h": "YlGnBu", "t": "RdYlBu_r", "t2m": "RdYlBu_r"}
+SIGNED = ("u", "v", "w", "u10", "v10")
+
+
+def draw_forecast(
+    forecast: Field,
+    truth: Field | None,
+    *,
+    grid: Grid,
+    channel: Channel,
+    start: np.datetime64,
+    lead_hours: int,
+    land: Field | None = None,
+) -> Figure:
+    """Draws the forecast and, where there is a truth, the analysis on the same colours, and their difference.
+
+    Fields are in SI units; the title gives the area-weighted RMSE. Coastlines are the 0.5 contour of a land-sea mask.
+    """
+    factor, units = READ_AS.get(channel.units, (1.0, channel.units))
+    states = {"forecast": forecast * factor}
+    title = f"{channel.short}, {_stamp(start)} + {lead_hours} h"
+    if truth is not None:
+        states["analysis"] = truth * factor
+        error = states["forecast"] - states["analysis"]
+        rmse = np.sqrt(np.mean(area_weights(grid.latitude)[:, None] * error**2))
+        title += f" = {_stamp(start + np.timedelta64(lead_hours, 'h'))}, RMSE {digits(rmse).strip()} {units}"
+
+    count = 1 if truth is None else 3
+    figure = Figure(figsize=(5.6 * count + 0.4, 4.2), layout="constrained", dpi=110)
+    axes = figure.subplots(1, count, squeeze=False, sharey=True)[0]
+    short = Channel(channel.variable).short
+    limits = _limits(list(states.values()), symmetric=short in SIGNED)
+    colours = "RdBu_r" if short in SIGNED else COLOURS.get(short, "viridis")
+    for axis, (name, field) in zip(axes, states.items()):
+        image = _draw(axis, field, grid, limits, colours, land, title=name)
+    figure.colorbar(image, ax=axes[:2], label=units, extend="both", location="bottom", shrink=0.6, aspect=40)
+    if truth is not None:
+        image = _draw(
+            axes[2], error, grid, _limits([error], symmetric=True), "PuOr_r", land, title="forecast − analysis"
+        )
+        figure.colorbar(image, ax=axes[2], label=units, extend="both", location="bottom", shrink=0.8, aspect=30)
+    figure.suptitle(title, fontsize=13)
+    return figure
+
+
+def _draw(axis: Axes, field: Field, grid: Grid, limits, colours: str, land: Field | None, *, title: str):
+    # Greenwich in the middle: the columns east of 180 degrees come first
+    longitude = (grid.longitude + 180) % 360 - 180
+    order = np.argsort(longitude)
+    image = axis.pcolormesh(
+        longitude[order],
+        grid.latitude,
+        field[:, order],
+        vmin=limits[0],
+        vmax=limits[1],
+        cmap=colours,
+        shading="nearest",
+    )
+    image.set_rasterized(True)
+    if land is not None:
+        axis.contour(longitude[order], grid.latitude, land[:, order], levels=[0.5], colors="black", linewidths=0.7)
+    axis.set(aspect="equal", xlim=(-180, 180), ylim=(-90, 90), xticks=range(-120, 121, 60), yticks=range(-60, 61, 30))
+    axis.set_xticklabels(["120°W", "60°W", "0°", "60°E", "120°E"])
+    axis.set_yticklabels(["60°S", "30°S", "0°", "30°N", "60°N"])
+    axis.tick_params(labelsize=8)
+    axis.grid(color="black", alpha=0.15, linewidth=0.5)
+    axis.set_title(title, fontsize=11)
+    return image
+
+
+def _limits(fields: list[Field], *, symmetric: bool) -> tuple[float, float]:
+    """The range of the colours: all values but the outer half percent at both ends."""
+    low, high = np.percentile(np.stack(fields), [0.5, 99.5])
+    if symmetric:
+        low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
+    # a constant field still needs a range
+    return (float(low), float(high)) if high > low else (float(low) - 1, float(high) + 1)
+
+
+def _stamp(time: np.datetime64) -> str:
+    return f"{str(time.astype('datetime64[h]')).replace('T', ' ')} UTC"
