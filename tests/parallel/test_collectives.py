@@ -14,6 +14,7 @@ from jax.interpreters import partial_eval
 
 from experiments import synthetic
 from experiments.benchmark import validate
+from tests.moved import count_moved
 from weathermixer.parallel.mesh import make_abstract_mesh
 from weathermixer.planning.hlo import collectives, hidden_transfers
 from weathermixer.planning.meshes import Layout
@@ -91,28 +92,6 @@ def nothing_whole(rings, problem):
         parts = 1 if each.kind == "collective-permute" else len(each.group)
         assert max(each.operand_bytes, each.result_bytes) // 4 * problem.layout.instance // parts in wholes
         assert each.group[-1] - each.group[0] < problem.layout.instance
-
-
-BYTES_MOVED = {
-    "ppermute": lambda given, got: given,
-    "all_gather": lambda given, got: got - given,
-    "reduce_scatter": lambda given, got: given - got,
-}
-
-
-def count_moved(jaxpr, moved):
-    """Bytes that a device receives in the shard_maps of a traced program, by mesh axis and dtype."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name in BYTES_MOVED:
-            arrays = (equation.invars[0].aval, equation.outvars[0].aval)
-            sizes = (math.prod(array.shape) * array.dtype.itemsize for array in arrays)
-            (axis,) = equation.params["axis_name"]
-            moved[axis, str(arrays[0].dtype)] += BYTES_MOVED[equation.primitive.name](*sizes)
-        for value in equation.params.values():
-            inner = getattr(value, "jaxpr", value)  # of a ClosedJaxpr
-            if hasattr(inner, "eqns"):
-                count_moved(inner, moved)
-    return moved
 
 
 @pytest.mark.parametrize("sizes, schedule", [((2, 2, 2), "auto"), ((1, 4, 2), "scatter"), ((1, 1, 8), "auto")], ids=str)

@@ -16,17 +16,17 @@ from jax.sharding import AbstractMesh, Mesh
 
 import weathermixer
 from weathermixer.archive.archive import Archive, open_archive
+from weathermixer.fields.variables import ChannelSet
+from weathermixer.model.weathermixer import ModelShape, WeatherMixer
+from weathermixer.parallel.mesh import use_mesh
 from weathermixer.prepare.prepare import prepare_archive
-from weathermixer.simulation.simulate import simulate
 from weathermixer.prepare.sources import open_source
 from weathermixer.runs.settings import Settings
+from weathermixer.simulation.simulate import simulate
 from weathermixer.training.losses import make_loss_weights
-from weathermixer.parallel.mesh import use_mesh
-from weathermixer.model.weathermixer import ModelShape, WeatherMixer
 from weathermixer.training.optimizer import make_learning_rate, make_optimizer
 from weathermixer.training.state import TrainState, make_state
 from weathermixer.training.steps import make_loss, make_train_step
-from weathermixer.fields.variables import ChannelSet
 
 
 def cache_directory() -> pathlib.Path:

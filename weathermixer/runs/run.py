@@ -10,14 +10,14 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from weathermixer.archive.archive import Archive
+from weathermixer.archive.standardization import Standardization, make_standardization
+from weathermixer.fields.variables import ChannelSet
+from weathermixer.parallel.mesh import make_mesh, use_mesh
 from weathermixer.runs import build
 from weathermixer.runs.settings import Settings, make_settings
 from weathermixer.training.checkpoint import open_checkpoints
-from weathermixer.archive.archive import Archive
-from weathermixer.archive.standardization import Standardization, make_standardization
-from weathermixer.parallel.mesh import make_mesh, use_mesh
 from weathermixer.training.state import describe
-from weathermixer.fields.variables import ChannelSet
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"

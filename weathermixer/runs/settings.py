@@ -73,7 +73,7 @@ class ModelSettings:
     # of activations and products, "auto": bfloat16 on GPU and TPU, float32 on CPU. State stays float32
     compute_dtype: str = _setting("auto", ("auto", "bfloat16", "float32"))
     rematerialize: str = _setting("none", REMATERIALIZE)  # "block" keeps only the blocks' inputs for backward
-    schedule: str = _setting("auto", SCHEDULES)  # of the distributed contractions, see weathermixer/parallel/schedule.py
+    schedule: str = _setting("auto", SCHEDULES)  # of the distributed contractions, see parallel/schedule.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +175,7 @@ def make_settings(values: Mapping[str, Any]) -> Settings:
     for name in ("train", "validation", "test"):
         _check_period(f"config.data.{name}", getattr(settings.data, name))
     if len(settings.model.patch) != 2 or not all(type(n) is int and n > 0 for n in settings.model.patch):
-        raise ValueError(f"config.model.patch={settings.model.patch}: give rows and columns, two integers of at least 1")
+        raise ValueError(f"config.model.patch={settings.model.patch}: give rows and columns, integers of at least 1")
     leads = settings.evaluation.lead_hours
     if not leads or not all(type(n) is int and n > 0 for n in leads):
         raise ValueError(f"config.evaluation.lead_hours={leads}: give hours, integers of at least 1")
