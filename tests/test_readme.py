@@ -1,4 +1,7 @@
-"""Every command that the README and the configs' headers show is one that the programs accept."""
+"""What the README, docs/ and the configs' headers show is true: commands are accepted, links and files are there.
+
+A command is a line of a ```bash block, or inline code, that calls a program of this project.
+"""
 
 import importlib.util
 import json
@@ -12,28 +15,38 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 CONFIGS = sorted((ROOT / "experiments/configs").glob("*.py"))
+PROGRAM = r"python -m experiments\.|slurm\.sbatch --"
+
+
+def shell_blocks(text: str) -> str:
+    return "\n".join(re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
 
 
 def commands(text: str) -> list[str]:
     """Lines that call a program of this project; a backslash continues a line."""
     lines = text.replace("\\\\\n", " ").replace("\\\n", " ").splitlines()
-    return [line.strip() for line in lines if re.search(r"python -m experiments\.|slurm\.sbatch --", line)]
+    return [line.strip() for line in lines if re.search(PROGRAM, line)]
 
 
-def program(command: str) -> tuple[str, list[str]]:
-    """The module and the arguments that a command line gives it."""
-    words = shlex.split(command, comments=True)
-    words = words[words.index("&&") + 1 :] if "&&" in words else words
-    if "launch/slurm.sbatch" in words:
-        return "experiments.train", words[words.index("launch/slurm.sbatch") + 1 :]
-    start = words.index("-m") + 1
-    return words[start], words[start + 1 :]
+def page_commands(text: str) -> list[str]:
+    """Those of a page's shell blocks and of its inline code; `python -m experiments.NAME` alone names a program."""
+    inline = re.findall(r"`([^`\n]*python -m experiments\.[a-z][^`\n]*)`", re.sub(r"(?ms)^```.*?^```", "", text))
+    return commands(shell_blocks(text)) + inline
 
 
-def shell_blocks(text: str) -> str:
-    return "\n".join(re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+def programs(command: str) -> list[tuple[str, list[str]]]:
+    """The modules and the arguments that a command line gives them, one for each program that && joins."""
+    found = []
+    for part in re.split(r" && ", command):
+        words = shlex.split(part, comments=True)
+        if "launch/slurm.sbatch" in words:
+            found.append(("experiments.train", words[words.index("launch/slurm.sbatch") + 1 :]))
+        elif re.search(PROGRAM, part):
+            start = words.index("-m") + 1
+            found.append((words[start], words[start + 1 :]))
+    return found
 
 
 # Imports a program once, then parses each list of arguments in a child of its own: absl's flags cannot be parsed twice.
@@ -52,19 +65,29 @@ for arguments in json.loads(shown):
 """
 
 SHOWN: dict[str, list[list[str]]] = {}
-for _text in (shell_blocks(README), *(config.read_text().split('"""')[1] for config in CONFIGS)):
-    for _module, _arguments in map(program, commands(_text)):
-        SHOWN.setdefault(_module, []).append(_arguments)
+for _found in (
+    *(page_commands(page.read_text()) for page in PAGES),
+    *(commands(config.read_text().split('"""')[1]) for config in CONFIGS),
+):
+    for _module, _arguments in (program for command in _found for program in programs(command)):
+        if _module == "experiments.benchmark" and _arguments:
+            _module, _arguments = f"{_module}.{_arguments[0]}", _arguments[1:]
+        if _arguments not in SHOWN.setdefault(_module, []):
+            SHOWN[_module].append(_arguments)
 
 
 @pytest.mark.parametrize("module", sorted(SHOWN))
 def test_the_programs_accept_the_commands_shown(module):
-    """Those of the README and of the configs' headers, parsed as the program does it."""
-    source = Path(importlib.util.find_spec(module).origin)
-    if "def make_parser(" in source.read_text():
+    """Those of the pages and of the configs' headers, parsed as the program does it."""
+    source = Path(importlib.util.find_spec(module).origin).read_text()
+    if "def make_parser(" in source:
         parser = importlib.import_module(module).make_parser()
         for arguments in SHOWN[module]:
             parser.parse_args(arguments)
+        return
+    if "def parse(" in source:
+        for arguments in SHOWN[module]:
+            importlib.import_module(module).parse(arguments)
         return
     run = subprocess.run(
         [sys.executable, "-c", PARSE_FLAGS, module, json.dumps(SHOWN[module])],
@@ -86,11 +109,42 @@ def test_a_config_shows_a_command_that_uses_it(config):
 
 def test_two_commands_set_everything_up():
     """One line installs and trains, one installs and tests: .ci/run takes them from here."""
-    blocks = shell_blocks(README).splitlines()
+    blocks = shell_blocks(PAGES[0].read_text()).splitlines()
     assert sum("pip install -e . && python -m experiments.train" in line for line in blocks) == 1
     assert sum('pip install -e ".[test]" && pytest' in line for line in blocks) == 1
 
 
-def test_files_that_the_readme_names_are_there():
-    for name in re.findall(r"`((?:experiments|weathermixer|launch|tests)/[\w./]+\.\w+|\.ci/run)`", README):
-        assert (ROOT / name).exists(), name
+def test_the_front_page_is_short():
+    assert len(PAGES[0].read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_links_and_named_files_are_there(page):
+    """Links to pages and their headings, pictures, files and folders in code, and tests by name."""
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)]+)\)|(?:src|href)=\"([^\"]+)\"", text):
+        path, _, heading = "".join(target).partition("#")
+        if path.startswith(("https://", "mailto:")):
+            continue
+        linked = (page.parent / path) if path else page
+        assert linked.exists(), f"{page.name} links to {path}"
+        headings = re.findall(r"^#+ (.+)$", linked.read_text(), re.MULTILINE) if heading else []
+        slugs = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
+        assert not heading or heading in slugs, f"{page.name} links to {path}#{heading}"
+    folders = "experiments|weathermixer|launch|tests|docs"
+    for name in re.findall(rf"`((?:{folders})/[\w./]+\.\w+|(?:{folders})/[\w/]*|\.ci/run)`", text):
+        assert (ROOT / name).exists(), f"{page.name} names {name}"
+    for name, test in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text):
+        assert re.search(rf"^def {test}\(", (ROOT / name).read_text(), re.MULTILINE), (
+            f"{page.name} names {name}::{test}"
+        )
+
+
+def test_every_page_is_linked_from_the_front_page():
+    front = PAGES[0].read_text()
+    assert not [page.name for page in PAGES[1:] if page.name not in front]
+
+
+def test_modules_in_the_table_of_references_are_there():
+    for name in re.findall(r"`(\w+/\w+\.py)`", (ROOT / "docs/references.md").read_text()):
+        assert (ROOT / "weathermixer" / name).exists(), name
