@@ -72,7 +72,9 @@ def _draw(axis: Axes, field: Field, grid: Grid, limits, colours: str, land: Fiel
     image.set_rasterized(True)
     if land is not None:
         axis.contour(longitude[order], grid.latitude, land[:, order], levels=[0.5], colors="black", linewidths=0.7)
-    axis.set(aspect="equal", xlim=(-180, 180), ylim=(-90, 90), xticks=range(-120, 121, 60), yticks=range(-60, 61, 30))
+    west = longitude.min() - 180 / len(longitude)  # a cell's edge
+    axis.set(aspect="equal", xlim=(west, west + 360), ylim=(-90, 90))
+    axis.set(xticks=range(-120, 121, 60), yticks=range(-60, 61, 30))
     axis.set_xticklabels(["120°W", "60°W", "0°", "60°E", "120°E"])
     axis.set_yticklabels(["60°S", "30°S", "0°", "30°N", "60°N"])
     axis.tick_params(labelsize=8)
