@@ -30,6 +30,7 @@ ONLY_IN = {
     "absl": ("experiments/",),
     "tensorboardX": ("weathermixer/training/telemetry.py",),
     "dinosaur": ("weathermixer/simulation/",),
+    "pint": ("weathermixer/fields/units.py",),
     "experiments": ("experiments/",),
     "beartype": (),
     "torch": (),

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import xarray
 
-from weathermixer.archive.archive import open_archive
+from weathermixer.archive.archive import STATISTICS, Statistics, open_archive
 from weathermixer.archive.layout import COMPRESSORS, chunk_shape
 from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import Channel
-from weathermixer.prepare.writer import create_archive, publish
+from weathermixer.prepare.writer import create_archive, publish, write_statistics
 
 GRID = Grid(np.array([67.5, 22.5, -22.5, -67.5]), np.arange(8) * 45.0)
 TIMES = np.datetime64("2000-01-01", "ns") + np.arange(4) * np.timedelta64(6, "h")
@@ -52,6 +52,19 @@ def test_xarray_opens_it(make_archive):
     np.testing.assert_array_equal(dataset.missing.values, 0)
 
 
+def test_levels_and_units_are_kept_and_not_guessed_from_names(tmp_path):
+    channels = [Channel("soil_temperature_level_1", units="degC"), Channel("vorticity", 850, "s**-1"), Channel("t", 5)]
+    create(tmp_path / "a", channels=[*channels, Channel("2m_temperature")], scale=np.ones(4), offset=np.zeros(4))
+    zeros = dict.fromkeys(STATISTICS, np.zeros(4)) | {"missing": np.zeros(4, np.int64)}
+    write_statistics(tmp_path / "a", Statistics(**zeros))
+    publish(tmp_path / "a")
+    found = open_archive(tmp_path / "a").channels
+    assert [(channel.variable, channel.level_hpa, channel.units) for channel in found] == [
+        ("soil_temperature_level_1", None, "degC"), ("vorticity", 850, "s**-1"),
+        ("t", 5, ""), ("2m_temperature", None, "K"),
+    ]  # fmt: skip
+
+
 def test_chunks_are_cut_for_the_mesh():
     # 69 + 3 channels at 0.25 degrees for domain=8, tensor=2: 3 divides the 36 of a part and the 69 that are stored
     assert chunk_shape(69, 3, 720, 1440, itemsize=2, domain=8, tensor=2) == (1, 3, 90, 1440)
@@ -79,7 +92,7 @@ def test_unpublished_and_foreign_stores_are_refused(tmp_path):
     group = json.loads(document.read_text())
     group["attributes"] |= {"complete": True, "format_version": 7}
     document.write_text(json.dumps(group))
-    with pytest.raises(ValueError, match="format version 7, this software reads 1"):
+    with pytest.raises(ValueError, match="format version 7, this software reads 2: make it again with prepare"):
         open_archive(path)
     document.write_text(json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}))
     with pytest.raises(ValueError, match="not a WeatherMixer archive"):

@@ -19,11 +19,11 @@ from jaxtyping import Float, Int
 
 from weathermixer.archive import storage
 from weathermixer.fields.grid import Grid
-from weathermixer.fields.variables import Channel, parse_channel
+from weathermixer.fields.variables import Channel
 
 FORMAT = "weathermixer-archive"
 CLIMATOLOGY = "climatology"  # the group of the archive's own climatology, where it has one
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 EPOCH = np.datetime64("1970-01-01T00", "ns")
 HOUR = np.timedelta64(1, "h")
 
@@ -92,7 +92,11 @@ def open_archive(path: str | os.PathLike, *, context: ts.Context | None = None) 
         store=store,
         times=EPOCH + values["time"] * HOUR,
         grid=Grid(values["latitude"], values["longitude"]),
-        channels=tuple(parse_channel(name) for name in names),
+        channels=tuple(
+            # the name alone does not tell: soil_temperature_level_1 is not on 1 hPa
+            Channel(name if level is None else name.removesuffix(f"_{level}"), level, units)
+            for name, level, units in zip(names, attributes["levels_hpa"], attributes["units"], strict=True)
+        ),
         scale=values["scale"],
         offset=values["offset"],
         statistics=Statistics(**{name: values[name] for name in STATISTICS}),
@@ -112,7 +116,8 @@ def _read_attributes(path: str, context: ts.Context) -> dict[str, Any]:
         raise ValueError(f"{path} is a Zarr store but not a WeatherMixer archive: make one from it with prepare")
     if attributes["format_version"] != FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format version {attributes['format_version']}, this software reads {FORMAT_VERSION}"
+            f"{path} has format version {attributes['format_version']}, this software reads {FORMAT_VERSION}: "
+            "make it again with prepare"
         )
     if not attributes["complete"]:
         raise ValueError(f"{path} is incomplete: it was not published; run prepare again to finish it")

@@ -54,10 +54,18 @@ LEVEL_WEIGHTS = {400: 0.9, 300: 0.8, 250: 0.7, 200: 0.6, 150: 0.5, 100: 0.4, 50:
 
 @dataclasses.dataclass(frozen=True)
 class Channel:
-    """One variable on one pressure level, or at the surface where level_hpa is None."""
+    """One variable on one pressure level, or at the surface where level_hpa is None.
+
+    units are SI for a known variable, else what its source gives, "" where it gives none.
+    """
 
     variable: str
     level_hpa: int | None = None
+    units: str = dataclasses.field(default="", compare=False)
+
+    def __post_init__(self):
+        if self.variable in VARIABLES:
+            object.__setattr__(self, "units", VARIABLES[self.variable].units)
 
     @property
     def name(self) -> str:
@@ -70,11 +78,6 @@ class Channel:
         known = VARIABLES.get(self.variable)
         short = known.short if known else self.variable
         return short if self.level_hpa is None else f"{short}{self.level_hpa}"
-
-    @property
-    def units(self) -> str:
-        known = VARIABLES.get(self.variable)
-        return known.units if known else "1"
 
     @property
     def weight(self) -> float:

@@ -172,15 +172,15 @@ def _create(partial, times, lead_hours, grid, channels, attributes) -> dict[str,
             dtype="float32",
             fill_value=np.nan,
             dimension_names=dims,
-            attributes=_variable_attributes(variable),
+            attributes=_attributes(next(channel for channel in channels if channel.variable == variable)),
         )
     return arrays
 
 
-def _variable_attributes(variable: str) -> dict[str, str]:
-    known = VARIABLES.get(variable)
-    attributes = {"long_name": variable.replace("_", " ")}
-    return attributes | ({"units": known.units, "standard_name": known.standard_name} if known else {})
+def _attributes(channel: Channel) -> dict[str, str]:
+    known = VARIABLES.get(channel.variable)
+    attributes = {"long_name": channel.variable.replace("_", " "), "units": channel.units}
+    return attributes | ({"standard_name": known.standard_name} if known else {})
 
 
 def _publish(partial: pathlib.Path, path: pathlib.Path) -> None:

@@ -155,7 +155,6 @@ def _describe_source(source: Source) -> dict[str, Any]:
         "source_attributes": source.attributes,
         "step_hours": source.step_hours,
         "missing_times": [str(time.astype("datetime64[h]")) for time in source.missing_times],
-        "units": [channel.units for channel in source.channels],
     }
 
 

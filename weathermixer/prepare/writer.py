@@ -72,6 +72,8 @@ def create_archive(
         "domain": domain,
         "tensor": tensor,
         "compressor": compressor,
+        "levels_hpa": [channel.level_hpa for channel in channels],
+        "units": [channel.units for channel in channels],
         **attributes,
     }
     _write_group(target, document, {})

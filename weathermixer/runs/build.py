@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh
 
 import weathermixer
-from weathermixer.archive.archive import Archive, open_archive
+from weathermixer.archive.archive import FORMAT_VERSION, Archive, open_archive
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.model.weathermixer import ModelShape, WeatherMixer
 from weathermixer.parallel.mesh import use_mesh
@@ -55,7 +55,7 @@ def open_data(settings: Settings, data: str | None) -> Archive:
     made_of = simulate.__kwdefaults__ if simulated else os.path.abspath(source)  # the simulation is the default one
     name = hashlib.sha256(json.dumps([made_of, weathermixer.__version__]).encode()).hexdigest()[:8]
     cache = cache_directory()
-    path = cache / f"{pathlib.Path(source).stem}-{name}.archive"
+    path = cache / f"{pathlib.Path(source).stem}-{name}-v{FORMAT_VERSION}.archive"
     if jax.process_index() == 0 and not path.exists():
         print(f"making {path}, once", flush=True)
         prepare_archive(open_source(simulate(cache / f"simulation-{name}.zarr") if simulated else source), path)
@@ -68,8 +68,8 @@ def make_channel_set(settings: Settings, archive: Archive) -> ChannelSet:
     """The channels of a run: those that the settings name, or all of the archive's."""
     names = settings.data.channels or tuple(channel.name for channel in archive.channels)
     static = tuple(archive.static) if settings.data.static == ("*",) else settings.data.static
-    archive.channel_indices(names)  # raises for those that are not there
-    return ChannelSet.from_names(names, static, settings.data.channel_multiple)
+    dynamic = tuple(archive.channels[index] for index in archive.channel_indices(names))
+    return ChannelSet(dynamic, static, settings.data.channel_multiple)
 
 
 def make_model_shape(settings: Settings, grid: tuple[int, int], channel_set: ChannelSet) -> ModelShape:

@@ -1,0 +1,87 @@
+"""Units as files write them, and the way from one to another: pint, with the spellings of CF and of meteorology.
+
+A unit that is not understood, or is of another quantity, is an error; nothing is ever taken for a factor of one.
+"""
+
+import functools
+import re
+import unicodedata
+from typing import Any
+
+import pint
+
+GRAVITY = 9.80665  # m s-2, the standard one, which turns geopotential metres into geopotential
+WATER = 1000.0  # kg m-3: a kilogram of rain on a square metre stands a millimetre high
+
+# spellings of no unit: of masks, kinds and shares
+_ONE = {"1", "1 1", "(0 - 1)", "(0-1)", "0 - 1", "0-1", "~", "-", "none", "unitless", "fraction", "proportion"}
+_ONE |= {"dimensionless", "numeric", "index", "category", "categories", "boolean", "flag", "ratio"}
+_TEMPERATURE = re.compile(r"(?:deg(?:ree)?s?\.?|°)?[ _.]*(c(?:elsius|entigrade)?|k(?:elvins?)?|f(?:ahrenheit)?)")
+_SPELLINGS = (
+    (re.compile(r"geopotential[ _]*(?:met(?:er|re)s?|m)\b", re.IGNORECASE), "gpm"),
+    (re.compile(r"\s*(?:of )?water(?: equivalent)?$", re.IGNORECASE), ""),
+    (re.compile(r"%"), " percent "),
+    (re.compile(r"(?<=[A-Za-z0-9])[.·](?=[A-Za-z])"), " "),  # kg.m-2
+    # powers as UDUNITS has them, m2 s-2, but not the exponent of 1e-3 (as cf_xarray and MetPy do it)
+    (re.compile(r"(?<=[A-Za-z])(?![A-Za-z])(?<![0-9\-][eE])(?<![0-9\-])(?=[0-9\-])"), "**"),
+)
+
+
+def conversion(given: str, wanted: str, *, bridged: bool = False) -> tuple[float, float]:
+    """(factor, shift) with value[wanted] = value[given] * factor + shift.
+
+    `bridged` also takes heights for geopotential (m2 s-2, times GRAVITY) and kilograms of rain on a square metre for
+    metres of it (over WATER). Raises ValueError for a unit that is not understood and for one of another quantity.
+    """
+    target = _parse(wanted)
+    # HPA and Knots are meant as hpa and knots; as written comes first, for Mm is not mm
+    spellings = [unit for unit in (_parse(given), _parse(given.lower())) if unit is not None]
+    if not spellings or target is None:
+        raise ValueError(f"unit {given if target else wanted!r} is not understood")
+    bridges = ("1", f"{GRAVITY} m s**-2", f"{1 / WATER} m**3 kg**-1")[: 3 if bridged else 1]
+    for factor, shift, unit in spellings:
+        for constant, _, more in map(_parse, bridges):
+            if unit * more == target[2]:
+                factor, shift = factor * constant / target[0], (shift * constant - target[1]) / target[0]
+                return float(f"{factor:.12g}"), float(f"{shift:.12g}")
+    raise ValueError(f"unit {given!r} is of another quantity than {wanted!r}")
+
+
+def is_pressure(text: str) -> bool:
+    """Whether a unit is one of pressure."""
+    try:
+        return bool(conversion(text, "Pa"))
+    except ValueError:
+        return False
+
+
+@functools.cache
+def _registry() -> Any:  # a pint.UnitRegistry, whose own annotations no checker of types at run time understands
+    registry = pint.UnitRegistry()
+    # `mb` would be millibarns to pint, and `pa` picoyears
+    for definition in ("@alias pascal = pa", "@alias millibar = mb", "@alias meter = gpm", "gpdm = 10 * meter"):
+        registry.define(definition)
+    return registry
+
+
+@functools.cache
+def _parse(text: str) -> tuple[float, float, Any] | None:
+    """(factor, shift, root unit) that give value[root unit] = value * factor + shift; None where it is not understood.
+
+    Root units tell more than dimensions do: degrees of arc are radians there, and no share of one.
+    """
+    text = unicodedata.normalize("NFKC", re.sub("[º˚]", "°", text.strip())).replace("\N{MINUS SIGN}", "-")
+    if text.lower() in _ONE or text.lower().lstrip("(").startswith("code"):
+        text = "dimensionless"
+    elif match := _TEMPERATURE.fullmatch(text.lower()):
+        text = {"c": "degC", "k": "kelvin", "f": "degF"}[match[1][0]]
+    for pattern, replacement in _SPELLINGS:
+        text = pattern.sub(replacement, text)
+    try:
+        unit = _registry().Quantity(_registry().parse_expression(text))  # 10 hPa and 1e-3 are units too
+        if not 0 < unit.magnitude < float("inf"):
+            return None
+        zero, one = (_registry().Quantity(value * unit.magnitude, unit.units).to_root_units() for value in (0.0, 1.0))
+    except Exception:  # pint raises errors of a dozen kinds, of its own and of Python's, for text that is no unit
+        return None
+    return float(one.magnitude - zero.magnitude), float(zero.magnitude), one.units
