@@ -2,6 +2,10 @@
 
 The names below are the library's public face, imported on first use. Rooms from the ground up: fields and parallel;
 archive, model and planning; prepare, training and forecasting; simulation and verification; runs.
+
+Each has an example in its docstring. They assume `import jax, jax.numpy as jnp, numpy as np, weathermixer` and eight
+devices, and follow each other in the order below: a file that one reads, an earlier one made. tests/test_examples.py
+runs them all.
 """
 
 import importlib
@@ -18,7 +22,7 @@ _PUBLIC = {
     "area_weights": "fields.grid",
     # devices
     "make_mesh": "parallel.mesh",
-    "use_mesh": "parallel.mesh",
+    "sharding": "parallel.mesh",
     "mix": "parallel.jigsaw",
     # data
     "simulate": "simulation.simulate",
@@ -27,6 +31,7 @@ _PUBLIC = {
     "Archive": "archive.archive",
     "open_archive": "archive.archive",
     "verify_archive": "archive.verify",
+    "Batch": "archive.loader",
     "make_batches": "archive.loader",
     "read_frames": "archive.loader",
     "Standardization": "archive.standardization",
@@ -52,6 +57,7 @@ _PUBLIC = {
     "format_scores": "verification.scores",
     # what a step costs
     "find_hardware": "planning.hardware",
+    "StepOptions": "planning.meshes",
     "plan_meshes": "planning.plan",
     "account_step": "planning.account",
     # runs

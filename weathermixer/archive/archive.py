@@ -46,7 +46,14 @@ NUMERIC = ("time", "latitude", "longitude", "scale", "offset", "static", *STATIS
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Archive:
-    """An open archive: `store` reads lazily, everything else is in memory. times [time] are datetime64[ns]."""
+    """An open archive: `store` reads lazily, everything else is in memory. times [time] are datetime64[ns].
+
+    >>> archive = weathermixer.open_archive("dry.archive")
+    >>> (t850,) = archive.channel_indices(["temperature_850"])
+    >>> field = archive.store[0, t850].read().result() * archive.scale[t850] + archive.offset[t850]
+    >>> field.shape, f"{field[7:9].mean():.0f} K"  # in the tropics
+    ((16, 32), '2... K')
+    """
 
     path: str
     store: ts.TensorStore
@@ -76,6 +83,10 @@ def open_archive(path: str | os.PathLike, *, context: ts.Context | None = None) 
     """Opens a published archive for reading, in any store.
 
     Raises ValueError where there is no archive, where it is incomplete, or written in another format version.
+
+    >>> archive = weathermixer.open_archive("dry.archive")
+    >>> archive.grid.shape, [channel.short for channel in archive.channels]
+    ((16, 32), ['t850', 't500', 'z850', 'z500'])
     """
     path = os.fspath(path)
     # no cache: what can be shared is shared by reading it together, and host memory stays within the loader's bound.

@@ -12,7 +12,12 @@ from jaxtyping import Float
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Grid:
-    """A regular grid: latitudes [lat] in degrees north, descending; longitudes [lon] in degrees east, in [0, 360)."""
+    """A regular grid: latitudes [lat] in degrees north, descending; longitudes [lon] in degrees east, in [0, 360).
+
+    >>> grid = weathermixer.Grid(np.array([67.5, 22.5, -22.5, -67.5]), np.arange(0.0, 360.0, 45.0))
+    >>> grid.shape
+    (4, 8)
+    """
 
     latitude: Float[np.ndarray, " lat"]
     longitude: Float[np.ndarray, " lon"]
@@ -53,6 +58,9 @@ def area_weights(latitude: Float[np.ndarray, " lat"]) -> Float[np.ndarray, " lat
         w = sin(upper bound) - sin(lower bound),   bounds halfway between rows and at the poles
 
     (Rasp et al. 2024, WeatherBench 2, section 3.1.)
+
+    >>> weathermixer.area_weights(np.array([67.5, 22.5, -22.5, -67.5])).round(3)
+    array([0.586, 1.414, 1.414, 0.586])
     """
     latitude = np.asarray(latitude, np.float64)
     middle = (latitude[1:] + latitude[:-1]) / 2

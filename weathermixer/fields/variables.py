@@ -17,7 +17,12 @@ from jaxtyping import Bool, Float
 
 @dataclasses.dataclass(frozen=True)
 class Variable:
-    """A physical variable with its WeatherBench 2 name, CF standard name, SI units and published loss weight."""
+    """A physical variable with its WeatherBench 2 name, CF standard name, SI units and published loss weight.
+
+    >>> sea = weathermixer.Variable("sea_surface_temperature", "K", "sea_surface_temperature", "sst")
+    >>> sea.weight
+    1.0
+    """
 
     name: str
     units: str
@@ -57,6 +62,10 @@ class Channel:
     """One variable on one pressure level, or at the surface where level_hpa is None.
 
     units are SI for a known variable, else what its source gives, "" where it gives none.
+
+    >>> channel = weathermixer.Channel("geopotential", 500)
+    >>> channel.name, channel.short, channel.units
+    ('geopotential_500', 'z500', 'm**2 s**-2')
     """
 
     variable: str
@@ -88,7 +97,12 @@ class Channel:
 
 @dataclasses.dataclass(frozen=True)
 class ChannelSet:
-    """The channels of a run, in order: `dynamic` ones, `static` fields, then zeros up to a multiple of `multiple`."""
+    """The channels of a run, in order: `dynamic` ones, `static` fields, then zeros up to a multiple of `multiple`.
+
+    >>> channels = weathermixer.ChannelSet.from_names(["2m_temperature", "geopotential_500"], ["soil_type"], multiple=4)
+    >>> channels.size, channels.predicted.tolist()
+    (4, [True, True, False, False])
+    """
 
     dynamic: tuple[Channel, ...]
     static: tuple[str, ...] = ()

@@ -48,6 +48,10 @@ class ModelShape:
       head: "blend" (published) or "increment".
       dropout_rate: in the MLPs.
       history: frames that the model sees: 1 as published, or 2, the state and the one a step before it.
+
+    >>> shape = weathermixer.ModelShape(grid=(32, 64), channels=8, predicted=6, patch=(2, 4), embed=64)
+    >>> shape.tokens, shape.features
+    (256, 64)
     """
 
     grid: tuple[int, int] = (720, 1440)
@@ -114,6 +118,16 @@ class WeatherMixer(nnx.Module):
       head: see Blend; none for Increment
     A PyTorch Linear's weight is [produced, contracted]: transpose it. A decoder bias of one value per channel is
     repeated over the patch.
+
+    >>> from flax import nnx
+    >>> sizes = dict(patch=(2, 4), embed=32, token_hidden=32, embed_hidden=32, blocks=1)
+    >>> shape = weathermixer.ModelShape(grid=(8, 16), channels=4, predicted=3, **sizes)
+    >>> mesh = weathermixer.make_mesh(1, 2, 2)
+    >>> x = jnp.zeros((1, 4, 8, 16), device=weathermixer.sharding(mesh, "batch", "channel", "lat", "lon"))
+    >>> with jax.set_mesh(mesh):
+    ...     y = jax.jit(lambda x: weathermixer.WeatherMixer(shape, rngs=nnx.Rngs(0))(x))(x)
+    >>> y.shape, tuple(y.sharding.spec)
+    ((1, 4, 8, 16), ('data', 'tensor', 'domain', None))
     """
 
     def __init__(

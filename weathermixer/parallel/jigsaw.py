@@ -56,6 +56,14 @@ def mix(
       schedule: "auto" is the ring form for which the kernel is cut; "einsum" leaves the schedule to the compiler.
 
     Raises ValueError where the schedule is unknown or the kernel is not cut for it.
+
+    >>> mesh = weathermixer.make_mesh(1, 2, 2)
+    >>> x = jax.device_put(np.ones((1, 8, 4)), weathermixer.sharding(mesh, "batch", "token", "embed"))
+    >>> kernel = jax.device_put(np.ones((8, 6)), weathermixer.sharding(mesh, "token_in", "token_out"))
+    >>> with jax.set_mesh(mesh):
+    ...     y = weathermixer.mix(x, kernel, over="token")
+    >>> y.shape, tuple(y.sharding.spec)
+    ((1, 6, 4), ('data', 'domain', 'tensor'))
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule={schedule!r} is not one of {SCHEDULES}")

@@ -58,6 +58,10 @@ def make_mesh(data: int, domain: int, tensor: int, *, devices: Sequence[jax.Devi
 
     `data` may be -1: as many instances as the devices hold. Raises ValueError where the sizes are not positive or
     the devices too few.
+
+    >>> mesh = weathermixer.make_mesh(-1, 2, 2)  # on eight devices
+    >>> dict(mesh.shape)
+    {'data': 2, 'domain': 2, 'tensor': 2}
     """
     devices = jax.devices() if devices is None else list(devices)
     data, domain, tensor = resolve_sizes(data, domain, tensor, len(devices))
@@ -100,7 +104,13 @@ def spec(*names: str | None) -> PartitionSpec:
 
 
 def sharding(mesh: Mesh | AbstractMesh, *names: str | None) -> NamedSharding:
-    """The NamedSharding on `mesh` of an array whose dimensions have these logical names."""
+    """The NamedSharding on `mesh` of an array whose dimensions have these logical names.
+
+    >>> mesh = weathermixer.make_mesh(1, 4, 2)
+    >>> fields = jax.device_put(np.zeros((1, 6, 32, 64)), weathermixer.sharding(mesh, "batch", "channel", "lat", "lon"))
+    >>> tuple(fields.sharding.spec), fields.addressable_shards[0].data.shape
+    (('data', 'tensor', 'domain', None), (1, 3, 8, 64))
+    """
     return NamedSharding(mesh, spec(*names))
 
 

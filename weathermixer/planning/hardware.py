@@ -77,7 +77,12 @@ HARDWARE = {
 
 
 def find_hardware(name: str, **overrides: float | int) -> Hardware:
-    """The table's entry with some of its numbers replaced; ValueError for a name or a field that it does not have."""
+    """The table's entry with some of its numbers replaced; ValueError for a name or a field that it does not have.
+
+    >>> hardware = weathermixer.find_hardware("h200", read_rate=40e9)  # a site with fast storage
+    >>> hardware.node_size, hardware.peak("bfloat16") / 1e12
+    (8, 989.0)
+    """
     if name not in HARDWARE:
         raise ValueError(f"device={name!r} is not in the hardware table, choose one of {sorted(HARDWARE)}")
     fields = {field.name for field in dataclasses.fields(Hardware)} - {"name"}

@@ -66,6 +66,10 @@ class StepOptions:
       zero: what is cut over the mesh's data axis as well: "none", "moments" (EMA included) or "parameters" (all).
       stored_bytes: of a number in the archive.
       frames: read per sample, the input and its targets.
+
+    >>> options = weathermixer.StepOptions(batch=16, rematerialize="block", zero="moments")
+    >>> options.compute_bytes
+    2
     """
 
     batch: int

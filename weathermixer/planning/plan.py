@@ -92,6 +92,11 @@ def plan_meshes(
     """Judges every mesh of so many devices: the plans by time per sample, fastest first, and the refusals.
 
     `samples_per_instance`, where given, makes the batch grow with the mesh's data axis and replaces options.batch.
+
+    >>> options, h100 = weathermixer.StepOptions(batch=8, rematerialize="block"), weathermixer.find_hardware("h100")
+    >>> plans, refusals = weathermixer.plan_meshes(weathermixer.ModelShape(), 16, options, h100)
+    >>> str(plans[0].layout), refusals[0].reasons[0]
+    ('2 x 4 x 2', 'channels=72 is not divisible by tensor=16')
     """
     plans, refusals = [], []
     for layout in layouts(devices):

@@ -70,6 +70,11 @@ def prepare_archive(
 
     Raises ValueError naming time and variable where the source cannot be read, is faulty, or cannot be stored, and
     naming the path where it cannot be written. Nothing is published then, and the same call goes on where it stopped.
+
+    >>> source = weathermixer.open_source("dry.zarr", variables=["temperature", "geopotential"])
+    >>> archive = weathermixer.prepare_archive(source, "dry.archive", domain=4, tensor=2)
+    >>> len(archive.times), archive.step_hours, archive.store.chunk_layout.read_chunk.shape
+    (80, 6, (1, 2, 4, 32))
     """
     path = os.fspath(path)
     plan = plan_archive(

@@ -108,6 +108,12 @@ def open_source(
       exclude: times to leave out, ISO format.
 
     Raises ValueError that names what is missing and what there is instead.
+
+    >>> source = weathermixer.open_source("dry.zarr", variables=["temperature", "geopotential"], levels_hpa=[850, 500])
+    >>> [channel.name for channel in source.channels]
+    ['temperature_850', 'temperature_500', 'geopotential_850', 'geopotential_500']
+    >>> source.read([0, 1]).shape
+    (2, 4, 16, 32)
     """
     if isinstance(spec, xr.Dataset):
         name = str(spec.encoding.get("source", "dataset"))

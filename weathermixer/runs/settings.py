@@ -136,9 +136,9 @@ class EvaluationSettings:
 class Settings:
     """All of a run's settings.
 
-    >>> from weathermixer.runs.settings import make_settings
-    >>> make_settings({"model": {"blocks": 2}}).model.blocks
-    2
+    >>> settings = weathermixer.Settings().replace({"training.steps": 100, "mesh.domain": 4})
+    >>> settings.training.steps, settings.mesh.domain, settings.model.head
+    (100, 4, 'blend')
     """
 
     seed: int = _setting(0, least=0)  # of parameters, dropout and the order of samples
@@ -170,6 +170,12 @@ def make_settings(values: Mapping[str, Any]) -> Settings:
     """The settings that nested plain values describe, checked; what they leave out has its default.
 
     Raises ValueError that names a field that there is not, or that has a value it cannot have, and what it can have.
+
+    >>> weathermixer.make_settings({"model": {"blocks": 2}, "optimizer": {"kind": "adamw"}}).model.blocks
+    2
+    >>> weathermixer.make_settings({"model": {"block": 2}})
+    Traceback (most recent call last):
+    ValueError: config.model.block is not a field of a run's settings: did you mean config.model.blocks?
     """
     settings = _make(Settings, values, "config")
     for name in ("train", "validation", "test"):

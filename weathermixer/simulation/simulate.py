@@ -75,6 +75,10 @@ def simulate(
 
     Raises ValueError where `path` holds anything but this record, cannot be written or has too little space;
     ModuleNotFoundError without dinosaur; RuntimeError, with the reason, where a member stops.
+
+    >>> small = dict(members=1, spin_up_days=1, longitudes=32, latitudes=16, levels_hpa=[500, 850], truncation=10)
+    >>> weathermixer.simulate("dry.zarr", days=20, **small, progress=False)
+    'dry.zarr'
     """
     settings = Settings(
         days=days,

@@ -32,6 +32,12 @@ def open_checkpoints(directory: str | os.PathLike, *, every: int | None = None, 
 
     All processes of a run open, save and restore together. Raises ValueError where the directory cannot be written,
     or is not there when it is to be read.
+
+    >>> with weathermixer.open_checkpoints("checkpoints", every=10, keep=2) as checkpoints:
+    ...     saved = checkpoints.save(10, {"params": jnp.arange(3.0)}, {"config": {}})
+    >>> with weathermixer.open_checkpoints("checkpoints") as checkpoints:
+    ...     checkpoints.latest_step(), checkpoints.restore({"params": jnp.zeros(3)})["params"].tolist()
+    (10, [0.0, 1.0, 2.0])
     """
     path = epath.Path(directory).expanduser().resolve()
     writing = every is not None

@@ -16,6 +16,10 @@ def make_learning_rate(*, start: float, peak: float, end: float, warmup_steps: i
     """Linear from `start` to `peak` in `warmup_steps`, then a cosine to `end` at `total_steps`.
 
     Raises ValueError where the warm-up is not shorter than the whole.
+
+    >>> rate = weathermixer.make_learning_rate(start=0.0, peak=1e-3, end=1e-5, warmup_steps=10, total_steps=100)
+    >>> [round(float(rate(step)), 6) for step in (0, 5, 10, 100)]
+    [0.0, 0.0005, 0.001, 1e-05]
     """
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(f"warm-up of {warmup_steps} steps does not fit in {total_steps} steps of training")
@@ -44,6 +48,13 @@ def make_optimizer(
       clip_norm: bound of the norm of the whole gradient, over all parameters and devices; None for none.
 
     Raises ValueError for an unknown kind.
+
+    >>> rates = dict(processor_rate=lambda step: 1e-3, coder_rate=lambda step: 1e-4)
+    >>> optimizer = weathermixer.make_optimizer("adamw", **rates, weight_decay=0.01)
+    >>> params = {"encode": {"kernel": jnp.ones(2)}, "blocks": {"kernel": jnp.ones(2)}}
+    >>> updates, moments = optimizer.update(params, optimizer.init(params), params)
+    >>> bool((updates["blocks"]["kernel"] < updates["encode"]["kernel"]).all())  # decode and encode learn slower
+    True
     """
     if kind not in KINDS:
         raise ValueError(f"optimizer kind={kind!r} is not one of {KINDS}")

@@ -19,6 +19,10 @@ class TrainState:
     """Steps done, parameters, the optimizer's moments, and the parameters' moving average (None: not kept).
 
     The number of steps done is all that data order and dropout depend on, beside the run's seed.
+
+    >>> state = weathermixer.TrainState(jnp.int32(0), {"kernel": jnp.ones(3)}, moments=(), ema=None)
+    >>> int(state.step), len(jax.tree.leaves(state))
+    (0, 2)
     """
 
     step: Int[CutArray, ""]
@@ -32,6 +36,11 @@ def make_state(params: Any, optimizer: optax.GradientTransformation, *, ema: boo
 
     `zero` says what is cut over the instances too: "none", "moments" (and the moving average) or "parameters" (all).
     Raises ValueError for anything else.
+
+    >>> import optax
+    >>> state = weathermixer.make_state({"kernel": jnp.ones(3)}, optax.adam(1e-3), ema=True)
+    >>> int(state.step), state.ema["kernel"].shape
+    (0, (3,))
     """
     if zero not in ZERO:
         raise ValueError(f"zero={zero!r} is not one of {ZERO}")
