@@ -6,15 +6,15 @@ shows of any compiled program which transfers run under products: in the GPU's s
 its done, and by what depends on what, for compilers that do not split transfers in two.
 """
 
-import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from experiments import synthetic
+from experiments import command_line, synthetic
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.model.weathermixer import ModelShape
 from weathermixer.parallel.mesh import make_mesh, use_mesh
@@ -82,5 +82,16 @@ def format_transfers(text: str) -> str:
     return "\n".join(lines)
 
 
+def make_parser() -> command_line.Parser:
+    """The command line's options."""
+    parser = command_line.make_parser("experiments.compiled", __doc__)
+    parser.add_argument("program", type=Path, help="a compiled program's text, as benchmark train --hlo=FILE writes it")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    print(format_transfers(make_parser().parse_args(arguments).program.read_text(encoding="utf-8")))
+
+
 if __name__ == "__main__":
-    print(format_transfers(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    command_line.run(main)

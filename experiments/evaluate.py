@@ -1,6 +1,6 @@
 """Scores a trained run beside persistence and climatology: RMSE, bias and ACC as WeatherBench 2 defines them.
 
-  python -m experiments.evaluate --workdir=DIR [--data=ARCHIVE] [--period FIRST LAST] [--leads=6,24,72]
+  python -m experiments.evaluate --workdir=DIR [--data=ARCHIVE] [--period=FIRST,LAST] [--leads=6,24,72]
 
 Prints a table and writes DIR/scores.json. Everything that is not given is taken from the run's config. The climatology
 is the archive's own (WeatherBench 2's definition, see prepare --climatology) where that holds no time that is scored;
@@ -10,7 +10,7 @@ Examples:
   # what the config's evaluation says, on the data that the run was trained with
   python -m experiments.evaluate --workdir=runs/quickstart
   # three days ahead by latent rollout, on another archive of the same channels, on four latitude bands
-  python -m experiments.evaluate --workdir=runs/era5 --data=s3://bucket/era5.archive --period 2018-01-01 2018-12-31 \\
+  python -m experiments.evaluate --workdir=runs/era5 --data=s3://bucket/era5.archive --period=2018-01-01,2018-12-31 \\
     --leads=24,48,72 --mode=latent --mesh=1,4,1
 """
 
@@ -23,6 +23,7 @@ import jax
 import numpy as np
 import xarray as xr
 
+from experiments import command_line
 from weathermixer.archive.sampling import in_period, with_previous
 from weathermixer.forecasting.rollout import MODES
 from weathermixer.parallel import distributed
@@ -99,7 +100,7 @@ def _choose_climatology(
     if normals and jax.process_index() == 0:
         print(
             f"the climatology in {run.archive.path} is also of times that are scored: one of the training period takes "
-            "its place (prepare --statistics-period keeps times out)"
+            "its place (prepare --statistics_period keeps times out)"
         )
     training = np.flatnonzero(in_period(times, run.settings.data.train))
     data = (run.archive, run.channel_set, run.standardization, run.mesh)
@@ -116,70 +117,46 @@ def spread(starts: np.ndarray, count: int) -> np.ndarray:
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """The options that say which run is opened, and where."""
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the trained run")
-    parser.add_argument("--data", metavar="ARCHIVE", help="archive to use; default: the one it was trained on")
+    command_line.add_data(parser, "default: the one that the run was trained on")
     parser.add_argument("--mode", choices=MODES, help="how steps follow each other; default: the config's")
-    parser.add_argument(
-        "--mesh", metavar="DATA,DOMAIN,TENSOR", help="mesh to run on, as -1,1,1; default: the one it was trained on"
-    )
+    about = "mesh to run on, as -1,1,1; default: the one it was trained on"
+    parser.add_argument("--mesh", type=command_line.mesh, metavar=command_line.MESH, help=about)
 
 
 def open_run(options: argparse.Namespace) -> runs.Run:
-    """The run that `add_run_options` chose; ValueError for a mesh that is not three integers."""
-    mesh = None
-    if options.mesh:
-        sizes = options.mesh.split(",")
-        if len(sizes) != 3 or not all(size.strip().lstrip("-").isdigit() for size in sizes):
-            raise ValueError(f"--mesh={options.mesh}: give three integers, data,domain,tensor, as 1,4,2")
-        mesh = make_mesh(*map(int, sizes))
+    """The run that `add_run_options` chose."""
+    mesh = options.mesh and make_mesh(*options.mesh)
     return runs.open_run(options.workdir, data=options.data, mesh=mesh)
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> command_line.Parser:
     """The command line's options."""
-    description, _, epilog = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.evaluate",
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.make_parser("experiments.evaluate", __doc__)
     add_run_options(parser)
-    parser.add_argument(
-        "--period", nargs=2, metavar=("FIRST", "LAST"), help="dates of the starts, both included; default: the config's"
-    )
-    parser.add_argument("--leads", metavar="H,H,...", help="lead times in hours, as 6,24,72; default: the config's")
-    parser.add_argument("--max_starts", type=int, metavar="N", help="score so many forecasts, evenly spread; 0: all")
-    parser.add_argument("--batch_size", type=int, metavar="N", help="forecasts at a time; default: the config's")
-    parser.add_argument("--output", metavar="FILE", help=f"JSON file of the scores; default: {SCORES_FILE} in DIR")
+    add, at_least = parser.add_argument, command_line.integer
+    about = "dates of the starts, both included; default: the config's"
+    add("--period", type=command_line.period, metavar="FIRST,LAST", help=about)
+    about = "lead times in hours, as 6,24,72; default: the config's"
+    add("--leads", type=command_line.integers, metavar="H,H,...", help=about)
+    add("--max_starts", type=at_least(0), metavar="N", help="score so many forecasts, evenly spread; 0: all")
+    add("--batch_size", type=at_least(1), metavar="N", help="forecasts at a time; default: the config's")
+    add("--output", metavar="FILE", help=f"JSON file of the scores; default: {SCORES_FILE} in DIR")
     return parser
-
-
-def parse_leads(text: str | None) -> tuple[int, ...] | None:
-    """(6, 24, 72) from "6,24,72"; ValueError for anything but integers."""
-    if text is None:
-        return None
-    try:
-        return tuple(int(lead) for lead in text.split(","))
-    except ValueError:
-        raise ValueError(f"--leads={text}: give hours with commas between them, as 6,24,72") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
     distributed.initialize()
-    try:
-        score(
-            open_run(options),
-            period=options.period and tuple(options.period),
-            lead_hours=parse_leads(options.leads),
-            mode=options.mode,
-            batch_size=options.batch_size,
-            max_starts=options.max_starts,
-            output=options.output,
-        )
-    except ValueError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    score(
+        open_run(options),
+        period=options.period,
+        lead_hours=options.leads,
+        mode=options.mode,
+        batch_size=options.batch_size,
+        max_starts=options.max_starts,
+        output=options.output,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

@@ -13,7 +13,6 @@ Examples:
     --channel=geopotential_500
 """
 
-import argparse
 import os
 import pathlib
 import sys
@@ -22,6 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import jax
 import numpy as np
 
+from experiments import command_line
 from experiments.evaluate import add_run_options, open_run
 from weathermixer.archive.archive import Archive
 from weathermixer.archive.loader import read_frames
@@ -173,52 +173,35 @@ def _draw(run: runs.Run, plot: pathlib.Path, forecast, truth, *, channel: int, s
     figure.savefig(plot)
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> command_line.Parser:
     """The command line's options."""
-    description, _, epilog = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.forecast",
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.make_parser("experiments.forecast", __doc__)
     add_run_options(parser)
-    parser.add_argument("--start", metavar="TIME,...", help="times to start from; default: first of the test period")
-    parser.add_argument("--hours", type=int, metavar="H", help="length of the forecast; default: the config's")
-    parser.add_argument("--output", metavar="FILE", help=f"a .zarr or .nc file; default: {FORECAST_FILE} in DIR")
-    parser.add_argument("--plot", metavar="FILE", help=f"image of the map; default: {PLOT_FILE} in DIR")
-    parser.add_argument("--plot_hours", type=int, default=24, metavar="H", help="lead that is drawn; default: 24")
-    parser.add_argument("--channel", metavar="NAME", help=f"channel that is drawn; default: {DRAWN_FIRST} or the first")
+    add, hours = parser.add_argument, command_line.integer(1)
+    about = "times to start from; default: first of the test period"
+    add("--start", type=command_line.times, metavar="TIME,...", help=about)
+    add("--hours", type=hours, metavar="H", help="length of the forecast; default: the config's")
+    add("--output", metavar="FILE", help=f"a .zarr or .nc file; default: {FORECAST_FILE} in DIR")
+    add("--plot", metavar="FILE", help=f"image of the map; default: {PLOT_FILE} in DIR")
+    add("--plot_hours", type=hours, default=24, metavar="H", help="lead that is drawn; default: 24")
+    add("--channel", metavar="NAME", help=f"channel that is drawn; default: {DRAWN_FIRST} or the first")
     return parser
-
-
-def parse_starts(text: str | None) -> list[np.datetime64] | None:
-    """Times from "2018-01-01T00,2018-01-01T12"; ValueError for what is no time."""
-    if text is None:
-        return None
-    try:
-        return [np.datetime64(part.strip(), "ns") for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--start={text}: give times with commas between them, as 2018-01-01T00") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
     distributed.initialize()
-    try:
-        write(
-            open_run(options),
-            starts=parse_starts(options.start),
-            hours=options.hours,
-            mode=options.mode,
-            output=options.output,
-            plot=options.plot,
-            plot_hours=options.plot_hours,
-            channel=options.channel,
-        )
-    except ValueError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    write(
+        open_run(options),
+        starts=options.start,
+        hours=options.hours,
+        mode=options.mode,
+        output=options.output,
+        plot=options.plot,
+        plot_hours=options.plot_hours,
+        channel=options.channel,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

@@ -1,11 +1,14 @@
 """Shows that a mesh computes what one device computes: loss, every parameter's gradient and a short training run.
 
-  python -m experiments.parity --config=experiments/configs/quickstart.py --mesh=2,2,2 [--against=1,1,1]
+  python -m experiments.parity --config=quickstart --mesh=2,2,2 [--against=1,1,1]
+
+To try it without GPUs, simulate devices:
+
+  XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m experiments.parity --config=quickstart --mesh=2,2,2
 
 --mesh and --against are data,domain,tensor. Both run the config's real model, loss and optimizer on the same random
 fields, with dropout, latent rollout, rematerialization, moving average and ZeRO as the config has them, in float32
-(products in full precision) and in bfloat16. To try it without GPUs:
-XLA_FLAGS=--xla_force_host_platform_device_count=8.
+(products in full precision) and in bfloat16.
 
 Differences are relative, |a - b| / |b| over all elements of a quantity (gradients that vanish: see `differences`). In
 float32, between the meshes, they may be as large as sums in another order make them. Two runs in bfloat16 are rounded
@@ -15,22 +18,14 @@ Exit status 1 where a difference is larger.
 """
 
 import dataclasses
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
-from absl import app, flags
 
-from experiments import shared_flags, synthetic
+from experiments import command_line, synthetic
 from weathermixer.parallel.mesh import check_divides, make_mesh, use_mesh
 from weathermixer.runs.settings import Settings
-
-flags.adopt_module_key_flags(shared_flags)
-_MESH = flags.DEFINE_list("mesh", None, "data,domain,tensor of the mesh to show right")
-_AGAINST = flags.DEFINE_list("against", ["1", "1", "1"], "data,domain,tensor of the mesh to compare it to")
-_STEPS = flags.DEFINE_integer("steps", 10, "length of the training run", lower_bound=1)
-_SHOW = flags.DEFINE_integer("show", 8, "how many parameters, the worst ones, the table shows; 0: all", lower_bound=0)
 
 # Of float32 on a mesh: sums of thousands of terms in another order. A gradient is a long chain of such sums, a run a
 # chain of gradients. What is wrong in kind, such as a norm over a shard or a bias counted twice, differs by percents.
@@ -143,30 +138,41 @@ def format_differences(title: str, rows: list[Difference], show: int) -> str:
     return "\n".join(lines)
 
 
-def main(_) -> None:
-    mesh, against = (tuple(int(size) for size in sizes) for sizes in (_MESH.value, _AGAINST.value))
-    if len(mesh) != 3 or len(against) != 3:
-        raise app.UsageError("--mesh and --against are three sizes: data,domain,tensor")
+def make_parser() -> command_line.Parser:
+    """The command line's options."""
+    parser = command_line.make_parser("experiments.parity", __doc__)
+    command_line.add_config(parser)
+    command_line.add_data(parser, "default: made-up fields")
+    command_line.add_grid(parser, default=(64, 128))
+    sizes = dict(type=command_line.mesh, metavar=command_line.MESH)
+    parser.add_argument("--mesh", required=True, **sizes, help="mesh to show right, as 2,2,2")
+    parser.add_argument("--against", default=(1, 1, 1), **sizes, help="mesh to compare it to; default: 1,1,1")
+    about = "length of the training run; default: 10"
+    parser.add_argument("--steps", default=10, type=command_line.integer(1), metavar="N", help=about)
+    about = "how many parameters, the worst ones, the table shows; 0: all; default: 8"
+    parser.add_argument("--show", default=8, type=command_line.integer(0), metavar="N", help=about)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures and prints; returns 1 where a difference is too large."""
+    options = make_parser().parse_args(arguments)
     if jax.process_count() > 1:
-        raise app.UsageError("parity compares whole arrays in one process: start it on one host")
+        raise ValueError("parity compares whole arrays in one process: start it on one host")
     measured, fine = {}, True
-    try:
-        options = dict(data=shared_flags.DATA.value, grid=shared_flags.find_grid((64, 128)), steps=_STEPS.value)
-        for dtype in ("float32", "bfloat16"):
-            settings = shared_flags.read_settings().replace({"model.compute_dtype": dtype})
-            there, here = measure(settings, against, **options), measure(settings, mesh, **options)
-            measured[dtype] = there
-            rounding = None if dtype == "float32" else differences(there, measured["float32"])
-            rows = compare(differences(here, measured["float32"]), rounding)
-            title = f"{dtype}: mesh {mesh} against {against} in float32, relative differences"
-            print(format_differences(title, rows, _SHOW.value), flush=True)
-            fine &= all(row.fine for row in rows)
-    except ValueError as error:
-        raise app.UsageError(str(error)) from error
+    problem = dict(data=options.data, grid=options.grid, steps=options.steps)
+    for dtype in ("float32", "bfloat16"):
+        settings = command_line.read_settings(options).replace({"model.compute_dtype": dtype})
+        there, here = (measure(settings, sizes, **problem) for sizes in (options.against, options.mesh))
+        measured[dtype] = there
+        rounding = None if dtype == "float32" else differences(there, measured["float32"])
+        rows = compare(differences(here, measured["float32"]), rounding)
+        title = f"{dtype}: mesh {options.mesh} against {options.against} in float32, relative differences"
+        print(format_differences(title, rows, options.show), flush=True)
+        fine &= all(row.fine for row in rows)
     print("the meshes agree" if fine else "the meshes DO NOT agree")
-    sys.exit(0 if fine else 1)
+    return 0 if fine else 1
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "mesh"])
-    app.run(main)
+    command_line.run(main)

@@ -1,29 +1,27 @@
 """Plans a training run before anything is started: which meshes hold the model, how fast they are, what limits them.
 
-  python -m experiments.plan --config=experiments/configs/reference.py --devices=256 --device=h200 [--grid=0.125]
+  python -m experiments.plan --config=reference --devices=256 --device=h200 [--grid=0.125]
 
-Every (data, domain, tensor) of the device count is judged by closed formulae (weathermixer/cost), in seconds on a CPU:
-memory per device, bytes exchanged within and between nodes, bytes read per node, the predicted step and its share of
-peak. Meshes that do not divide the model or do not fit in memory are listed with the numbers. Other sizes of the
-published model: --config=experiments/configs/reference.py:3.2b or :10b, or any field: --config.model.embed=8192.
+Every (data, domain, tensor) of the device count is judged by closed formulae (weathermixer/planning), in seconds on a
+CPU: memory per device, bytes exchanged within and between nodes, bytes read per node, the predicted step and its share
+of peak. Meshes that do not divide the model or do not fit in memory are listed with the numbers. Other sizes of the
+published model: --config=reference:3.2b or :10b, or any field: --config.model.embed=8192.
 
 --compile lowers the real training step for the best mesh on simulated devices and sets the compiler's account of memory
 beside the formulae's. Machines are in weathermixer/planning/hardware.py; their numbers can be replaced:
 --hardware=read_rate=40e9,node_size=4. --measured shows what is predicted for the steps that were timed.
 """
 
+import argparse
 import csv
 import dataclasses
 import json
-import pathlib
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from absl import app, flags
-
-from experiments import compiled, shared_flags, synthetic
+from experiments import command_line, compiled, synthetic
 from weathermixer.model.weathermixer import ModelShape
+from weathermixer.parallel.zero import ZERO
 from weathermixer.planning.hardware import HARDWARE, Hardware, find_hardware
 from weathermixer.planning.measured import MEASURED, MODELS, Measured
 from weathermixer.planning.meshes import StepOptions
@@ -31,21 +29,6 @@ from weathermixer.planning.plan import USABLE_MEMORY, Plan, Refusal, plan_meshes
 from weathermixer.planning.time import step_time
 from weathermixer.planning.work import forward_flops, parameters
 from weathermixer.runs.settings import Settings
-
-flags.adopt_module_key_flags(shared_flags)
-_DEVICES = flags.DEFINE_integer("devices", 1, "how many devices", lower_bound=1)
-_DEVICE = flags.DEFINE_enum("device", "h200", sorted(HARDWARE), "which machine")
-_HARDWARE = flags.DEFINE_list("hardware", [], "numbers of the machine to replace, such as read_rate=40e9,node_size=4")
-_SAMPLES = flags.DEFINE_integer("samples_per_instance", 1, "batch = this times the mesh's data axis", lower_bound=1)
-_BATCH = flags.DEFINE_integer("batch", 0, "a batch that is the same on every mesh, instead", lower_bound=0)
-_ZERO = flags.DEFINE_enum(
-    "zero", None, ["none", "moments", "parameters"], "what is cut over data too; default: the config's"
-)
-_TOP = flags.DEFINE_integer("top", 12, "how many meshes the table shows; 0: all", lower_bound=0)
-_COMPILE = flags.DEFINE_bool("compile", False, "compile the best mesh's step on simulated devices and compare memory")
-_MEASURED = flags.DEFINE_bool("measured", False, "show the predictions for the steps that were timed, and nothing else")
-_CSV = flags.DEFINE_string("csv", None, "file to write every plan to")
-_JSON = flags.DEFINE_string("json", None, "file to write plans and refusals to")
 
 
 def step_options(settings: Settings, hardware: Hardware, *, batch: int, zero: str) -> StepOptions:
@@ -64,15 +47,15 @@ def step_options(settings: Settings, hardware: Hardware, *, batch: int, zero: st
     )
 
 
-def overrides(replaced: list[str]) -> dict[str, float]:
-    """The machine's numbers that --hardware replaces; ValueError where one is not NAME=NUMBER."""
+def replaced(text: str) -> dict[str, float]:
+    """The machine's numbers in "read_rate=40e9,node_size=4"."""
     found = {}
-    for setting in replaced:
+    for setting in command_line.words(text):
         name, _, value = setting.partition("=")
         try:
             found[name] = int(value) if name == "node_size" else float(value)
-        except ValueError as error:
-            raise ValueError(f"--hardware={setting!r} is not NAME=NUMBER, such as read_rate=40e9") from error
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{setting!r} is not NAME=NUMBER, such as read_rate=40e9") from None
     return found
 
 
@@ -187,58 +170,85 @@ def header(settings: Settings, shape: ModelShape, options: StepOptions, hardware
     )
 
 
-def main(_) -> None:
-    if _MEASURED.value:
+def make_parser() -> command_line.Parser:
+    """The command line's options."""
+    parser = command_line.make_parser("experiments.plan", __doc__)
+    command_line.add_config(parser, required=False)
+    command_line.add_data(parser, "default: a grid and the config's channels, or ERA5's")
+    command_line.add_grid(parser, default=(720, 1440))
+    add, least = parser.add_argument, command_line.integer
+    add("--devices", type=least(1), default=1, metavar="N", help="how many devices; default: 1")
+    add("--device", default="h200", choices=sorted(HARDWARE), help="which machine; default: h200")
+    add("--hardware", type=replaced, default={}, metavar="NAME=NUMBER,...", help="numbers of the machine to replace")
+    batch = parser.add_mutually_exclusive_group()
+    about = "batch = this times the mesh's data axis; default: 1"
+    batch.add_argument("--samples_per_instance", type=least(1), default=1, metavar="N", help=about)
+    batch.add_argument("--batch_size", type=least(1), metavar="N", help="instead: the same batch on every mesh")
+    add("--zero", choices=ZERO, help="what is cut over data too; default: the config's")
+    add("--top", type=least(0), default=12, metavar="N", help="how many meshes the table shows; 0: all; default: 12")
+    add("--compile", action="store_true", help="compile the best mesh's step on simulated devices and compare memory")
+    add("--measured", action="store_true", help="show the predictions for the steps that were timed, and nothing else")
+    add("--csv", type=command_line.output_file, metavar="FILE", help="every plan is written to this file")
+    add("--json", type=command_line.output_file, metavar="FILE", help="plans and refusals are written to this file")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if options.measured:
         print(format_measured(MEASURED))
         return
-    if shared_flags.CONFIG.value is None:
-        raise app.UsageError("--config says which model to plan, or --measured shows the steps that were timed")
-    try:
-        settings = shared_flags.read_settings()
-        hardware = find_hardware(_DEVICE.value, **overrides(_HARDWARE.value))
-        grid = shared_flags.find_grid((720, 1440))
-        if not shared_flags.DATA.value:  # on a grid finer than 0.25 degrees the patch grows to cover as much
-            patch = tuple(max(1, grid[0] // 720) * size for size in settings.model.patch)
-            settings = settings.replace({"model.patch": patch})
-        shape, channel_set = synthetic.find_sizes(settings, data=shared_flags.DATA.value, grid=grid)
-        zero = _ZERO.value or settings.mesh.zero
-        options = step_options(settings, hardware, batch=_BATCH.value or 1, zero=zero)
-        samples = 0 if _BATCH.value else _SAMPLES.value
-        plans, refusals = plan_meshes(shape, _DEVICES.value, options, hardware, samples_per_instance=samples)
-    except ValueError as error:
-        raise app.UsageError(str(error)) from error
-    print(header(settings, shape, options, hardware))
+    if options.config is None:
+        parser.error("--config says which model to plan; --measured shows the steps that were timed")
+    settings = command_line.read_settings(options)
+    hardware = find_hardware(options.device, **options.hardware)
+    if not options.data:  # on a grid finer than 0.25 degrees the patch grows to cover as much
+        patch = tuple(max(1, options.grid[0] // 720) * size for size in settings.model.patch)
+        settings = settings.replace({"model.patch": patch})
+    shape, channel_set = synthetic.find_sizes(settings, data=options.data, grid=options.grid)
+    step = step_options(settings, hardware, batch=options.batch_size or 1, zero=options.zero or settings.mesh.zero)
+    samples = 0 if options.batch_size else options.samples_per_instance
+    plans, refusals = plan_meshes(shape, options.devices, step, hardware, samples_per_instance=samples)
+    print(header(settings, shape, step, hardware))
     if plans:
-        print(f"\n{len(plans)} meshes of {_DEVICES.value} devices, fastest per sample first:\n")
-        print(format_plans(plans, _TOP.value))
-        print(
-            "\nreading: MB per process (one per node) and step, and the rate that hides it; exch, read: what the step "
-            "waits\nfor, beside it what hides; peak: three forward passes over step time and peak. How near such times "
-            "are to\nmeasured ones: --measured."
-        )
-        planned = [(hardware.name, p.layout, shape, dataclasses.replace(options, batch=p.batch)) for p in plans]
-        timed = [c for c in MEASURED if (c.device, c.layout, ModelShape(**MODELS[c.model]), c.options) in planned]
-        if timed:
-            print(f"\n{format_measured(timed)}")
+        print_plans(plans, shape, step, hardware, devices=options.devices, top=options.top)
     if refusals:
         print(f"\n{len(refusals)} refused:\n{format_refusals(refusals)}")
-    if _CSV.value and plans:
-        with open(_CSV.value, "w", newline="", encoding="utf-8") as file:
+    if options.csv and plans:
+        with options.csv.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(row(plans[0])))
             writer.writeheader()
             writer.writerows(map(row, plans))
-    if _JSON.value:
+    if options.json:
         refused = [{**dataclasses.asdict(r.layout), "reasons": r.reasons} for r in refusals]
         text = json.dumps({"plans": list(map(row, plans)), "refused": refused}, indent=1)
-        pathlib.Path(_JSON.value).write_text(text, encoding="utf-8")
+        options.json.write_text(text, encoding="utf-8")
     if not plans:
-        sys.exit(
-            f"no mesh of {_DEVICES.value} x {hardware.name} holds this model: use more devices, "
+        raise ValueError(
+            f"no mesh of {options.devices} x {hardware.name} holds this model: use more devices, "
             "--config.model.rematerialize=block or --zero=parameters"
         )
-    if _COMPILE.value:
-        print("\n" + compiled.compare(settings, shape, channel_set, plans[0], options))
+    if options.compile:
+        print("\n" + compiled.compare(settings, shape, channel_set, plans[0], step))
+
+
+def print_plans(
+    plans: list[Plan], shape: ModelShape, step: StepOptions, hardware: Hardware, *, devices: int, top: int
+) -> None:
+    """The table of meshes, how to read it, and what was timed of them."""
+    print(f"\n{len(plans)} meshes of {devices} devices, fastest per sample first:\n")
+    print(format_plans(plans, top))
+    print(
+        "\nreading: MB per process (one per node) and step, and the rate that hides it; exch, read: what the step "
+        "waits\nfor, beside it what hides; peak: three forward passes over step time and peak. How near such times "
+        "are to\nmeasured ones: --measured."
+    )
+    planned = [(hardware.name, p.layout, shape, dataclasses.replace(step, batch=p.batch)) for p in plans]
+    timed = [c for c in MEASURED if (c.device, c.layout, ModelShape(**MODELS[c.model]), c.options) in planned]
+    if timed:
+        print(f"\n{format_measured(timed)}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

@@ -8,14 +8,14 @@ computed here. DEST is a folder, or an s3:// or gs:// address.
 
 Examples:
   # look before you leap: variables, sizes, layout, memory; nothing is read or written
-  python -m experiments.prepare era5.zarr era5.archive --dry-run
+  python -m experiments.prepare era5.zarr era5.archive --dry_run
   # 64 x 32 ERA5 from the public bucket, three variables on three levels
   python -m experiments.prepare \\
     gs://weatherbench2/datasets/era5/1959-2022-6h-64x32_equiangular_conservative.zarr era5_64x32.archive --anonymous \\
-    --variables geopotential temperature 2m_temperature --levels 850 500 250 --period 1979-01-01 2018-12-31
+    --variables=geopotential,temperature,2m_temperature --levels=850,500,250 --period=1979-01-01,2018-12-31
   # the published 0.25 degree set, for meshes of up to 8 latitude bands x 2 channel groups
   python -m experiments.prepare ERA5.zarr s3://bucket/era5.archive \\
-    --channels era5 --crop-south-pole --domain 8 --tensor 2
+    --channels=era5 --crop_south_pole --domain=8 --tensor=2
 
 A prepare that was stopped, however hard, goes on where it was when the same command is given again. NetCDF and Zarr are
 read as they are; GRIB needs pip install 'weathermixer[grib]', s3:// and gs:// need 'weathermixer[cloud]'.
@@ -23,10 +23,10 @@ read as they are; GRIB needs pip install 'weathermixer[grib]', s3:// and gs:// n
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
+from experiments import command_line
 from weathermixer.archive.archive import Archive
 from weathermixer.archive.layout import COMPRESSORS
 from weathermixer.archive.verify import verify_archive
@@ -41,81 +41,69 @@ COMPRESSOR_HELP = "default: none, read fastest; zstd (2/3 of the bytes), lz4 (4/
 CLIMATOLOGY_HELP = "mean by hour and day of the year, as WeatherBench 2's; auto: of ten years or more"
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> command_line.Parser:
     """The command line's options."""
-    description, _, epilog = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.prepare",
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.make_parser("experiments.prepare", __doc__)
+    words, period, count = command_line.words, command_line.period, command_line.integer(1)
     parser.add_argument("source", help="Zarr store, netCDF or GRIB file or quoted glob, or `simulated`")
     parser.add_argument("dest", help="where the archive goes: folder, s3:// or gs://")
-    what = parser.add_argument_group("what to take from the source")
-    what.add_argument(
-        "--channels", choices=["era5"], help="a ready set instead of --variables and --levels: era5 = 69 + 3"
-    )
-    what.add_argument(
-        "--variables", nargs="+", metavar="NAME", help="WeatherBench 2 names; default: all that are known"
-    )
-    what.add_argument("--levels", nargs="+", type=int, metavar="HPA", help="pressure levels; default: all there are")
-    what.add_argument("--static", nargs="*", metavar="NAME", help="static fields; default: those known that are there")
-    what.add_argument("--period", nargs=2, metavar=("FIRST", "LAST"), help="dates, both included; default: everything")
-    what.add_argument(
-        "--step", type=int, metavar="HOURS", help="hours between times; default: 6, or the source's if longer"
-    )
-    what.add_argument("--exclude", nargs="+", default=[], metavar="TIME", help="times to leave out, as 2020-02-29T06")
-    what.add_argument("--crop-south-pole", action="store_true", help="drop the last row: 721 -> 720, as published")
-    what.add_argument("--coarsen", type=int, default=1, metavar="K", help="average blocks of K x K cells")
-    what.add_argument(
-        "--select", nargs="+", default=[], metavar="DIM=VALUE", help="one entry of other dimensions: number=0"
-    )
-    what.add_argument("--days", type=int, default=DAYS, metavar="N", help=f"of `simulated`; default: {DAYS}")
-    what.add_argument("--anonymous", action="store_true", help="public bucket: no credentials are looked for")
-    how = parser.add_argument_group("how to keep it")
-    how.add_argument("--dtype", default="float16", choices=["float16", "int16", "float32"], help="default: float16")
-    how.add_argument("--compressor", default="none", choices=list(COMPRESSORS), help=COMPRESSOR_HELP)
-    how.add_argument(
-        "--domain", type=int, default=1, metavar="N", help="largest number of latitude bands to train with"
-    )
-    how.add_argument(
-        "--tensor", type=int, default=1, metavar="N", help="largest number of channel groups to train with"
-    )
-    how.add_argument("--times-per-shard", type=int, metavar="N", help="times in one file; default: up to 256 MiB")
-    how.add_argument(
-        "--statistics-period", nargs=2, metavar=("FIRST", "LAST"), help="dates that count: the training years"
-    )
-    how.add_argument("--area-weighted", action="store_true", help="weigh the statistics by the cells' area")
-    how.add_argument(
-        "--keep-faults", action="store_true", help="keep missing, infinite and constant fields, and name them"
-    )
-    how.add_argument("--climatology", choices=["auto", "yes", "no"], default="auto", help=CLIMATOLOGY_HELP)
-    how.add_argument("--threads", type=int, metavar="N", help="variables read at once; default: cores, at most 8")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be made, and stop")
-    parser.add_argument(
-        "--verify", action="store_true", help="read DEST again, made now or before, and check every byte"
-    )
+    take = parser.add_argument_group("what to take from the source").add_argument
+    about = "a ready set instead of --variables and --levels: era5 = 69 + 3"
+    take("--channels", choices=["era5"], help=about)
+    about = "WeatherBench 2 names; default: all that are known"
+    take("--variables", type=words, metavar="NAME,...", help=about)
+    take("--levels", type=command_line.integers, metavar="HPA,...", help="pressure levels; default: all there are")
+    about = "static fields, --static= for none; default: those known that are there"
+    take("--static", type=words, metavar="NAME,...", help=about)
+    take("--period", type=period, metavar="FIRST,LAST", help="dates, both included; default: everything")
+    take("--step", type=count, metavar="HOURS", help="hours between times; default: 6, or the source's if longer")
+    about = "times to leave out, as 2020-02-29T06"
+    take("--exclude", type=command_line.times, default=(), metavar="TIME,...", help=about)
+    take("--crop_south_pole", action="store_true", help="drop the last row: 721 -> 720, as published")
+    take("--coarsen", type=count, default=1, metavar="K", help="average blocks of K x K cells")
+    about = "one entry of other dimensions: number=0"
+    take("--select", type=selection, default={}, metavar="DIM=VALUE,...", help=about)
+    take("--days", type=count, default=DAYS, metavar="N", help=f"of `simulated`; default: {DAYS}")
+    take("--anonymous", action="store_true", help="public bucket: no credentials are looked for")
+    keep = parser.add_argument_group("how to keep it").add_argument
+    keep("--dtype", default="float16", choices=["float16", "int16", "float32"], help="default: float16")
+    keep("--compressor", default="none", choices=list(COMPRESSORS), help=COMPRESSOR_HELP)
+    keep("--domain", type=count, default=1, metavar="N", help="largest number of latitude bands to train with")
+    keep("--tensor", type=count, default=1, metavar="N", help="largest number of channel groups to train with")
+    keep("--times_per_shard", type=count, metavar="N", help="times in one file; default: up to 256 MiB")
+    about = "dates that count: the training years"
+    keep("--statistics_period", type=period, metavar="FIRST,LAST", help=about)
+    keep("--area_weighted", action="store_true", help="weigh the statistics by the cells' area")
+    keep("--keep_faults", action="store_true", help="keep missing, infinite and constant fields, and name them")
+    keep("--climatology", choices=["auto", "yes", "no"], default="auto", help=CLIMATOLOGY_HELP)
+    keep("--threads", type=count, metavar="N", help="variables read at once; default: cores, at most 8")
+    parser.add_argument("--dry_run", action="store_true", help="print what would be made, and stop")
+    about = "read DEST again, made now or before, and check every byte"
+    parser.add_argument("--verify", action="store_true", help=about)
     return parser
 
 
+def selection(text: str) -> dict[str, int | str]:
+    """{"number": 0} from "number=0"."""
+    found = {}
+    for setting in command_line.words(text):
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise argparse.ArgumentTypeError(f"{setting!r} is not DIM=VALUE, such as number=0")
+        found[name] = int(value) if value.lstrip("-").isdigit() else value
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 1 where something is wrong, which is printed."""
+    """Runs the command; returns its exit status: 1 where --verify finds faults, which are printed."""
     options = make_parser().parse_args(arguments)
-    try:
-        if options.verify and not options.dry_run and is_published(options.dest):
-            print(f"{options.dest} is published: nothing to prepare")
-        elif not _prepare(options) or not options.verify:
-            return 0
-        findings = verify_archive(options.dest)
-        print("\n".join(findings or [f"verified {options.dest}: every value is as it was prepared"]))
-        return 1 if findings else 0
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"prepare: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("prepare: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
+    if options.verify and not options.dry_run and is_published(options.dest):
+        print(f"{options.dest} is published: nothing to prepare")
+    elif not _prepare(options) or not options.verify:
+        return 0
+    findings = verify_archive(options.dest)
+    print("\n".join(findings or [f"verified {options.dest}: every value is as it was prepared"]))
+    return 1 if findings else 0
 
 
 def _prepare(options: argparse.Namespace) -> bool:
@@ -140,7 +128,7 @@ def _prepare(options: argparse.Namespace) -> bool:
         source,
         options.dest,
         **layout,
-        statistics_period=_pair(options.statistics_period),
+        statistics_period=options.statistics_period,
         area_weighted=options.area_weighted,
         keep_faults=options.keep_faults,
         climatology={"auto": None, "yes": True, "no": False}[options.climatology],
@@ -154,7 +142,6 @@ def source_options(options: argparse.Namespace) -> dict[str, Any]:
     variables, levels, static = options.variables, options.levels, options.static
     if options.channels == "era5":
         variables, levels, static = [channel.name for channel in ERA5.dynamic], None, list(ERA5.static)
-    select = dict(text.split("=", 1) for text in options.select)
     storage = {}
     if options.anonymous:
         storage = {"token": "anon"} if options.source.startswith("gs://") else {"anon": True}
@@ -162,12 +149,12 @@ def source_options(options: argparse.Namespace) -> dict[str, Any]:
         "variables": variables,
         "levels_hpa": levels,
         "static": static,
-        "period": _pair(options.period),
+        "period": options.period,
         "step_hours": options.step,
         "crop_south_pole": options.crop_south_pole,
         "coarsen": options.coarsen,
         "exclude": options.exclude,
-        "select": {name: int(value) if value.lstrip("-").isdigit() else value for name, value in select.items()},
+        "select": options.select,
         "storage_options": storage,
     }
 
@@ -223,10 +210,6 @@ def describe_archive(archive: Archive) -> str:
     return "\n".join(lines)
 
 
-def _pair(values: Sequence[str] | None) -> tuple[str, str] | None:
-    return None if values is None else (values[0], values[1])
-
-
 def _compression(plan: ArchivePlan) -> str:
     if plan.compressor == "none":
         return "without compression"
@@ -246,4 +229,4 @@ def _size(count: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line.run(main)

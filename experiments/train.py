@@ -1,14 +1,14 @@
 """Trains a WeatherMixer, from a config to a checkpoint; the same command goes on where a run was stopped.
 
-  python -m experiments.train --config=experiments/configs/NAME.py --workdir=DIR [--data=ARCHIVE] [--config.FIELD=VALUE]
+  python -m experiments.train --config=NAME --workdir=DIR [--data=ARCHIVE] [--config.FIELD=VALUE]
 
-Start with the embedded default, which simulates its own small atmosphere and ends with scores, a forecast and a map:
+Start with the quickstart, which simulates its own small atmosphere and ends with scores, a forecast and a map:
 
-  python -m experiments.train --config=experiments/configs/quickstart.py --workdir=runs/quickstart
+  python -m experiments.train --config=quickstart --workdir=runs/quickstart
 
 Configs: quickstart (simulated, minutes on a laptop), gfs_wind (real analyses, small), reference (the published 1.06 B
-model at 0.25 degrees). Every field of a config is documented in weathermixer/runs/settings.py and can be set on the
-command line: --config.training.steps=200 --config.mesh.domain=4.
+model at 0.25 degrees), or a file of your own: --config=own.py. Every field of a config is documented in
+weathermixer/runs/settings.py and can be set on the command line: --config.training.steps=200 --config.mesh.domain=4.
 
 DIR receives config.json, log.txt, metrics.jsonl, tensorboard/, checkpoints/ and, where the config asks for them,
 scores.json, forecast.zarr and forecast.png. To try meshes without GPUs, simulate devices:
@@ -17,15 +17,13 @@ XLA_FLAGS=--xla_force_host_platform_device_count=8. On several machines start on
 
 import math
 import pathlib
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-from absl import app, flags, logging
 from jax.sharding import Mesh
 
-from experiments import evaluate, forecast, shared_flags
+from experiments import command_line, evaluate, forecast
 from weathermixer.archive.archive import Archive
 from weathermixer.archive.boxes import read_amplification
 from weathermixer.archive.loader import Batch, Batches, make_batches
@@ -43,9 +41,6 @@ from weathermixer.runs.settings import Settings
 from weathermixer.training.checkpoint import Checkpoints, open_checkpoints
 from weathermixer.training.state import TrainState, describe
 from weathermixer.training.telemetry import RunLog, open_log
-
-flags.adopt_module_key_flags(shared_flags)
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; one that exists is resumed")
 
 
 def train(settings: Settings, workdir: pathlib.Path, data: str | None = None) -> runs.Run:
@@ -220,30 +215,24 @@ def _open_log(settings: Settings, workdir: pathlib.Path, training: build.Trainin
     )
 
 
-def main(_) -> None:
-    logging.set_verbosity(logging.WARNING)  # Orbax tells of every file at INFO
+def make_parser() -> command_line.Parser:
+    """The command line's options."""
+    parser = command_line.make_parser("experiments.train", __doc__)
+    command_line.add_config(parser)
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run; one that exists is resumed")
+    command_line.add_data(parser, "default: the config's own data")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = make_parser().parse_args(arguments)
+    settings = command_line.read_settings(options)
     distributed.initialize()
-    workdir = pathlib.Path(_WORKDIR.value).expanduser().resolve()
-    try:
-        settings = shared_flags.read_settings()
-        run = train(settings, workdir, shared_flags.DATA.value)
-        if settings.evaluation.final:
-            evaluate.score(run)
-            forecast.write(run)
-    except (ValueError, FloatingPointError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-
-
-def parse_flags(arguments: list[str]) -> list[str]:
-    """absl's parsing, but a config or a field that is not there ends with one line instead of a traceback."""
-    try:
-        rest = app.parse_flags_with_usage(arguments)
-        assert shared_flags.CONFIG.value is not None  # where its file failed to load, this raises
-        return rest
-    except (AttributeError, OSError, TypeError) as error:
-        sys.exit(f"--config: {error}\nEvery field is documented in weathermixer/runs/settings.py.")
+    run = train(settings, pathlib.Path(options.workdir).expanduser().resolve(), options.data)
+    if settings.evaluation.final:
+        evaluate.score(run)
+        forecast.write(run)
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=parse_flags)
+    command_line.run(main)

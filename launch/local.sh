@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Several processes of one run on this machine, as if they were several hosts:
 #
-#   launch/local.sh 2 python -m experiments.train --config=experiments/configs/quickstart.py --workdir=runs/two
+#   launch/local.sh 2 python -m experiments.train --config=quickstart --workdir=runs/two
 #
 # Every process learns its place from three variables (weathermixer/parallel/distributed.py) and takes its share of the GPUs. On a
 # machine without GPUs, JAX_NUM_CPU_DEVICES=4 gives each of them four simulated devices. Ctrl-C and SIGTERM reach all;

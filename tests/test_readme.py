@@ -3,16 +3,14 @@
 A command is a line of a ```bash block, or inline code, that calls a program of this project.
 """
 
-import importlib.util
-import json
-import os
+import importlib
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from experiments import command_line
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -49,21 +47,6 @@ def programs(command: str) -> list[tuple[str, list[str]]]:
     return found
 
 
-# Imports a program once, then parses each list of arguments in a child of its own: absl's flags cannot be parsed twice.
-PARSE_FLAGS = """
-import importlib, json, os, sys
-from absl import flags
-module, shown = sys.argv[1:]
-importlib.import_module(module)
-for arguments in json.loads(shown):
-    if os.fork() == 0:
-        sys.argv = [module, *arguments]  # where ml_collections looks for changes of the config's fields
-        flags.FLAGS(sys.argv)
-        os._exit(0)
-    if os.wait()[1]:
-        sys.exit(f"{module} does not accept {arguments}")
-"""
-
 SHOWN: dict[str, list[list[str]]] = {}
 for _found in (
     *(page_commands(page.read_text()) for page in PAGES),
@@ -78,32 +61,19 @@ for _found in (
 
 @pytest.mark.parametrize("module", sorted(SHOWN))
 def test_the_programs_accept_the_commands_shown(module):
-    """Those of the pages and of the configs' headers, parsed as the program does it."""
-    source = Path(importlib.util.find_spec(module).origin).read_text()
-    if "def make_parser(" in source:
-        parser = importlib.import_module(module).make_parser()
-        for arguments in SHOWN[module]:
-            parser.parse_args(arguments)
-        return
-    if "def parse(" in source:
-        for arguments in SHOWN[module]:
-            importlib.import_module(module).parse(arguments)
-        return
-    run = subprocess.run(
-        [sys.executable, "-c", PARSE_FLAGS, module, json.dumps(SHOWN[module])],
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
+    """Those of the pages and of the configs' headers, parsed as the program does it, with the fields of configs."""
+    program = importlib.import_module(f"{module}.__main__" if module == "experiments.benchmark" else module)
+    for arguments in SHOWN[module]:
+        options = program.make_parser().parse_args(arguments)
+        if getattr(options, "config", None):
+            command_line.read_settings(options)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_shows_a_command_that_uses_it(config):
     """base.py is no run of its own; __init__.py says what the folder is."""
     header = config.read_text().split('"""')[1]
-    uses = f"--config=experiments/configs/{config.name}"
+    uses = f"--config={config.stem} "
     assert config.stem in ("base", "__init__") or any(uses in command for command in commands(header))
 
 

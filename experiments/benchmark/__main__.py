@@ -9,19 +9,26 @@ Each has its own --help.
 
 import importlib
 import sys
+from collections.abc import Sequence
+
+from experiments import command_line
 
 BENCHMARKS = ("loader", "train", "scaling")
 
 
-def main(argv: list[str]) -> None:
-    """Runs the benchmark that the first argument names; prints what there is where it names none."""
-    if argv[:1] and argv[0] in BENCHMARKS:
-        importlib.import_module(f"experiments.benchmark.{argv[0]}").main(argv[1:])
-    else:
-        print(__doc__)
-        if argv[:1] not in ([], ["--help"], ["-h"]):
-            sys.exit(f"no benchmark {argv[0]!r}; there are {', '.join(BENCHMARKS)}")
+def make_parser() -> command_line.Parser:
+    """The choice among the benchmarks, which have parsers of their own."""
+    parser = command_line.make_parser("experiments.benchmark", __doc__)
+    parser.add_argument("benchmark", choices=BENCHMARKS, help="which one; its own options follow")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the benchmark that the first argument names, with the arguments that follow."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    benchmark = make_parser().parse_args(arguments[:1]).benchmark
+    importlib.import_module(f"experiments.benchmark.{benchmark}").main(arguments[1:])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    command_line.run(main)

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from experiments import command_line
 from experiments.benchmark import stores
 from weathermixer.archive import storage
 from weathermixer.archive.archive import open_archive
@@ -49,7 +50,7 @@ class Turn(NamedTuple):
 
 def main(argv: list[str] | None = None) -> list[dict]:
     """Makes the stores in a temporary folder, measures, prints the tables; returns the rows."""
-    args = parse(argv)
+    args = make_parser().parse_args(argv)
     sizes = dict(times=args.frames, channels=args.channels, lat=args.grid[0], lon=args.grid[1])
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
             report(found, header=not rows)
             rows += found
         print("per process; MB and GB of the 16-bit values that arrive")
-    if args.amplification:
+    if not args.without_amplification:
         report_amplification(args)
     if args.csv:
         with args.csv.open("w", newline="") as file:
@@ -78,14 +79,12 @@ def main(argv: list[str] | None = None) -> list[dict]:
     return rows
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.benchmark loader",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--grid", type=numbers, default=(720, 1440), help="latitudes,longitudes")
+def make_parser() -> command_line.Parser:
+    """The command line's options."""
+    parser = command_line.make_parser("experiments.benchmark loader", __doc__)
+    add, numbers = parser.add_argument, command_line.integers
+    about = "degrees between points, as 0.25, or latitudes,longitudes"
+    add("--grid", type=command_line.grid, default=(720, 1440), help=about)
     add("--channels", type=int, default=72)
     add("--frames", type=int, default=2 * (stores.AHEAD + 1), help="times in the stores")
     add("--made_for", type=numbers, default=(8, 2), help="domain,tensor of the mesh that the archives are made for")
@@ -96,17 +95,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--rounds", type=int, default=3, help="how often it is its turn; the median counts")
     add("--cold", type=meshes, default=((1, 1), (4, 1), (8, 1), (4, 2)), help="meshes with an empty page cache too")
     add("--folder", type=Path, help="where the stores lie, deleted afterwards; default: the system's temporary folder")
-    add("--amplification", action=argparse.BooleanOptionalAction, default=True, help="bytes read over bytes needed")
-    add("--csv", type=Path, help="the rows are written to this file")
-    return parser.parse_args(argv)
-
-
-def numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+    add("--without_amplification", action="store_true", help="leave out the table of bytes read over bytes needed")
+    add("--csv", type=command_line.output_file, help="the rows are written to this file")
+    return parser
 
 
 def meshes(text: str) -> tuple[tuple[int, ...], ...]:
-    return tuple(numbers(part) for part in text.split(":") if part)
+    """((1, 1), (4, 1)) from "1,1:4,1"."""
+    return tuple(command_line.integers(part) for part in text.split(":") if part)
 
 
 def measure(folder: Path, args: argparse.Namespace, processes: int, *, cold: bool = False) -> list[dict]:
@@ -243,7 +239,3 @@ def report_amplification(args: argparse.Namespace) -> None:
 
 def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-
-
-if __name__ == "__main__":
-    main()

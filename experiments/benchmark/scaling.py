@@ -1,18 +1,17 @@
 """Draws what spreading a training step over up to 1024 devices costs each of them, for four schemes, by closed formula.
 
-  python -m experiments.benchmark scaling --out=scaling.png [--csv=scaling.csv] [--size=3.2b] [--validate]
+  python -m experiments.benchmark scaling --output=scaling.png [--csv=scaling.csv] [--size=3.2b] [--validate]
 
-Strong scaling divides a batch of --batch samples over more and more devices; weak scaling has --samples_per_device of
-them for each device. For every device count each scheme is laid out so that a device receives the fewest bytes: ours on
-any mesh that divides the model, its channels padded where that helps; the published 2- and 4-way
-scheme; Megatron-style tensor parallelism; FSDP; and beside them the least that any distribution of the products can
-exchange (weathermixer/planning/baselines.py).
+Strong scaling divides a batch of --batch_size samples over more and more devices; weak scaling has --samples_per_device
+of them for each device. For every device count each scheme is laid out so that a device receives the fewest bytes: ours
+on any mesh that divides the model, its channels padded where that helps; the published 2- and 4-way scheme;
+Megatron-style tensor parallelism; FSDP; and beside them the least that any distribution of the products can exchange
+(weathermixer/planning/baselines.py).
 
 --validate compiles a small model's gradient on meshes of up to 8 simulated devices and sets the bytes that its
 collectives receive beside the formula's.
 """
 
-import argparse
 import csv
 import dataclasses
 from pathlib import Path
@@ -24,6 +23,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import matplotlib.ticker
 
+from experiments import command_line
 from experiments.configs.reference import SIZES
 from weathermixer.model.weathermixer import ModelShape
 from weathermixer.planning.baselines import PUBLISHED, Share, fsdp, lower_bound, megatron, ours, published
@@ -51,8 +51,8 @@ MARKERS = {"ours": "o", "published": "s", "Megatron": "^", "FSDP": "D"}
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Computes, prints, draws and, where asked for, validates; returns the rows."""
-    args = parse(argv)
-    rows = scaling_rows(make_shape(args.size), batch=args.batch, samples_per_device=args.samples_per_device)
+    args = make_parser().parse_args(argv)
+    rows = scaling_rows(make_shape(args.size), batch=args.batch_size, samples_per_device=args.samples_per_device)
     print(format_rows(rows))
     print(format_best(rows))
     if args.csv:
@@ -62,11 +62,11 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             writer.writerows(rows)
     draw(
         rows,
-        args.out,
-        f"One training step of the {args.size} model, bfloat16 products. Strong: {args.batch} samples; weak: "
+        args.output,
+        f"One training step of the {args.size} model, bfloat16 products. Strong: {args.batch_size} samples; weak: "
         f"{args.samples_per_device:g} per device. Each scheme on its mesh that receives least.",
     )
-    print(f"figure: {args.out}")
+    print(f"figure: {args.output}")
     if args.validate:
         from experiments.benchmark import validate  # simulates devices, which planning does without
 
@@ -74,21 +74,17 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     return rows
 
 
-def parse(argv):
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmark scaling", description=__doc__.split("\n")[0])
-    add = parser.add_argument
-    add(
-        "--size",
-        default="3.2b",
-        choices=sorted(SIZES),
-        help="of the published model, see experiments/configs/reference.py",
-    )
-    add("--batch", type=int, default=8, help="samples of a step in strong scaling")
+def make_parser() -> command_line.Parser:
+    """The command line's options."""
+    parser = command_line.make_parser("experiments.benchmark scaling", __doc__)
+    add, file = parser.add_argument, dict(type=command_line.output_file, metavar="FILE")
+    add("--size", default="3.2b", choices=sorted(SIZES), help="of the published model, as in --config=reference:SIZE")
+    add("--batch_size", type=command_line.integer(1), default=8, metavar="N", help="samples of a step, strong scaling")
     add("--samples_per_device", type=float, default=1.0, help="in weak scaling; below 1 instances span devices")
-    add("--out", type=Path, default=Path("scaling.png"))
-    add("--csv", type=Path)
+    add("--output", **file, default=Path("scaling.png"), help="image of the figure; default: scaling.png")
+    add("--csv", **file, help="the rows are written to this file")
     add("--validate", action="store_true", help="count the bytes of compiled programs as well")
-    return parser.parse_args(argv)
+    return parser
 
 
 def make_shape(size: str) -> ModelShape:
@@ -226,10 +222,5 @@ def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
             panel.grid(True, which="major", alpha=0.3)
     axes[0][0].legend(fontsize=8)
     figure.suptitle(title, fontsize=11)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
-
-
-if __name__ == "__main__":
-    main()

@@ -21,6 +21,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from experiments import command_line
 from weathermixer.archive.loader import Batch
 from weathermixer.archive.standardization import Standardization
 from weathermixer.fields.grid import cosine_weights
@@ -35,14 +36,13 @@ from weathermixer.training.optimizer import make_optimizer
 from weathermixer.training.state import make_state
 from weathermixer.training.steps import make_loss, make_train_step
 
-PRECISIONS = {"bf16": "bfloat16", "float32": "float32"}
 BETWEEN_WAITS = 5  # steps sent before the device is waited for: the host's time is hidden, as in training
 WARM_UP = 2  # groups of steps that are not counted
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Compiles and times one setting, prints its row and adds it to the CSV file; returns the row."""
-    args = parse(argv)
+    args = make_parser().parse_args(argv)
     shape = make_shape(args)
     mesh = make_mesh(*args.mesh)
     with use_mesh(mesh):
@@ -64,11 +64,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     return row
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmark train", description=__doc__.split("\n")[0])
-    add = parser.add_argument
-    add("--grid", type=numbers, default=(720, 1440), help="latitudes,longitudes")
+def make_parser() -> command_line.Parser:
+    """The command line's options."""
+    parser = command_line.make_parser("experiments.benchmark train", __doc__)
+    add, numbers = parser.add_argument, command_line.integers
+    about = "degrees between points, as 0.25, or latitudes,longitudes"
+    add("--grid", type=command_line.grid, default=(720, 1440), help=about)
     add("--patch", type=numbers, default=(1, 60), help="rows,columns of a token")
     add("--channels", type=int, default=72, help="the last three are static fields")
     add("--embed", type=int, default=4896)
@@ -76,22 +77,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--token_hidden_ratio", type=float, default=0.5, help="hidden size of token mixing over the number of tokens")
     add("--blocks", type=int, default=3)
     add("--head", default="blend", choices=("blend", "increment"))
-    add("--batch", type=int, help="samples per step, all instances together; default: one per instance")
-    add("--mesh", type=numbers, default=(1, 1, 1), help="data,domain,tensor")
-    add("--precision", default="bf16", choices=sorted(PRECISIONS))
+    about = "samples per step, all instances together; default: one per instance"
+    add("--batch_size", type=command_line.integer(1), metavar="N", help=about)
+    add("--mesh", type=command_line.mesh, default=(1, 1, 1), metavar=command_line.MESH, help="default: 1,1,1")
+    add("--compute_dtype", default="bfloat16", choices=("bfloat16", "float32"))
     add("--schedule", default="auto", choices=SCHEDULES)
     add("--rematerialize", default="none", choices=("none", "block"))
     add("--zero", default="none", choices=ZERO, help="what is cut over the instances too")
     add("--steps", type=int, default=40)
     add("--device", default="h200", help="row of the hardware table, for the share of peak")
-    add("--csv", type=Path, help="the row is added to this file")
-    add("--hlo", type=Path, help="the compiled program is written to this file")
+    add("--csv", type=command_line.output_file, help="the row is added to this file")
+    add("--hlo", type=command_line.output_file, help="the compiled program is written to this file")
     add("--profile", help="a profile of three steps is written to this directory")
-    return parser.parse_args(argv)
-
-
-def numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+    return parser
 
 
 def make_shape(args: argparse.Namespace) -> ModelShape:
@@ -116,7 +114,7 @@ def make_problem(shape: ModelShape, args: argparse.Namespace, mesh: Mesh) -> tup
         shape,
         rngs=nnx.Rngs(0),
         tendency=[0.1] * shape.channels,
-        compute_dtype=jnp.dtype(PRECISIONS[args.precision]),
+        compute_dtype=jnp.dtype(args.compute_dtype),
         rematerialize=args.rematerialize,
         schedule=args.schedule,
     )
@@ -131,7 +129,8 @@ def make_problem(shape: ModelShape, args: argparse.Namespace, mesh: Mesh) -> tup
     def random(key, *names, size, dtype):
         return jax.random.normal(key, size, dtype, out_sharding=sharding(mesh, *names).spec)
 
-    keys, size = jax.random.split(jax.random.key(1), 3), (args.batch or instances(mesh), shape.channels, *shape.grid)
+    keys, batch_size = jax.random.split(jax.random.key(1), 3), args.batch_size or instances(mesh)
+    size = (batch_size, shape.channels, *shape.grid)
     batch = Batch(*(random(key, "batch", "channel", "lat", "lon", size=size, dtype=jnp.float16) for key in keys[:2]))
     static = random(keys[2], "channel", "lat", "lon", size=size[1:], dtype=jnp.float32)
     one, zero = (jnp.full(shape.channels, value, out_sharding=sharding(mesh, "channel").spec) for value in (1.0, 0.0))
@@ -160,13 +159,13 @@ def time_steps(compiled: Any, state: Any, *constant: Any, steps: int) -> tuple[f
 
 def make_row(args: argparse.Namespace, shape: ModelShape, mesh: Mesh, memory: Any, seconds: float) -> dict[str, Any]:
     """What is reported; work is the matrix products' by convention, three forward passes."""
-    work = train_flops(shape, batch=args.batch or instances(mesh)) / mesh.size
-    peak = find_hardware(args.device).peak(PRECISIONS[args.precision])
+    work = train_flops(shape, batch=args.batch_size or instances(mesh)) / mesh.size
+    peak = find_hardware(args.device).peak(args.compute_dtype)
     return {
         "mesh": "x".join(map(str, args.mesh)),
         "schedule": args.schedule,
         "zero": args.zero,
-        "precision": args.precision,
+        "compute_dtype": args.compute_dtype,
         "embed": shape.embed,
         "token_hidden": shape.token_hidden,
         "head": shape.head,

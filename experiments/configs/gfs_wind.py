@@ -1,6 +1,6 @@
 """10 m wind from five months of real GFS analyses (NCEP), 6-hourly on 64 x 32 points: what little data can give.
 
-    WEATHERMIXER_REAL_DATA=FOLDER python -m experiments.train --config=experiments/configs/gfs_wind.py --workdir=DIR
+    WEATHERMIXER_REAL_DATA=FOLDER python -m experiments.train --config=gfs_wind --workdir=DIR
 
 FOLDER holds gfs_10mwind_6h_2026_dev_64x32.zarr. Scored on its last nine days, which training does not see; nine minutes
 on two CPU cores. RMSE of u and v there in m/s:

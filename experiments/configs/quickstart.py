@@ -1,6 +1,6 @@
 """A small WeatherMixer on a simulated dry atmosphere: no download, no account, a few minutes on two CPU cores.
 
-    python -m experiments.train --config=experiments/configs/quickstart.py --workdir=DIR
+    python -m experiments.train --config=quickstart --workdir=DIR
 
 Simulates the weather first (cached), and ends with scores, a forecast and a map in DIR: four minutes on two cores,
 of which the simulation and its archive take 90 s. RMSE over persistence's at 6 h and 24 h: z500 0.30 and 0.35, t850

@@ -7,7 +7,15 @@ import pytest
 
 from experiments.benchmark import train
 
-TINY = ["--grid=8,16", "--patch=1,4", "--channels=8", "--embed=16", "--blocks=1", "--precision=float32", "--steps=1"]
+TINY = [
+    "--grid=8,16",
+    "--patch=1,4",
+    "--channels=8",
+    "--embed=16",
+    "--blocks=1",
+    "--compute_dtype=float32",
+    "--steps=1",
+]
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from experiments.evaluate import make_parser as make_evaluate_parser
-from experiments.evaluate import open_run, parse_leads, score, spread
-from experiments.forecast import find_starts, parse_starts, write
+from experiments import command_line
+from experiments.evaluate import score, spread
+from experiments.forecast import find_starts, write
 from tests.archives import make_archive
 from tests.prepare.written_sources import make_dataset
 from weathermixer.archive.archive import open_archive
@@ -157,17 +157,8 @@ def test_what_cannot_be_forecast_is_refused_before_it_runs(run, options, message
     assert list(run.workdir.iterdir()) == []
 
 
-def test_starts_leads_and_meshes_are_read_from_the_command_line(tmp_path, run):
-    assert parse_leads("6,24") == (6, 24) and parse_leads(None) is None and parse_starts(None) is None
-    starts = parse_starts("2020-01-02T00, 2020-01-03")
-    np.testing.assert_array_equal(find_starts(run.archive, starts), [4, 8])
-    with pytest.raises(ValueError, match="--leads=6;24"):
-        parse_leads("6;24")
-    with pytest.raises(ValueError, match="--start=yesterday"):
-        parse_starts("yesterday")
-    options = make_evaluate_parser().parse_args([f"--workdir={tmp_path}", "--mesh=2,2"])
-    with pytest.raises(ValueError, match="--mesh=2,2: give three integers"):
-        open_run(options)
+def test_starts_are_found(run):
+    np.testing.assert_array_equal(find_starts(run.archive, command_line.times("2020-01-02T00, 2020-01-03")), [4, 8])
 
 
 def test_starts_are_spread_over_the_period():

@@ -59,7 +59,7 @@ def test_nobody_beats_the_lower_bound(layout):
 
 def test_figure_and_table(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(scaling, "COUNTS", [1, 8, 1024])
-    rows = scaling.main(["--out", str(tmp_path / "figure.png"), "--csv", str(tmp_path / "table.csv")])
+    rows = scaling.main([f"--output={tmp_path / 'figure.png'}", f"--csv={tmp_path / 'table.csv'}"])
     assert (tmp_path / "figure.png").stat().st_size > 20_000
     with open(tmp_path / "table.csv", encoding="utf-8") as file:
         assert len(list(csv.DictReader(file))) == len(rows)

@@ -246,7 +246,7 @@ def test_an_absent_source_chunk_is_found(tmp_path):
     [
         ({"dtype": "float64"}, "dtype='float64' must be one of"),
         ({"domain": 3}, "latitude=8 is not divisible by domain=3"),
-        ({"domain": 7}, "latitude=8 is not divisible by domain=7; --crop-south-pole drops the last row"),
+        ({"domain": 7}, "latitude=8 is not divisible by domain=7; --crop_south_pole drops the last row"),
         ({"tensor": 0}, "must be at least 1"),
     ],
 )

@@ -32,5 +32,5 @@ def describe_faults(faults: Sequence[str], path: str) -> str:
     shown = "\n  ".join(faults[:FAULTS_SHOWN])
     return (
         f"the source holds faulty fields, {path} is not published:\n  {shown}{more}\n"
-        "leave these times out (--exclude TIME, or another --period) or the variable, or keep them (--keep-faults)"
+        "leave these times out (--exclude=TIME,... or another --period) or the variable, or keep them (--keep_faults)"
     )

@@ -99,7 +99,7 @@ def plan_archive(
         raise ValueError(f"domain={domain} and tensor={tensor} must be at least 1")
     lat, lon = source.grid.shape
     if lat % domain:
-        remedy = "; --crop-south-pole drops the last row" if (lat - 1) % domain == 0 else ""
+        remedy = "; --crop_south_pole drops the last row" if (lat - 1) % domain == 0 else ""
         raise ValueError(f"latitude={lat} is not divisible by domain={domain}{remedy}")
     channels = len(source.channels)
     itemsize = np.dtype(dtype).itemsize

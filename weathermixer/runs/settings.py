@@ -8,8 +8,8 @@ settings (Jigsaw, sections 4 and 5), but for the data.
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args
 
 import numpy as np
 
@@ -23,7 +23,10 @@ from weathermixer.training.optimizer import KINDS
 
 
 def _setting(default: Any, choices: tuple = (), **bounds: int | float) -> Any:
-    """A field with what its value may be: one of `choices`, or within the bounds least, most, above and below."""
+    """A field with what its value may be: one of `choices`, or within the bounds least, above and below.
+
+    Of a tuple each entry is bounded, and there is at least one, or as many as `length`.
+    """
     return dataclasses.field(default=default, metadata={"choices": choices, **bounds})
 
 
@@ -44,12 +47,12 @@ class DataSettings:
     # What to train on where no archive is given: "simulated" (made on first use, cached), or a source that
     # experiments.prepare understands (prepared on first use, cached); environment variables in it are expanded.
     source: str = ""
-    channels: tuple = ()  # names such as "geopotential_500", in order; (): all that the archive has
-    static: tuple = ("*",)  # static fields given to the model; ("*",): all that the archive has
+    channels: tuple[str, ...] = ()  # names such as "geopotential_500", in order; (): all that the archive has
+    static: tuple[str, ...] = ("*",)  # static fields given to the model; ("*",): all that the archive has
     channel_multiple: int = _setting(1, least=1)  # the channel dimension is padded, exactly, to a multiple of this
-    train: tuple = ("1980-01-01", "2016-12-31")
-    validation: tuple = ("2017-01-01", "2017-12-31")
-    test: tuple = ("2018-01-01", "2018-12-31")
+    train: tuple[str, ...] = ("1980-01-01", "2016-12-31")
+    validation: tuple[str, ...] = ("2017-01-01", "2017-12-31")
+    test: tuple[str, ...] = ("2018-01-01", "2018-12-31")
     augmentation: str = _setting("none", AUGMENTATIONS)  # each sample is turned about the axis; for little data
     prefetch: int = _setting(2, least=1)  # batches being read ahead
     block: int = _setting(1, least=1)  # shuffle runs of so many consecutive times: a frame is then read once, not twice
@@ -60,7 +63,7 @@ class DataSettings:
 class ModelSettings:
     """The model's sizes and how it is computed."""
 
-    patch: tuple = (1, 60)  # rows and columns of a token
+    patch: tuple[int, ...] = _setting((1, 60), least=1, length=2)  # rows and columns of a token
     embed: int = _setting(4320, least=1)  # features of a token (D)
     token_hidden: int = _setting(8640, least=1)  # hidden size of token mixing (H)
     embed_hidden: int = _setting(4320, least=1)  # hidden size of channel mixing (F)
@@ -124,7 +127,7 @@ class EvaluationSettings:
     every: int = _setting(1000, least=0)  # steps between looks at the validation loss; 0: never
     batches: int = _setting(16, least=1)  # how many batches of the validation period a look takes
     batch_size: int = _setting(8, least=1)
-    lead_hours: tuple = (6, 24, 72)
+    lead_hours: tuple[int, ...] = _setting((6, 24, 72), least=1)
     mode: str = _setting("autoregressive", MODES)
     period: str = _setting("test", ("test", "validation"))  # what experiments.evaluate scores
     max_starts: int = _setting(0, least=0)  # score so many forecasts, evenly spread over the period; 0: all
@@ -179,13 +182,37 @@ def make_settings(values: Mapping[str, Any]) -> Settings:
     """
     settings = _make(Settings, values, "config")
     for name in ("train", "validation", "test"):
-        _check_period(f"config.data.{name}", getattr(settings.data, name))
-    if len(settings.model.patch) != 2 or not all(type(n) is int and n > 0 for n in settings.model.patch):
-        raise ValueError(f"config.model.patch={settings.model.patch}: give rows and columns, integers of at least 1")
-    leads = settings.evaluation.lead_hours
-    if not leads or not all(type(n) is int and n > 0 for n in leads):
-        raise ValueError(f"config.evaluation.lead_hours={leads}: give hours, integers of at least 1")
+        try:
+            check_period(getattr(settings.data, name))
+        except ValueError as error:
+            raise ValueError(f"config.data.{name}: {error}") from None
     return settings
+
+
+def check_period(period: Sequence[str]) -> tuple[str, str]:
+    """A period's first and last date, both inclusive: ("1980", "2016") or ("2018-01-01", "2018-12-31").
+
+    Raises ValueError where they are not two dates in order.
+    """
+    given = ",".join(period)
+    try:
+        first, last = (np.datetime64(date, "ns") for date in period)
+    except ValueError:
+        first = last = np.datetime64("NaT")
+    if np.isnat(first) or np.isnat(last):
+        raise ValueError(f"{given!r} is not a first and a last date, as 2018-01-01,2018-12-31")
+    if last < first:
+        raise ValueError(f"{given!r}: the last date is before the first")
+    return tuple(period)
+
+
+def field_types(cls: type = Settings) -> Iterator[tuple[str, Any]]:
+    """(dotted name, type) of every field that has a value: ("model.blocks", int)."""
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(field.type):
+            yield from ((f"{field.name}.{name}", kind) for name, kind in field_types(field.type))
+        else:
+            yield field.name, field.type
 
 
 def _make(cls: type, values: Mapping[str, Any], where: str) -> Any:
@@ -207,9 +234,10 @@ def _make(cls: type, values: Mapping[str, Any], where: str) -> Any:
     return cls(**made)
 
 
-def _convert(name: str, value: Any, wanted: type) -> Any:
+def _convert(name: str, value: Any, wanted: Any) -> Any:
     """The value in a field's type, where JSON and command lines have others for it."""
-    if wanted is tuple and isinstance(value, list | tuple):
+    entries = get_args(wanted)
+    if entries and isinstance(value, list | tuple) and all(type(entry) is entries[0] for entry in value):
         return tuple(value)
     if wanted is float and type(value) in (int, float) and math.isfinite(value):
         return float(value)
@@ -218,14 +246,24 @@ def _convert(name: str, value: Any, wanted: type) -> Any:
     raise ValueError(f"{name}={value!r} must be {_KINDS[wanted]}")
 
 
-_KINDS = {int: "an integer", float: "a finite number", str: "text", bool: "True or False", tuple: "a list"}
+_KINDS = {
+    int: "an integer",
+    float: "a finite number",
+    str: "text",
+    bool: "True or False",
+    tuple[int, ...]: "a list of integers",
+    tuple[str, ...]: "a list of texts",
+}
 
 
 def _check(name: str, value: Any, rules: Mapping[str, Any]) -> Any:
     if rules.get("choices") and value not in rules["choices"]:
         raise ValueError(f"{name}={value!r} is not one of {', '.join(map(str, rules['choices']))}")
+    entries = value if type(value) is tuple else (value,)
+    if len(entries) != rules.get("length", len(entries)) or (not entries and "least" in rules):
+        raise ValueError(f"{name}={value} must have {rules.get('length', 'one or more')} entries")
     for rule, (words, holds) in _BOUNDS.items():
-        if rule in rules and not holds(value, rules[rule]):
+        if rule in rules and not all(holds(entry, rules[rule]) for entry in entries):
             raise ValueError(f"{name}={value} must be {words} {rules[rule]}")
     return value
 
@@ -235,12 +273,3 @@ _BOUNDS = {
     "above": ("more than", lambda value, bound: value > bound),
     "below": ("less than", lambda value, bound: value < bound),
 }
-
-
-def _check_period(name: str, period: tuple) -> None:
-    try:
-        first, last = (np.datetime64(date, "ns") for date in period)
-    except (ValueError, TypeError):
-        raise ValueError(f"{name}={period}: give a first and a last date, as ('2018-01-01', '2018-12-31')") from None
-    if last < first:
-        raise ValueError(f"{name}={period}: the last date is before the first")

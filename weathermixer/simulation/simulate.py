@@ -205,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m weathermixer.simulation.simulate", description=__doc__)
     parser.add_argument("path", help="the folder that is made, a Zarr store")
     parser.add_argument("--days", type=int, default=DAYS, help="days of all members together")
-    parser.add_argument("--spin-up-days", type=int, default=SPIN_UP_DAYS, help="days before, of each member")
+    parser.add_argument("--spin_up_days", type=int, default=SPIN_UP_DAYS, help="days before, of each member")
     parser.add_argument("--members", type=int, default=MEMBERS, help="independent simulations, one core each")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)

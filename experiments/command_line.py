@@ -1,0 +1,273 @@
+"""How programs read a command line: one way to write options, the options that several have, and errors in one line.
+
+An option is --name=VALUE, its words joined by `_` as in a config's fields; lists have commas between; a config's fields
+are options too, --config.training.steps=200. Every program has make_parser(), and main(arguments) that `run` calls.
+"""
+
+import argparse
+import ast
+import difflib
+import importlib.util
+import os
+import pathlib
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, NoReturn
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from weathermixer.runs.settings import Settings, check_period, field_types, make_settings
+
+CONFIGS = pathlib.Path(__file__).parent / "configs"
+MESH = "DATA,DOMAIN,TENSOR"
+EXPECTED = (ValueError, OSError, ModuleNotFoundError, FloatingPointError)  # said in one line; others are faults of ours
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's parser, but what is wrong is said in one line, with the option that may have been meant."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{_short(self.prog)}: {message.removeprefix('argument ')}\n")
+
+    def parse_args(self, args=None, namespace=None):
+        """As argparse's; exits with status 2 after one line where the arguments are not the program's."""
+        options, unknown = self.parse_known_args(args, namespace)
+        for word in unknown:
+            if not word.startswith("-"):
+                self.error(
+                    f"{word!r} is one word too many: lists are written with commas, --name=A,B, "
+                    "and a glob that means several files in quotes, 'era5_*.nc'"
+                )
+            name = word.partition("=")[0]
+            near = difflib.get_close_matches(name.replace("-", "_"), self._readable, 1)
+            hint = f"did you mean {self._readable[near[0]]}?" if near else "--help shows those that there are"
+            self.error(f"{name} is not an option: {hint}")
+        return options
+
+    @property
+    def _readable(self) -> dict[str, str]:
+        return {name.replace("-", "_"): name for name in self._option_string_actions}
+
+
+def make_parser(program: str, doc: str | None) -> Parser:
+    """A parser whose --help is a module's docstring, which shows examples, and the options."""
+    description, _, rest = (doc or "").partition("\n\n")
+    shape = argparse.RawDescriptionHelpFormatter
+    return Parser(
+        prog=f"python -m {program}", description=description, epilog=rest, formatter_class=shape, allow_abbrev=False
+    )
+
+
+def run(main: Callable[[Sequence[str] | None], int | None], arguments: Sequence[str] | None = None) -> NoReturn:
+    """Ends the process with main's status; what is wrong with its input ends it with one line and status 1.
+
+    WEATHERMIXER_TRACEBACK=1 in the environment shows where it was raised instead.
+    """
+    try:
+        sys.exit(main(arguments))
+    except EXPECTED as error:
+        if os.environ.get("WEATHERMIXER_TRACEBACK"):
+            raise
+        print(f"{_short(main.__globals__['__spec__'].name)}: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print(f"{_short(main.__globals__['__spec__'].name)}: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _short(program: str) -> str:
+    """train from python -m experiments.train"""
+    return program.removeprefix("python -m ").removeprefix("experiments.").removesuffix(".__main__")
+
+
+# What the values of options are. Each raises ArgumentTypeError, which argparse puts behind the option's name.
+
+
+def integer(least: int) -> Callable[[str], int]:
+    """Reads an integer that is no less."""
+
+    def read(text: str) -> int:
+        return _integers(text, f"an integer of at least {least}", least, 1)[0]
+
+    return read
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """(6, 24, 72) from "6,24,72": positive integers."""
+    return _integers(text, "positive integers with commas between them, as 6,24,72", 1)
+
+
+def mesh(text: str) -> tuple[int, ...]:
+    """(data, domain, tensor) from "2,4,1"; data may be -1: as many as the devices hold."""
+    wanted = "three integers, data,domain,tensor, as 1,4,2; data=-1 is as many as the devices hold"
+    sizes = _integers(text, wanted, -1, 3)
+    if 0 in sizes or min(sizes[1:]) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give {wanted}")
+    return sizes
+
+
+def grid(text: str) -> tuple[int, int]:
+    """(lat, lon) points from "64,128", or from degrees between them: "0.25"."""
+    try:
+        numbers = [float(word) for word in text.split(",")]
+        lat, lon = numbers if len(numbers) == 2 else (180 / sum(numbers), 360 / sum(numbers))
+    except (ValueError, ZeroDivisionError):
+        lat, lon, numbers = 0.0, 0.0, []
+    if len(numbers) not in (1, 2) or min(lat, lon) < 1 or abs(lat - round(lat)) + abs(lon - round(lon)) > 1e-6:
+        wanted = "degrees that divide 180, such as 0.25, or latitudes,longitudes: 64,128"
+        raise argparse.ArgumentTypeError(f"{text!r}: give {wanted}")
+    return round(lat), round(lon)
+
+
+def words(text: str) -> tuple[str, ...]:
+    """("a", "b") from "a,b"; nothing from an empty text."""
+    return tuple(word.strip() for word in text.split(",")) if text.strip() else ()
+
+
+def period(text: str) -> tuple[str, ...]:
+    """(first, last) date, both inclusive, from "2018-01-01,2018-12-31"."""
+    try:
+        return check_period(words(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def times(text: str) -> tuple[np.datetime64, ...]:
+    """Times from "2018-01-01T00,2018-01-01T12"."""
+    try:
+        return tuple(np.datetime64(word, "ns") for word in words(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give times with commas between them, as 2018-01-01T00") from None
+
+
+def output_file(text: str) -> pathlib.Path:
+    """A file to write to, whose folder is there: said before the work, not after it."""
+    path = pathlib.Path(text).expanduser()
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r}: there is no folder {path.parent}, make it first")
+    return path
+
+
+def _integers(text: str, wanted: str, least: int, count: int | None = None) -> tuple[int, ...]:
+    try:
+        found = tuple(int(word) for word in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < least or (count and len(found) != count):
+        raise argparse.ArgumentTypeError(f"{text!r}: give {wanted}")
+    return found
+
+
+# The options of programs that read a config.
+
+
+def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """--config, and an option for each of its fields."""
+    about = f"the run's config: {', '.join(config_names())}, or the path of your own file; NAME:SIZE where it has sizes"
+    parser.add_argument("--config", required=required, metavar="NAME", help=about)
+    for name, kind in field_types():
+        field = f"config.{name}"
+        parser.add_argument(
+            f"--{field}", dest=field, type=_reader(kind), default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
+
+
+def _reader(kind: Any) -> Callable[[str], Any]:
+    """Reads a field's text; what the value may be is the settings' own business."""
+
+    def read(text: str) -> Any:
+        if kind is str:
+            return text
+        if kind == tuple[str, ...] and not text.startswith(("(", "[")):
+            return words(text)
+        try:
+            value = {"true": True, "false": False}[text.lower()] if kind is bool else ast.literal_eval(text)
+        except (ValueError, SyntaxError, KeyError):
+            return text  # which the settings refuse
+        return (value,) if kind == tuple[int, ...] and type(value) is int else value
+
+    return read
+
+
+def add_data(parser: argparse.ArgumentParser, about: str) -> None:
+    """--data, which each program explains."""
+    parser.add_argument("--data", metavar="ARCHIVE", help=f"archive made by experiments.prepare; {about}")
+
+
+def add_grid(parser: argparse.ArgumentParser, default: tuple[int, int]) -> None:
+    """--grid, for fields that are made up."""
+    about = (
+        f"without --data: degrees between points, as 0.25, or latitudes,longitudes; default: {default[0]},{default[1]}"
+    )
+    parser.add_argument("--grid", type=grid, default=default, metavar="GRID", help=about)
+
+
+def read_settings(options: argparse.Namespace) -> Settings:
+    """The checked settings that --config and its fields' options describe; ValueError for what cannot be."""
+    config = load_config(options.config)
+    changes = {name: value for name, value in vars(options).items() if name.startswith("config.")}
+    with config.unlocked(), config.ignore_type():  # the settings check types, and say more
+        for name, value in changes.items():
+            _, *groups, last = name.split(".")
+            group = config
+            for part in groups:
+                if part not in group:
+                    group[part] = ConfigDict()
+                group = group[part]
+            group[last] = value
+    return make_settings(config.to_dict())
+
+
+def config_names() -> list[str]:
+    """The configs that are part of the software; base is what they start from."""
+    return sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in ("__init__", "base"))
+
+
+def load_config(name: str) -> ConfigDict:
+    """The config that a name (quickstart, reference:3.2b) or the path of a file (own.py, own.py:ARGUMENT) stands for.
+
+    Raises ValueError, with file and line, for a config that is not there or does not work.
+    """
+    where, _, argument = name.partition(":")
+    path = _find_config(where)
+    try:
+        get_config = _import_file(path).get_config
+        found = get_config(argument) if argument else get_config()
+    except Exception as error:  # a file of the user's may raise anything
+        raise ValueError(f"--config={name}: {_where(error, path)}{type(error).__name__}: {error}") from error
+    if not isinstance(found, ConfigDict):
+        raise ValueError(f"--config={name}: get_config() in {path} returns {type(found).__name__}, not a ConfigDict")
+    return found
+
+
+def _find_config(where: str) -> pathlib.Path:
+    path, names = pathlib.Path(where).expanduser(), config_names()
+    shipped = CONFIGS / f"{path.stem}.py"
+    if path.suffix == ".py" and path.is_file():
+        return path
+    if path.parts[-3:-1] in ((), ("experiments", "configs")) and path.stem in (*names, "base"):
+        return shipped  # a name, or the file of a checkout that is elsewhere
+    if path.suffix != ".py" and path.with_suffix(".py").is_file():
+        hint = f"did you mean {path.with_suffix('.py')}?"
+    else:
+        near = difflib.get_close_matches(path.stem, names, 1)
+        hint = f"did you mean {near[0]}?" if near else f"give {', '.join(names)} or the path of a file"
+    raise ValueError(f"--config={where}: there is no such config: {hint}")
+
+
+def _import_file(path: pathlib.Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _where(error: Exception, path: pathlib.Path) -> str:
+    """The line of a config's file that an error comes from, where it comes from one."""
+    if isinstance(error, SyntaxError):
+        return ""  # says it itself
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return f"{path}, line {lines[-1]}: " if lines else f"{path}: "
