@@ -39,7 +39,7 @@ def compile_step(settings: Settings, shape: ModelShape, channel_set: ChannelSet,
     """The compiled training step of a config on a mesh, from descriptions of its arguments alone."""
     with use_mesh(mesh):
         training = synthetic.make_training(settings, shape, channel_set, mesh)
-        arguments = synthetic.describe_arguments(training, mesh, batch_size=settings.training.batch_size)
+        arguments = synthetic.describe_arguments(training, channel_set, mesh, batch_size=settings.training.batch_size)
         return training.train_step.lower(*arguments).compile()
 
 

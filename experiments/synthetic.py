@@ -4,6 +4,7 @@ Programs that plan, compare meshes or measure need the grid and the channels of 
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,9 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
+from weathermixer.archive.inputs import place_terms
 from weathermixer.archive.loader import Batch
-from weathermixer.archive.standardization import Standardization
-from weathermixer.fields.variables import ERA5, ChannelSet
+from weathermixer.archive.standardization import Standardization, place_roles
+from weathermixer.fields.forcings import TERMS
+from weathermixer.fields.grid import Grid
+from weathermixer.fields.variables import ERA5, ChannelSet, parse_channel
 from weathermixer.model.weathermixer import ModelShape
 from weathermixer.parallel.mesh import sharding, use_mesh
 from weathermixer.runs import build
@@ -32,7 +36,7 @@ def find_sizes(settings: Settings, *, data: str | None, grid: tuple[int, int]) -
         return build.make_model_shape(settings, archive.grid.shape, channel_set), channel_set
     static = ERA5.static if settings.data.static == ("*",) else settings.data.static
     names = settings.data.channels or ERA5.names
-    channel_set = ChannelSet.from_names(names, static, settings.data.channel_multiple)
+    channel_set = build.assign_roles(settings, [parse_channel(name) for name in names], static)
     return build.make_model_shape(settings, grid, channel_set), channel_set
 
 
@@ -40,11 +44,10 @@ def make_training(
     settings: Settings, shape: ModelShape, channel_set: ChannelSet, mesh: Mesh | AbstractMesh
 ) -> build.Training:
     """What trains the config on these sizes, on the mesh in use; a channel's 6 h tendency is a tenth of its spread."""
-    lat, lon = shape.grid
     return build.make_training(
         settings,
-        latitude=90 - (np.arange(lat) + 0.5) * 180 / lat,
-        longitudes=lon,
+        latitude=make_grid(*shape.grid).latitude,
+        longitudes=shape.grid[1],
         channel_set=channel_set,
         tendency=np.where(channel_set.predicted, 0.1, 0.0).astype(np.float32),
         starts=100 * settings.training.batch_size,
@@ -52,8 +55,13 @@ def make_training(
     )
 
 
+def make_grid(lat: int, lon: int) -> Grid:
+    """Equally spaced points, none at the poles."""
+    return Grid(90 - (np.arange(lat) + 0.5) * 180 / lat, np.arange(lon) * 360 / lon)
+
+
 def describe_arguments(
-    training: build.Training, mesh: Mesh | AbstractMesh, *, batch_size: int
+    training: build.Training, channel_set: ChannelSet, mesh: Mesh | AbstractMesh, *, batch_size: int
 ) -> tuple[TrainState, Batch, Standardization]:
     """The arguments of a training step as ShapeDtypeStructs with shardings: no memory is taken."""
     shape = training.shape
@@ -68,45 +76,79 @@ def describe_arguments(
     static = jax.ShapeDtypeStruct(
         (shape.channels, *shape.grid), jnp.float32, sharding=sharding(mesh, "channel", "lat", "lon")
     )
-    names = [field.name for field in dataclasses.fields(Standardization)]
-    standardization = Standardization(**{name: static if name == "static" else vector for name in names})
-    return state, Batch(frames, frames, frames if shape.history == 2 else None), standardization
+    standardization = Standardization(vector, vector, vector, vector, vector, static)
+    if channel_set.output_only:
+        standardization = dataclasses.replace(standardization, seen=vector)
+    batch = Batch(frames, frames, frames if shape.history == 2 else None)
+    if channel_set.forcings:
+        lat, lon = (
+            jax.ShapeDtypeStruct((size,), jnp.float32, sharding=sharding(mesh, axis))
+            for size, axis in zip(shape.grid, ("lat", "lon"), strict=True)
+        )
+        standardization = dataclasses.replace(standardization, latitude=lat, longitude=lon)
+        where = sharding(mesh, "batch", "channel", None)
+        terms = jax.ShapeDtypeStruct((batch_size, shape.channels, TERMS), jnp.float32, sharding=where)
+        batch = dataclasses.replace(batch, terms=terms, previous_terms=batch.previous and terms)
+    return state, batch, standardization
 
 
-def make_standardization(channel_set: ChannelSet, grid: tuple[int, int], mesh: Mesh) -> Standardization:
+def make_standardization(
+    channel_set: ChannelSet, grid: tuple[int, int], mesh: Mesh, *, missing: Sequence[str] = ()
+) -> Standardization:
     """Of fields that are stored standardized; static fields are random and the same on every mesh."""
-    predicted = channel_set.predicted.astype(np.float32)
+    held = (np.arange(channel_set.size) < len(channel_set.stored)).astype(np.float32)
     static = np.zeros((channel_set.size, *grid), np.float32)
-    first = len(channel_set.dynamic)
-    count = len(channel_set.static)
-    static[first : first + count] = np.random.default_rng(1).standard_normal((count, *grid), np.float32)
+    some = slice(channel_set.first_static, channel_set.first_forcing)
+    static[some] = np.random.default_rng(1).standard_normal(static[some].shape, np.float32)
 
     def vector(values):
         return jax.device_put(np.asarray(values, np.float32), sharding(mesh, "channel"))
 
+    fill = channel_set.pad([0.0 if name in missing else np.nan for name in channel_set.stored_names])
     return Standardization(
-        scale=vector(predicted),
-        offset=vector(0 * predicted),
-        mean=vector(0 * predicted),
-        std=vector(np.ones_like(predicted)),
-        tendency=vector(0.1 * predicted),
+        scale=vector(held),
+        offset=vector(0 * held),
+        mean=vector(0 * held),
+        std=vector(np.ones_like(held)),
+        tendency=vector(0.1 * held),
         static=jax.device_put(static, sharding(mesh, "channel", "lat", "lon")),
+        fill=vector(fill) if missing else None,
+        **place_roles(channel_set, make_grid(*grid), mesh),
     )
 
 
 def make_batch(
-    channel_set: ChannelSet, grid: tuple[int, int], mesh: Mesh, *, batch_size: int, step: int, history: int = 1
+    channel_set: ChannelSet,
+    grid: tuple[int, int],
+    mesh: Mesh,
+    *,
+    batch_size: int,
+    step: int,
+    history: int = 1,
+    missing: Sequence[str] = (),
 ) -> Batch:
-    """Random frames of a step, stored as float16: each a tenth of noise from the one before; the same on every mesh."""
+    """Random frames of a step, stored as float16: each a tenth of noise from the one before; the same on every mesh.
+
+    Channels that are `missing` have no value at a third of the points, the same ones in all frames.
+    """
     rng = np.random.default_rng([2, step])
-    size = (batch_size, len(channel_set.dynamic), *grid)
+    size = (batch_size, len(channel_set.stored), *grid)
     inputs = rng.standard_normal(size, np.float32)
     targets = inputs + 0.1 * rng.standard_normal(size, np.float32)
+    land = np.random.default_rng(4).random(grid) < 1 / 3
+    lost = np.isin(channel_set.stored_names, missing)[:, None, None] & land
+    times = np.datetime64("2000-01-01", "ns") + (batch_size * step + np.arange(batch_size)) * np.timedelta64(6, "h")
 
     def place(fields: np.ndarray) -> Any:
         padding = ((0, 0), (0, channel_set.size - size[1]), (0, 0), (0, 0))
-        whole = np.pad(fields.astype(np.float16), padding)
+        whole = np.pad(np.where(lost, np.nan, fields).astype(np.float16), padding)
         return jax.device_put(whole, sharding(mesh, "batch", "channel", "lat", "lon"))
 
-    previous = place(inputs + 0.1 * rng.standard_normal(size, np.float32)) if history == 2 else None
-    return Batch(place(inputs), place(targets), previous)
+    def terms(times: np.ndarray) -> Any:
+        return place_terms(channel_set, times, mesh, step_hours=6)
+
+    batch = Batch(place(inputs), place(targets), terms=terms(times))
+    if history == 1:
+        return batch
+    previous = place(inputs + 0.1 * rng.standard_normal(size, np.float32))
+    return dataclasses.replace(batch, previous=previous, previous_terms=terms(times - np.timedelta64(6, "h")))

@@ -24,7 +24,7 @@ def quick_compilation():
 
 
 def tiny_settings(**options: Any) -> Settings:
-    """Settings of a few thousand parameters; options are fields of the model's, the training's or the mesh's."""
+    """Settings of a few thousand parameters; options are fields of data, model, training or mesh."""
     values = Settings().values()
     channels = ("2m_temperature", "geopotential_500", "temperature_850", "u_component_of_wind_850")
     values["data"] |= dict(channels=channels, static=("land_sea_mask",), channel_multiple=8)
@@ -32,7 +32,7 @@ def tiny_settings(**options: Any) -> Settings:
     values["training"] |= dict(batch_size=8, steps=10)
     values["optimizer"] |= dict(peak_rate=1e-3, coder_peak_rate=1e-3)
     for name, value in options.items():
-        (part,) = (part for part in ("model", "training", "mesh") if name in values[part])
+        (part,) = (part for part in ("data", "model", "training", "mesh") if name in values[part])
         values[part][name] = value
     return make_settings(values)
 
@@ -46,11 +46,12 @@ class Tiny:
     channel_set: Any
     training: Any
     standardization: Any
+    missing: tuple[str, ...]
 
     def batch(self, step: int) -> Any:
-        return synthetic.make_batch(
-            self.channel_set, GRID, self.mesh, batch_size=self.settings.training.batch_size, step=step
-        )
+        size, history = self.settings.training.batch_size, self.settings.model.history
+        options = dict(batch_size=size, step=step, history=history, missing=self.missing)
+        return synthetic.make_batch(self.channel_set, GRID, self.mesh, **options)
 
     def run(self, *, steps: int) -> tuple[np.ndarray, Any]:
         """Losses of the first steps, and the state after them."""
@@ -63,10 +64,13 @@ class Tiny:
         return np.array(losses), state
 
 
-def make_tiny(sizes: tuple[int, int, int], *, grid: tuple[int, int] = GRID, **options: Any) -> Tiny:
-    """The problem on the mesh of these sizes."""
+def make_tiny(
+    sizes: tuple[int, int, int], *, grid: tuple[int, int] = GRID, missing: tuple[str, ...] = (), **options: Any
+) -> Tiny:
+    """The problem on the mesh of these sizes; channels that are `missing` have no values at a third of the points."""
     settings, mesh = tiny_settings(**options), make_mesh(*sizes)
     with use_mesh(mesh):
         shape, channel_set = synthetic.find_sizes(settings, data=None, grid=grid)
         training = synthetic.make_training(settings, shape, channel_set, mesh)
-        return Tiny(settings, mesh, channel_set, training, synthetic.make_standardization(channel_set, grid, mesh))
+        standardization = synthetic.make_standardization(channel_set, grid, mesh, missing=missing)
+        return Tiny(settings, mesh, channel_set, training, standardization, missing)

@@ -79,7 +79,7 @@ def lower(name, sizes):
     options = plan.step_options(settings, find_hardware("h200"), batch=batch, zero=zero)
     with jax.sharding.use_abstract_mesh(mesh):
         training = synthetic.make_training(settings, shape, channel_set, mesh)
-        arguments = synthetic.describe_arguments(training, mesh, batch_size=batch)
+        arguments = synthetic.describe_arguments(training, channel_set, mesh, batch_size=batch)
         traced = training.train_step.trace(*arguments)
     return validate.Problem(settings, shape, channel_set, layout, options), arguments, traced
 

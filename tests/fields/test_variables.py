@@ -38,3 +38,37 @@ def test_sets_that_cannot_be_are_refused():
         ChannelSet.make(["2m_temperature", "2m_temperature"])
     with pytest.raises(ValueError, match="channel multiple=0"):
         ChannelSet.make(["2m_temperature"], multiple=0)
+
+
+def test_roles_have_their_places():
+    channels = ChannelSet.from_names(
+        ["sea_surface_temperature", "geopotential_500", "total_precipitation_6hr", "geopotential_850"],
+        ["land_sea_mask"],
+        multiple=4,
+        input_only=["sea_surface_temperature"],
+        output_only=["total_precipitation_6hr"],
+        forcings=["insolation", "time_of_day"],
+    )
+    assert channels.names == ("geopotential_500", "total_precipitation_6hr", "geopotential_850")
+    assert channels.stored_names == (*channels.names, "sea_surface_temperature")
+    assert (channels.first_static, channels.first_forcing, channels.size) == (4, 5, 8)
+    assert channels.predicted.tolist() == [True] * 3 + [False] * 5
+    assert channels.pad(np.arange(1, 5)).tolist() == [1, 2, 3, 4, 0, 0, 0, 0]
+    # a variable's name stands for it on all its levels
+    assert ChannelSet.from_names(["t_1", "q_1", "q_2"], output_only=["q"]).output_only == ("q_1", "q_2")
+
+
+@pytest.mark.parametrize(
+    ("roles", "message"),
+    [
+        ({"input_only": ["sst"]}, r"'sst' is not among the channels \['2m_temperature', 'geopotential_500'\]"),
+        ({"output_only": ["2m_temperature", "geopotential"]}, "every predicted channel is output only"),
+        ({"input_only": ["geopotential"], "output_only": ["geopotential"]}, r"\['geopotential_500'\] are not among"),
+        ({"input_only": ["2m_temperature", "geopotential"]}, "at least one dynamic channel"),
+        ({"forcings": ["sun"]}, r"forcings \['sun'\] are not known: choose among insolation"),
+        ({"forcings": ["insolation", "insolation"]}, r"named twice: \['insolation'\]"),
+    ],
+)
+def test_roles_that_cannot_be_are_refused(roles, message):
+    with pytest.raises(ValueError, match=message):
+        ChannelSet.from_names(["2m_temperature", "geopotential_500"], **roles)

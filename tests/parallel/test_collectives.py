@@ -101,7 +101,9 @@ def test_contractions_travel_in_bfloat16(sizes, schedule):
     problem, mesh = validate.make_problem(settings, Layout(*sizes)), make_abstract_mesh(*sizes)
     with jax.sharding.use_abstract_mesh(mesh):
         training = synthetic.make_training(settings, problem.shape, problem.channel_set, mesh)
-        arguments = synthetic.describe_arguments(training, mesh, batch_size=settings.training.batch_size)
+        arguments = synthetic.describe_arguments(
+            training, problem.channel_set, mesh, batch_size=settings.training.batch_size
+        )
         jaxpr = jax.make_jaxpr(training.train_step)(*arguments).jaxpr
     needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))  # no gradient of the data, for one
     moved = count_moved(needed, Counter())

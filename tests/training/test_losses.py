@@ -1,5 +1,6 @@
 """The loss against its formula, the published form, and the bad options."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -41,6 +42,33 @@ def test_weights_outside_the_square_have_mean_one(fields, channel_weights, weigh
     error = (prediction - target)[:, :2] ** 2 * area * np.array(weights)[None, :, None, None]
     assert loss("weighted_square", channel_weights, prediction, target) == pytest.approx(error.mean(), rel=1e-6)
     assert loss("weighted_square", channel_weights, prediction, prediction) == 0
+
+
+@pytest.mark.parametrize("form", ["published", "weighted_square"])
+def test_points_without_a_value_do_not_count(fields, form):
+    """The mean over the others, by area, of each sample and channel; NaN reaches neither the loss nor its gradient."""
+    prediction, target = fields
+    missing = np.zeros(target.shape, bool)
+    missing[:, 1, :2, 1:] = True  # a part that is the same in all samples...
+    missing[0, 0] = True  # ...and a sample without any
+    area, channel = make_loss_weights(form, "published", latitude=LATITUDE, channel_set=CHANNELS, tendency=TENDENCY)
+    weights = np.broadcast_to(np.where(missing, 0, area[None, None, :, None]), target.shape)[:, :2]
+    error = np.sum((prediction - target)[:, :2] ** 2 * weights, axis=(2, 3))
+    there = np.sum(weights, axis=(2, 3)) / (area.mean() * weights[0, 0].size)
+    means = np.divide(error / weights[0, 0].size, there, out=np.zeros_like(error), where=there > 0)
+    wanted = np.mean(means * channel[:2])
+
+    def loss(prediction, target):
+        return weighted_mse(prediction, target, area=area, channel=channel, missing=jnp.asarray(missing))
+
+    value, gradient = jax.value_and_grad(loss)(jnp.asarray(prediction), jnp.where(missing, jnp.nan, target))
+    assert float(value) == pytest.approx(wanted, rel=1e-5)
+    assert np.isfinite(gradient).all() and not np.asarray(gradient)[missing].any() and np.any(gradient[:, 1, 2:])
+    # where nothing is missing it is the plain mean
+    nothing, prediction, target = jnp.zeros(target.shape, bool), jnp.asarray(prediction), jnp.asarray(target)
+    plain = weighted_mse(prediction, target, area=area, channel=channel)
+    whole = weighted_mse(prediction, target, area=area, channel=channel, missing=nothing)
+    assert float(whole) == pytest.approx(float(plain), rel=1e-6)
 
 
 def test_weights_of_the_published_channels():

@@ -15,6 +15,22 @@ from weathermixer.training.state import describe
 
 MESHES = [(layout.data, layout.domain, layout.tensor) for layout in layouts(8)]
 PUBLISHED = dict(dropout_rate=0.1, head="blend", embed=64)
+# every role that a channel can have, and values that are missing in two of them; 14 channels, padded to 16
+ROLES = dict(
+    channels=(
+        "2m_temperature",
+        "geopotential_500",
+        "sea_surface_temperature",
+        "total_precipitation_6hr",
+        "sea_ice_cover",
+    ),
+    input_only=("sea_ice_cover",),
+    output_only=("total_precipitation_6hr",),
+    forcings=("insolation", "insolation_ahead", "time_of_day", "local_time", "time_of_year"),
+    missing=("sea_surface_temperature", "sea_ice_cover"),
+    history=2,
+    augmentation="rotate_longitude",
+)
 ROLLOUT = dict(dropout_rate=0.1, head="increment", embed=64, lead_steps=2, rematerialize="block")
 
 
@@ -70,6 +86,21 @@ def test_every_mesh_of_eight(index, one_device):
     here, _ = measure(MESHES[index], options, params)
     rows = compare(differences(here, expected), None)
     assert all(row.fine for row in rows), format_differences(str(MESHES[index]), rows, 5)
+
+
+@pytest.mark.parametrize("mesh", [(1, 2, 4), pytest.param((2, 2, 2), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("head", ["increment", pytest.param("blend", marks=pytest.mark.slow)])
+def test_roles_forcings_and_missing_values(head, mesh, one_device):
+    options = ROLES | {"head": head}
+    expected, params = one_device(options)
+    here, _ = measure(mesh, options, params)
+    rows = compare(differences(here, expected), None)
+    assert all(row.fine for row in rows), format_differences(str(mesh), rows, 5)
+    # the columns of output only, input only and padding are shown or changed as their roles say
+    encode = expected.gradient["encode.kernel"].reshape(16, 4, -1)
+    assert np.flatnonzero(~encode.any(axis=(1, 2))).tolist() == [3, 14, 15]
+    decode = expected.gradient["decode_kernel"].reshape(2, -1, 16, 4)
+    assert np.flatnonzero(decode.any(axis=(0, 1, 3))).tolist() == [0, 1, 2, 3]
 
 
 def test_rounding_to_bfloat16_is_the_measure_of_bfloat16(one_device):

@@ -52,9 +52,9 @@ def find_boxes(mesh: Mesh, shape: Shape, devices: Iterable[jax.Device] | None = 
 def needed_bytes(archive: Archive, channel_set: ChannelSet, boxes: Iterable[Box]) -> int:
     """Bytes, as stored before compression, that one frame in each distinct box of channels and latitudes holds."""
     row = archive.grid.shape[1] * archive.store.dtype.numpy_dtype.itemsize
-    dynamic = len(channel_set.dynamic)
+    held = len(channel_set.stored)
     regions = {(box.channels, box.lats) for box in boxes}
-    points = (max(0, min(c[1], dynamic) - c[0]) * (lats[1] - lats[0]) for c, lats in regions)
+    points = (max(0, min(c[1], held) - c[0]) * (lats[1] - lats[0]) for c, lats in regions)
     return row * sum(points)
 
 
@@ -64,7 +64,7 @@ def touched_bytes(archive: Archive, channel_set: ChannelSet, boxes: Iterable[Box
     Boxes of one process that share a chunk count it once, as they are read together.
     """
     _, group, band, lon = archive.store.chunk_layout.read_chunk.shape
-    chosen = archive.channel_indices(channel_set.names)
+    chosen = archive.channel_indices(channel_set.stored_names)
     chunks = set()
     for box in boxes:
         groups = set((chosen[box.channels[0] : box.channels[1]] // group).tolist())

@@ -20,11 +20,12 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Int, Num
+from jaxtyping import Array, Float, Int, Num
 
 from weathermixer.archive import storage
 from weathermixer.archive.agreement import Agreement, Closed
 from weathermixer.archive.archive import Archive
+from weathermixer.archive.inputs import place_terms
 from weathermixer.archive.reader import Pending, Reader, Unreadable
 from weathermixer.archive.sampling import replace_start, sample_starts
 from weathermixer.fields.variables import ChannelSet
@@ -43,12 +44,15 @@ _loaders = itertools.count()
 class Batch:
     """Inputs and the targets `lead_hours` later, as stored; static and padding channels hold zeros.
 
-    `previous` is the frame a step before the inputs, for models that see two.
+    `previous` is the frame a step before the inputs, for models that see two. `terms` and `previous_terms` are the
+    forcings' coefficients at the times of both (fields/forcings.py), None where the channels have no forcings.
     """
 
     inputs: Num[CutArray, "b n lat lon"]
     targets: Num[CutArray, "b n lat lon"]
     previous: Num[CutArray, "b n lat lon"] | None = None
+    terms: Float[CutArray, "b n k"] | None = None
+    previous_terms: Float[CutArray, "b n k"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +128,11 @@ def make_batches(
     keep = lead if block > 1 else 0
     offsets = (0, lead) if history == 1 else (0, lead, -1)
     reader = Reader(archive, channel_set, mesh, batch_size, spare=len(offsets) * (prefetch + 2 + keep))
-    steps, options = range(first_step, last_step), dict(choose=choose, replace=replace, offsets=offsets)
+
+    def terms(indices: np.ndarray) -> Array | None:
+        return place_terms(channel_set, archive.times[indices], mesh, step_hours=archive.step_hours)
+
+    steps, options = range(first_step, last_step), dict(choose=choose, replace=replace, terms=terms, offsets=offsets)
     return Batches(reader, steps, prefetch=prefetch, keep=keep, **options)
 
 
@@ -138,12 +146,13 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
         *,
         choose: Callable[..., np.ndarray],
         replace: Callable[..., int] | None,
+        terms: Callable[[np.ndarray], Array | None],
         offsets: tuple[int, ...],
         prefetch: int,
         keep: int,
     ):
         self._reader, self._steps, self._choose, self._replace, self._offsets = reader, steps, choose, replace, offsets
-        self._prefetch = prefetch
+        self._prefetch, self._terms = prefetch, terms
         self._recent: deque[dict] = deque(maxlen=keep)
         self._agreement = Agreement(f"weathermixer/loader/{next(_loaders)}")
         self._batches = self._frames_read = self._frames_shared = self._bytes_needed = 0
@@ -230,7 +239,8 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
             if self._replace is not None:
                 failed = self._agreement.reach(f"{step}/{attempt}", failed, self._closed)
             if not failed:
-                return Batch(*arrays)
+                earlier = self._terms(chosen - 1) if len(arrays) == 3 else None
+                return Batch(*arrays, terms=self._terms(chosen), previous_terms=earlier)
             chosen = chosen.copy()
             for row, problem in failed.items():
                 self._skipped.append(f"step {step}, row {row}: {problem}")

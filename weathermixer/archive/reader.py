@@ -89,7 +89,7 @@ class Reader:
         self.dtype = archive.store.dtype.numpy_dtype
         self._files = open_files(archive)
         self._buffers = Buffers(spare * len(self.boxes))
-        chosen = archive.channel_indices(channel_set.names)
+        chosen = archive.channel_indices(channel_set.stored_names)
         self._wanted = {box.channels: chosen[slice(*box.channels)] for box in self.boxes}
         _, group, _, lon = archive.store.chunk_layout.read_chunk.shape
         rows = max((lats[1] - lats[0] for _, _, lats in self.boxes), default=1)

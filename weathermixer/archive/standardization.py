@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Num
 
 from weathermixer.archive.archive import Archive
+from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel.mesh import CutArray, check_divides, sharding
 
@@ -22,6 +23,10 @@ class Standardization:
     mean, std       standardized -> physical     (0 and 1 there)
     tendency        std of the 6 h tendency in units of std      (zero there)
     static          [n, lat, lon] static fields, each standardized by its own mean and deviation (zero elsewhere)
+    fill            what the input has where a value is missing, NaN on channels that should lack none; None where all
+                    channels are such
+    seen            0 on output-only channels, 1 elsewhere; None where there are no such channels
+    latitude, longitude   of the grid in radians; None where there are no forcings
     """
 
     scale: Float[CutArray, " n"]
@@ -30,6 +35,10 @@ class Standardization:
     std: Float[CutArray, " n"]
     tendency: Float[CutArray, " n"]
     static: Float[CutArray, "n lat lon"]
+    fill: Float[CutArray, " n"] | None = None
+    seen: Float[CutArray, " n"] | None = None
+    latitude: Float[CutArray, " lat"] | None = None
+    longitude: Float[CutArray, " lon"] | None = None
 
 
 def make_standardization(archive: Archive, channel_set: ChannelSet, mesh: Mesh) -> Standardization:
@@ -59,6 +68,18 @@ def make_standardization(archive: Archive, channel_set: ChannelSet, mesh: Mesh) 
         tendency=place(tendency / std, 0.0),
         static=_put(_static_fields(archive, channel_set), sharding(mesh, "channel", "lat", "lon")),
     )
+
+
+def place_roles(channel_set: ChannelSet, grid: Grid, mesh: Mesh) -> dict[str, jax.Array]:
+    """What of a Standardization the channels' roles alone ask for: `seen`, `latitude`, `longitude`, where they do."""
+    placed = {}
+    if channel_set.output_only:
+        seen = channel_set.pad(~np.isin(channel_set.names, channel_set.output_only), fill=1.0)
+        placed["seen"] = _put(seen, sharding(mesh, "channel"))
+    if channel_set.forcings:
+        placed["latitude"] = _put(np.deg2rad(grid.latitude).astype(np.float32), sharding(mesh, "lat"))
+        placed["longitude"] = _put(np.deg2rad(grid.longitude).astype(np.float32), sharding(mesh, "lon"))
+    return placed
 
 
 def standardize(

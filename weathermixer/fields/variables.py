@@ -1,18 +1,25 @@
 """Variables, levels and channels: names, units, order, the published loss weights, and padding.
 
 A channel is one variable on one level (or at the surface). A ChannelSet fixes the order in which channels lie along the
-`channel` dimension of every array in the project:
+`channel` dimension of every array in the project, and what role each has:
 
-    dynamic channels (predicted)  |  static fields (input only)  |  zeros up to a multiple
+    dynamic  |  input only  |  static  |  forcings  |  zeros up to a multiple
 
-The last two are masked out of everything that the model predicts, exactly, so a set of any size divides over `tensor`.
+    dynamic      predicted; those that are output only, such as precipitation, are not shown to the model
+    input only   prescribed by the archive at the time of each input, such as the sea's surface
+    static       fields that never change, input too
+    forcings     input that time and place alone tell, such as the sun (forcings.py)
+
+All but the first are masked out of what the model predicts, exactly, so a set of any size divides over `tensor`.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
+
+from weathermixer.fields.forcings import FORCINGS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +53,8 @@ VARIABLES = {
         Variable("v_component_of_wind", "m s**-1", "northward_wind", "v", 0.9),
         Variable("vertical_velocity", "Pa s**-1", "lagrangian_tendency_of_air_pressure", "w"),
         Variable("total_precipitation_6hr", "m", "lwe_thickness_of_precipitation_amount", "tp6h"),
+        Variable("sea_surface_temperature", "K", "sea_surface_temperature", "sst"),
+        Variable("sea_ice_cover", "1", "sea_ice_area_fraction", "ci"),
         Variable("land_sea_mask", "1", "land_binary_mask", "lsm"),
         Variable("soil_type", "1", "soil_type", "slt"),
         Variable("geopotential_at_surface", "m**2 s**-2", "surface_geopotential", "orog"),
@@ -97,7 +106,7 @@ class Channel:
 
 @dataclasses.dataclass(frozen=True)
 class ChannelSet:
-    """The channels of a run, in order: `dynamic` ones, `static` fields, then zeros up to a multiple of `multiple`.
+    """The channels of a run in order, by role (see above); `output_only` are names of some of the dynamic ones.
 
     >>> channels = weathermixer.ChannelSet.from_names(["2m_temperature", "geopotential_500"], ["soil_type"], multiple=4)
     >>> channels.size, channels.predicted.tolist()
@@ -107,16 +116,25 @@ class ChannelSet:
     dynamic: tuple[Channel, ...]
     static: tuple[str, ...] = ()
     multiple: int = 1
+    input_only: tuple[Channel, ...] = ()
+    output_only: tuple[str, ...] = ()
+    forcings: tuple[str, ...] = ()
 
     def __post_init__(self):
         if not self.dynamic:
             raise ValueError("a ChannelSet needs at least one dynamic channel")
         if self.multiple < 1:
             raise ValueError(f"channel multiple={self.multiple} must be at least 1")
-        names = [channel.name for channel in self.dynamic] + list(self.static)
+        names = [*self.stored_names, *self.static, *self.forcings]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"channels named twice: {twice}")
+        if unknown := sorted(set(self.forcings) - set(FORCINGS)):
+            raise ValueError(f"forcings {unknown} are not known: choose among {', '.join(FORCINGS)}")
+        if strange := sorted(set(self.output_only) - set(self.names)):
+            raise ValueError(f"output-only channels {strange} are not among the predicted ones {list(self.names)}")
+        if len(set(self.output_only)) == len(self.dynamic):
+            raise ValueError("every predicted channel is output only: at least one has to be the model's input too")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -124,19 +142,39 @@ class ChannelSet:
         return tuple(channel.name for channel in self.dynamic)
 
     @property
+    def stored(self) -> tuple[Channel, ...]:
+        """The channels that frames of an archive hold, the first of the `channel` dimension: dynamic and input only."""
+        return self.dynamic + self.input_only
+
+    @property
+    def stored_names(self) -> tuple[str, ...]:
+        """Names of the stored channels, in order."""
+        return tuple(channel.name for channel in self.stored)
+
+    @property
+    def first_static(self) -> int:
+        """Where the static fields begin."""
+        return len(self.stored)
+
+    @property
+    def first_forcing(self) -> int:
+        """Where the forcings' channels begin; a forcing may have several (FORCINGS)."""
+        return self.first_static + len(self.static)
+
+    @property
     def size(self) -> int:
-        """Length of the `channel` dimension: dynamic + static + padding."""
-        used = len(self.dynamic) + len(self.static)
+        """Length of the `channel` dimension, padding included."""
+        used = self.first_forcing + sum(FORCINGS[name] for name in self.forcings)
         return -(-used // self.multiple) * self.multiple
 
     @property
     def predicted(self) -> Bool[np.ndarray, " channel"]:
-        """True where a channel is predicted, False for static fields and padding."""
+        """True where a channel is predicted, False for all that is input only, and padding."""
         return np.arange(self.size) < len(self.dynamic)
 
     def pad(self, values: Sequence[float] | np.ndarray, *, fill: float = 0.0) -> Float[np.ndarray, " channel"]:
-        """Puts one value per dynamic channel on the full `channel` dimension."""
-        if len(values) != len(self.dynamic):
+        """Puts one value per dynamic channel, or one per stored channel, on the full `channel` dimension."""
+        if len(values) not in (len(self.dynamic), len(self.stored)):
             raise ValueError(f"got {len(values)} values for {len(self.dynamic)} dynamic channels")
         return np.concatenate([np.asarray(values, np.float32), np.full(self.size - len(values), fill, np.float32)])
 
@@ -154,9 +192,41 @@ class ChannelSet:
         return ChannelSet(tuple(dynamic), tuple(static), multiple)
 
     @staticmethod
-    def from_names(names: Sequence[str], static: Sequence[str] = (), multiple: int = 1) -> "ChannelSet":
-        """The set whose dynamic channels have these names, as an archive lists them."""
-        return ChannelSet(tuple(parse_channel(name) for name in names), tuple(static), multiple)
+    def from_names(names: Sequence[str], static: Sequence[str] = (), multiple: int = 1, **roles) -> "ChannelSet":
+        """The set of channels with these names, in the order of their roles; `roles` are from_channels'."""
+        return ChannelSet.from_channels([parse_channel(name) for name in names], static, multiple, **roles)
+
+    @staticmethod
+    def from_channels(
+        channels: Sequence[Channel],
+        static: Sequence[str] = (),
+        multiple: int = 1,
+        *,
+        input_only: Sequence[str] = (),
+        output_only: Sequence[str] = (),
+        forcings: Sequence[str] = (),
+    ) -> "ChannelSet":
+        """The set of these channels; names of `input_only` and `output_only` are of channels, or of whole variables."""
+        given, diagnosed = (find_channels(channels, some) for some in (input_only, output_only))
+        return ChannelSet(
+            dynamic=tuple(channel for index, channel in enumerate(channels) if index not in given),
+            static=tuple(static),
+            multiple=multiple,
+            input_only=tuple(channels[index] for index in given),
+            output_only=tuple(channels[index].name for index in diagnosed),
+            forcings=tuple(forcings),
+        )
+
+
+def find_channels(channels: Sequence[Channel], names: Iterable[str]) -> list[int]:
+    """Positions of the channels that are meant by names of channels or of variables; ValueError for a name of none."""
+    found = []
+    for name in names:
+        of = [index for index, channel in enumerate(channels) if name in (channel.name, channel.variable)]
+        if not of:
+            raise ValueError(f"{name!r} is not among the channels {[channel.name for channel in channels]}")
+        found += of
+    return found
 
 
 def parse_channel(name: str) -> Channel:

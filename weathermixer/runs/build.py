@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 import weathermixer
 from weathermixer.archive.archive import FORMAT_VERSION, Archive, open_archive
-from weathermixer.fields.variables import ChannelSet
+from weathermixer.fields.variables import Channel, ChannelSet
 from weathermixer.model.weathermixer import ModelShape, WeatherMixer
 from weathermixer.parallel.mesh import use_mesh
 from weathermixer.prepare.prepare import prepare_archive
@@ -68,8 +68,15 @@ def make_channel_set(settings: Settings, archive: Archive) -> ChannelSet:
     """The channels of a run: those that the settings name, or all of the archive's."""
     names = settings.data.channels or tuple(channel.name for channel in archive.channels)
     static = tuple(archive.static) if settings.data.static == ("*",) else settings.data.static
-    dynamic = tuple(archive.channels[index] for index in archive.channel_indices(names))
-    return ChannelSet(dynamic, static, settings.data.channel_multiple)
+    chosen = [archive.channels[index] for index in archive.channel_indices(names)]
+    return assign_roles(settings, chosen, static)
+
+
+def assign_roles(settings: Settings, channels: Sequence[Channel], static: Sequence[str]) -> ChannelSet:
+    """These channels and static fields in the roles that the settings give them, with the settings' forcings."""
+    data = settings.data
+    roles = dict(input_only=data.input_only, output_only=data.output_only, forcings=data.forcings)
+    return ChannelSet.from_channels(channels, static, data.channel_multiple, **roles)
 
 
 def make_model_shape(settings: Settings, grid: tuple[int, int], channel_set: ChannelSet) -> ModelShape:

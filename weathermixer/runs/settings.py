@@ -49,6 +49,13 @@ class DataSettings:
     source: str = ""
     channels: tuple[str, ...] = ()  # names such as "geopotential_500", in order; (): all that the archive has
     static: tuple[str, ...] = ("*",)  # static fields given to the model; ("*",): all that the archive has
+    # of these channels, by their or their variable's name: those that the archive prescribes, and those that are
+    # predicted but not shown to the model; others are both input and output
+    input_only: tuple[str, ...] = ()
+    output_only: tuple[str, ...] = ()
+    # input computed from time and place: insolation, insolation_ahead (a step later), time_of_day (UTC), local_time,
+    # time_of_year, latitude, longitude; all but the first two are sine and cosine
+    forcings: tuple[str, ...] = ()
     channel_multiple: int = _setting(1, least=1)  # the channel dimension is padded, exactly, to a multiple of this
     train: tuple[str, ...] = ("1980-01-01", "2016-12-31")
     validation: tuple[str, ...] = ("2017-01-01", "2017-12-31")

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from weathermixer.fields.grid import cosine_weights
 from weathermixer.fields.variables import ChannelSet
@@ -17,15 +17,24 @@ def weighted_mse(
     *,
     area: Float[np.ndarray, " lat"],
     channel: Float[np.ndarray, " c"],
+    missing: Bool[Array, "b c lat lon"] | None = None,
 ) -> Float[Array, ""]:
     """Mean squared error of standardized fields, weighted by cell area and channel, in float32.
 
         L = mean_{b,c,lat,lon}  area[lat] * channel[c] * (prediction - target)^2      over channels with a weight
 
-    Channels that are not predicted have weight zero and do not count in the mean.
+    Channels that are not predicted have weight zero and do not count in the mean. Where the target is `missing`, the
+    mean over lat and lon is that of the other points, for each sample and channel, and 0 where there are none:
+
+        sum area * error^2 / sum area      over points that are not missing
     """
-    error = jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32))
-    weighted = error * channel.astype(np.float32)[None, :, None, None] * area.astype(np.float32)[None, None, :, None]
+    error, rows = prediction.astype(jnp.float32) - target.astype(jnp.float32), area.astype(np.float32)
+    if missing is not None:
+        error = jnp.where(missing, 0.0, error)
+    weighted = jnp.square(error) * channel.astype(np.float32)[None, :, None, None] * rows[None, None, :, None]
+    if missing is not None:
+        there = (jnp.where(missing, 0.0, rows[None, None, :, None]) / rows.mean()).mean((2, 3))
+        weighted = weighted.mean((2, 3)) / jnp.where(there > 0, there, 1.0)
     return weighted.mean() * (len(channel) / np.count_nonzero(channel))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from weathermixer.archive.inputs import find_missing, make_input
 from weathermixer.archive.loader import Batch
 from weathermixer.archive.standardization import Standardization, standardize
 from weathermixer.parallel.zero import cut_instances, gather_instances
@@ -35,15 +36,21 @@ def make_loss(
         raise ValueError(f"augmentation={augmentation!r} is not one of {AUGMENTATIONS}")
 
     def loss(params: Any, batch: Batch, standardization: Standardization, key: Array | None) -> Float[Array, ""]:
-        seen = (batch.inputs,) if batch.previous is None else (batch.inputs, batch.previous)
-        x, *previous = (standardize(field, standardization) for field in seen)
+        seen = [(batch.inputs, batch.terms)]
+        if batch.previous is not None:
+            seen.append((batch.previous, batch.previous_terms))
+        x, *previous = (
+            make_input(standardize(frames, standardization, static=False), standardization, terms)
+            for frames, terms in seen
+        )
         target = standardize(batch.targets, standardization, static=False)
         if augmentation == "rotate_longitude" and key is not None:
             key, turn = jax.random.split(key)
             x, target, *previous = rotate_longitude((x, target, *previous), turn)
         history = {"previous": previous[0]} if previous else {}
         prediction = apply(params, x, repeats=repeats, key=key, **history)
-        return weighted_mse(prediction, target, area=area, channel=channel)
+        missing = find_missing(target, standardization)
+        return weighted_mse(prediction, target, area=area, channel=channel, missing=missing)
 
     return loss
 

@@ -1,0 +1,79 @@
+"""States to the model's input: what is missing, what is not shown, what time and place tell, on any mesh."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import synthetic
+from tests.fields.test_forcings import fields
+from weathermixer.archive.inputs import check_complete, find_missing, make_input, place_terms
+from weathermixer.fields.forcings import FORCINGS
+from weathermixer.fields.variables import ChannelSet
+from weathermixer.parallel.mesh import make_mesh, sharding, spec, use_mesh
+
+GRID = (16, 32)
+CHANNELS = ChannelSet.from_names(
+    ["2m_temperature", "sea_surface_temperature", "total_precipitation_6hr", "sea_ice_cover"],
+    ["land_sea_mask"],
+    multiple=8,
+    input_only=["sea_ice_cover"],
+    output_only=["total_precipitation_6hr"],
+    forcings=list(FORCINGS),
+)
+MISSING = ("sea_surface_temperature", "sea_ice_cover")
+TIMES = np.datetime64("2001-06-30T18", "ns") + np.arange(2) * np.timedelta64(18, "h")
+
+
+def make_state(mesh, *, channel=None):
+    """Standard normal fields without values on a third of the points of MISSING, and of one point of `channel`."""
+    batch = synthetic.make_batch(CHANNELS, GRID, mesh, batch_size=2, step=0, missing=MISSING)
+    values = np.array(batch.inputs, np.float32)
+    if channel is not None:
+        values[1, channel, 3, 4] = np.inf
+    return jax.device_put(values, sharding(mesh, "batch", "channel", "lat", "lon")), values
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2), (1, 1, 8), (1, 8, 1)])
+def test_every_channel_gets_what_its_role_asks_for(sizes):
+    mesh = make_mesh(*sizes)
+    with use_mesh(mesh):
+        s = synthetic.make_standardization(CHANNELS, GRID, mesh, missing=MISSING)
+        s = dataclasses.replace(s, fill=s.fill + 0.5)
+        state, values = make_state(mesh)
+        x = jax.jit(make_input)(state, s, place_terms(CHANNELS, TIMES, mesh, step_hours=6))
+        missing = jax.jit(find_missing)(state, s)
+        assert x.sharding.spec == spec("batch", "channel", "lat", "lon")
+    x, lost = np.asarray(x), np.isnan(values)
+    # temperatures, precipitation (not shown), sea ice (input only), land, forcings, padding
+    np.testing.assert_array_equal(x[:, 0], values[:, 0])
+    np.testing.assert_array_equal(x[:, 1], np.where(lost[:, 1], 0.5, values[:, 1]))
+    assert not x[:, 2].any() and values[:, 2].any()
+    np.testing.assert_array_equal(x[:, 3], np.where(lost[:, 3], 0.5, values[:, 3]))
+    np.testing.assert_array_equal(x[:, 4], np.broadcast_to(np.asarray(s.static)[4], x[:, 4].shape))
+    expected = fields(list(FORCINGS), TIMES, synthetic.make_grid(*GRID))
+    np.testing.assert_allclose(x[:, 5 : 5 + expected.shape[1]], expected, atol=2e-6)
+    assert not x[:, 5 + expected.shape[1] :].any() and x.shape[1] == 24
+    np.testing.assert_array_equal(missing, lost)
+    assert lost[:, 1].any() and not lost[:, 0].any()
+
+
+@pytest.mark.parametrize("missing", [(), MISSING])
+def test_what_no_statistics_know_of_is_named(missing):
+    mesh = make_mesh(1, 2, 2)
+    with use_mesh(mesh):
+        s = synthetic.make_standardization(CHANNELS, GRID, mesh, missing=missing)
+        state, _ = make_state(mesh)
+        if missing:
+            check_complete(state, s, CHANNELS, TIMES)
+            state, _ = make_state(mesh, channel=0)
+        named = (
+            "2m_temperature at 2001-07-01T12 has 1 " if missing else "sea_surface_temperature at 2001-06-30T18 has 1"
+        )
+        with pytest.raises(ValueError, match=named + ".* leave out the time .*--exclude.* or the channel"):
+            check_complete(state, s, CHANNELS, TIMES)
+
+
+def test_a_set_without_forcings_has_no_terms():
+    assert place_terms(ChannelSet.from_names(["2m_temperature"]), TIMES, make_mesh(1, 1, 1), step_hours=6) is None

@@ -1,0 +1,84 @@
+"""From states to the model's input, on the device, and what of a state is missing.
+
+    stored --standardize--> state --make_input--> the model's input
+
+A state holds what frames hold, NaN where a value is missing. What only the input has comes after: values in the place
+of those that are missing, static fields, forcings; and channels that are output only go.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec, reshard
+from jaxtyping import Array, Bool, Float
+
+from weathermixer.archive.standardization import Standardization
+from weathermixer.fields import forcings
+from weathermixer.fields.variables import ChannelSet
+from weathermixer.parallel.mesh import sharding
+
+
+def make_input(
+    state: Float[Array, "b n lat lon"], s: Standardization, terms: Float[Array, "b n k"] | None = None
+) -> Float[Array, "b n lat lon"]:
+    """The model's input of a state; `terms` are the forcings' coefficients at its times, None where there are none."""
+    x = state
+    if s.fill is not None:
+        x = jnp.where(jnp.isfinite(x), x, s.fill[None, :, None, None])
+    if s.seen is not None:
+        x = x * s.seen[None, :, None, None]
+    x = x + s.static[None]
+    return x if terms is None else x + forcing_fields(terms, s.latitude, s.longitude)
+
+
+def forcing_fields(
+    terms: Float[Array, "b n k"], latitude: Float[Array, " lat"], longitude: Float[Array, " lon"]
+) -> Float[Array, "b n lat lon"]:
+    """Forcings from their coefficients, as fields/forcings.py defines them; zero where all coefficients are."""
+    c = [terms[..., index][:, :, None] for index in range(forcings.TERMS)]
+    sin_lat, cos_lat = jnp.sin(latitude)[None, None], jnp.cos(latitude)[None, None]
+    level = c[forcings.ONE] + c[forcings.SIN_LAT] * sin_lat + c[forcings.COS_LAT] * cos_lat
+    along = c[forcings.COS_LON] + c[forcings.COS_LAT_COS_LON] * cos_lat
+    across = c[forcings.SIN_LON] + c[forcings.COS_LAT_SIN_LON] * cos_lat
+    cos_lon, sin_lon = jnp.cos(longitude)[None, None, None], jnp.sin(longitude)[None, None, None]
+    fields = level[..., None] + along[..., None] * cos_lon + across[..., None] * sin_lon
+    return jnp.maximum(c[forcings.FLOOR][..., None], fields)
+
+
+def place_terms(
+    channel_set: ChannelSet, times: np.ndarray, mesh: Mesh, *, step_hours: int
+) -> Float[Array, "b n k"] | None:
+    """The coefficients of a set's forcings at a batch of times, cut as fields are; None where it has no forcings."""
+    if not channel_set.forcings:
+        return None
+    found = forcings.forcing_terms(channel_set.forcings, times, step_hours=step_hours).astype(np.float32)
+    before = channel_set.first_forcing
+    whole = np.pad(found, ((0, 0), (before, channel_set.size - before - found.shape[1]), (0, 0)))
+    return jax.make_array_from_callback(whole.shape, sharding(mesh, "batch", "channel", None), lambda box: whole[box])
+
+
+def find_missing(state: Float[Array, "b n lat lon"], s: Standardization) -> Bool[Array, "b n lat lon"] | None:
+    """Where values are missing on channels that may lack some; None where no channel may. Elsewhere NaN stays NaN."""
+    return None if s.fill is None else ~jnp.isfinite(state) & jnp.isfinite(s.fill)[None, :, None, None]
+
+
+def check_complete(
+    state: Float[Array, "b n lat lon"], s: Standardization, channel_set: ChannelSet, times: np.ndarray
+) -> None:
+    """Raises ValueError, with channel and time, where values are missing on channels that should lack none."""
+    lacking = np.asarray(_count_unexpected(state, s))[:, : len(channel_set.stored)]
+    if lacking.any():
+        row, channel = np.argwhere(lacking)[0]
+        raise ValueError(
+            f"{channel_set.stored_names[channel]} at {times[row]:.13} has {lacking[row, channel]} missing or infinite "
+            "values, its statistics know of none: leave out the time (experiments.prepare --exclude) or the channel "
+            "(config.data.channels)"
+        )
+
+
+@jax.jit
+def _count_unexpected(state: Array, s: Standardization) -> Array:
+    bad = ~jnp.isfinite(state)
+    if s.fill is not None:
+        bad &= jnp.isnan(s.fill)[None, :, None, None]
+    return reshard(bad.sum((2, 3)), PartitionSpec())  # a few numbers, for every process
