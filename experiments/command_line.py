@@ -29,6 +29,8 @@ EXPECTED = (ValueError, OSError, ModuleNotFoundError, FloatingPointError)  # sai
 class Parser(argparse.ArgumentParser):
     """argparse's parser, but what is wrong is said in one line, with the option that may have been meant."""
 
+    mappings: Sequence[str] = ()  # options that have options of their own: --config.loss.weights.2m_temperature=2
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{_short(self.prog)}: {message.removeprefix('argument ')}\n")
 
@@ -36,6 +38,10 @@ class Parser(argparse.ArgumentParser):
         """As argparse's; exits with status 2 after one line where the arguments are not the program's."""
         options, unknown = self.parse_known_args(args, namespace)
         for word in unknown:
+            name, _, text = word.removeprefix("--").partition("=")
+            if name.rpartition(".")[0] in self.mappings:
+                setattr(options, name, _reader(float)(text))
+                continue
             if not word.startswith("-"):
                 self.error(
                     f"{word!r} is one word too many: lists are written with commas, --name=A,B, "
@@ -168,6 +174,7 @@ def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> Non
     """--config, and an option for each of its fields."""
     about = f"the run's config: {', '.join(config_names())}, or the path of your own file; NAME:SIZE where it has sizes"
     parser.add_argument("--config", required=required, metavar="NAME", help=about)
+    parser.mappings = [f"config.{name}" for name, kind in field_types() if kind == dict[str, float]]
     for name, kind in field_types():
         field = f"config.{name}"
         parser.add_argument(

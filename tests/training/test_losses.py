@@ -15,7 +15,9 @@ TENDENCY = np.array([0.2, 0.1, 0.0, 0.0], np.float32)
 
 
 def loss(form, channel_weights, prediction, target):
-    area, channel = make_loss_weights(form, channel_weights, latitude=LATITUDE, channel_set=CHANNELS, tendency=TENDENCY)
+    area, channel = make_loss_weights(
+        form, channel_weights, latitude=LATITUDE, channel_set=CHANNELS, tendency=TENDENCY, factors={}
+    )
     return float(weighted_mse(jnp.asarray(prediction), jnp.asarray(target), area=area, channel=channel))
 
 
@@ -51,7 +53,9 @@ def test_points_without_a_value_do_not_count(fields, form):
     missing = np.zeros(target.shape, bool)
     missing[:, 1, :2, 1:] = True  # a part that is the same in all samples...
     missing[0, 0] = True  # ...and a sample without any
-    area, channel = make_loss_weights(form, "published", latitude=LATITUDE, channel_set=CHANNELS, tendency=TENDENCY)
+    area, channel = make_loss_weights(
+        form, "published", latitude=LATITUDE, channel_set=CHANNELS, tendency=TENDENCY, factors={}
+    )
     weights = np.broadcast_to(np.where(missing, 0, area[None, None, :, None]), target.shape)[:, :2]
     error = np.sum((prediction - target)[:, :2] ** 2 * weights, axis=(2, 3))
     there = np.sum(weights, axis=(2, 3)) / (area.mean() * weights[0, 0].size)
@@ -73,13 +77,29 @@ def test_points_without_a_value_do_not_count(fields, form):
 
 def test_weights_of_the_published_channels():
     _, channel = make_loss_weights(
-        "published", "published", latitude=LATITUDE, channel_set=ERA5, tendency=np.ones(72, np.float32)
+        "published", "published", latitude=LATITUDE, channel_set=ERA5, tendency=np.ones(72, np.float32), factors={}
     )
     by_name = dict(zip(ERA5.names, np.sqrt(channel), strict=False))
     assert by_name["mean_sea_level_pressure"] == pytest.approx(6.0)
     assert by_name["10m_u_component_of_wind"] == pytest.approx(3.08)
     assert by_name["specific_humidity_150"] == pytest.approx(0.6 * 0.5)
     assert np.count_nonzero(channel) == 69
+
+
+@pytest.mark.parametrize("form", ["weighted_square", "published"])
+def test_factors_are_of_channels_or_variables(form):
+    channels = ChannelSet.from_names(("2m_temperature", "geopotential_50", "geopotential_500"), multiple=4)
+    options = dict(latitude=LATITUDE, channel_set=channels, tendency=np.ones(4, np.float32))
+    _, plain = make_loss_weights(form, "published", **options, factors={})
+    _, found = make_loss_weights(form, "published", **options, factors={"geopotential": 3.0, "geopotential_50": 0.0})
+    power = 2 if form == "published" else 1
+    assert found[2] / found[0] == pytest.approx(3**power * plain[2] / plain[0]) and found[1] == found[3] == 0
+    if form == "weighted_square":  # the mean over channels that count, which the loss takes
+        assert found[found > 0].mean() == pytest.approx(1)
+    with pytest.raises(ValueError, match="'geopotential_100' is not among the channels"):
+        make_loss_weights(form, "published", **options, factors={"geopotential_100": 2.0})
+    with pytest.raises(ValueError, match="leave nothing to minimize"):
+        make_loss_weights(form, "uniform", **options, factors={"geopotential": 0.0, "2m_temperature": 0.0})
 
 
 @pytest.mark.parametrize(
@@ -92,4 +112,4 @@ def test_weights_of_the_published_channels():
 )
 def test_bad_options_are_named(form, channel_weights, tendency, message):
     with pytest.raises(ValueError, match=message):
-        make_loss_weights(form, channel_weights, latitude=LATITUDE, channel_set=CHANNELS, tendency=tendency)
+        make_loss_weights(form, channel_weights, latitude=LATITUDE, channel_set=CHANNELS, tendency=tendency, factors={})

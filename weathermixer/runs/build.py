@@ -196,6 +196,7 @@ def make_training(
         latitude=latitude,
         channel_set=channel_set,
         tendency=tendency,
+        factors=settings.loss.weights,
     )
     loss = make_loss(
         apply, area=area, channel=channel, repeats=settings.training.lead_steps, augmentation=settings.data.augmentation

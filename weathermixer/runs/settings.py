@@ -93,6 +93,8 @@ class LossSettings:
     form: str = _setting("weighted_square", FORMS)  # weights outside the square, mean one; "published": inside
     # by variable and level; "uniform"; "tendency": error per 6 h change
     channel_weights: str = _setting("published", CHANNEL_WEIGHTS)
+    # factors of these, by the names of channels or variables: weights["2m_temperature"] = 2.0
+    weights: dict[str, float] = dataclasses.field(default_factory=dict, metadata={"least": 0})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,6 +245,8 @@ def _make(cls: type, values: Mapping[str, Any], where: str) -> Any:
 
 def _convert(name: str, value: Any, wanted: Any) -> Any:
     """The value in a field's type, where JSON and command lines have others for it."""
+    if wanted == dict[str, float] and isinstance(value, Mapping):
+        return {entry: _convert(f"{name}.{entry}", number, float) for entry, number in value.items()}
     entries = get_args(wanted)
     if entries and isinstance(value, list | tuple) and all(type(entry) is entries[0] for entry in value):
         return tuple(value)
@@ -260,6 +264,7 @@ _KINDS = {
     bool: "True or False",
     tuple[int, ...]: "a list of integers",
     tuple[str, ...]: "a list of texts",
+    dict[str, float]: "numbers by names, as {'2m_temperature': 2.0}",
 }
 
 
@@ -267,7 +272,9 @@ def _check(name: str, value: Any, rules: Mapping[str, Any]) -> Any:
     if rules.get("choices") and value not in rules["choices"]:
         raise ValueError(f"{name}={value!r} is not one of {', '.join(map(str, rules['choices']))}")
     entries = value if type(value) is tuple else (value,)
-    if len(entries) != rules.get("length", len(entries)) or (not entries and "least" in rules):
+    if type(value) is dict:
+        entries = tuple(value.values())
+    elif len(entries) != rules.get("length", len(entries)) or (not entries and "least" in rules):
         raise ValueError(f"{name}={value} must have {rules.get('length', 'one or more')} entries")
     for rule, (words, holds) in _BOUNDS.items():
         if rule in rules and not all(holds(entry, rules[rule]) for entry in entries):

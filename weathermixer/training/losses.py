@@ -1,11 +1,13 @@
 """The training loss: squared error of standardized fields, weighted by cell area and channel."""
 
+from collections.abc import Mapping
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from weathermixer.fields.grid import cosine_weights
-from weathermixer.fields.variables import ChannelSet
+from weathermixer.fields.variables import ChannelSet, find_channels
 
 CHANNEL_WEIGHTS = ("published", "uniform", "tendency")
 FORMS = ("weighted_square", "published")
@@ -45,6 +47,7 @@ def make_loss_weights(
     latitude: Float[np.ndarray, " lat"],
     channel_set: ChannelSet,
     tendency: Float[np.ndarray, " c"],
+    factors: Mapping[str, float],
 ) -> tuple[Float[np.ndarray, " lat"], Float[np.ndarray, " c"]]:
     """The loss's (area, channel) weights.
 
@@ -55,8 +58,10 @@ def make_loss_weights(
       channel_weights: "published" (by variable and level), "uniform", or "tendency": each channel's error counts in
         units of its own 6 h tendency.
       tendency: [channel] standardized 6 h tendency standard deviation.
+      factors: of these weights, by name of channel or variable.
 
-    Raises ValueError for an unknown option, and for "tendency" where a channel never changes.
+    Raises ValueError for an unknown option or name, for factors that leave no weight, and for "tendency" where a
+    channel never changes.
     """
     if form not in FORMS:
         raise ValueError(f"loss form={form!r} is not one of {FORMS}")
@@ -73,6 +78,10 @@ def make_loss_weights(
             still = [name for name, value in zip(channel_set.names, tendency, strict=True) if not value > 0]
             raise ValueError(f"channels {still} have no 6 h tendency: choose loss.channel_weights='published'")
         weights = tendency**-2
+    for name, factor in factors.items():
+        weights[find_channels(channel_set.dynamic, [name])] *= factor
+    if not weights.any():
+        raise ValueError(f"loss.weights={dict(factors)} leave nothing to minimize: give some channel more than 0")
     if form == "published":
         return area**2, channel_set.pad(weights**2)
-    return area, channel_set.pad(weights / weights.mean())
+    return area, channel_set.pad(weights / weights[weights > 0].mean())
