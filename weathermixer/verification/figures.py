@@ -39,7 +39,7 @@ def draw_forecast(
         title += f" = {_stamp(start + np.timedelta64(lead_hours, 'h'))}, RMSE {digits(rmse).strip()} {units}"
 
     count = 1 if truth is None else 3
-    figure = Figure(figsize=(5.6 * count + 0.4, 4.2), layout="constrained", dpi=110)
+    figure = Figure(figsize=(4.4 * count + 0.4, 3.6), layout="constrained", dpi=140)
     axes = figure.subplots(1, count, squeeze=False, sharey=True)[0]
     short = Channel(channel.variable).short
     limits = _limits(list(states.values()), symmetric=short in SIGNED)
