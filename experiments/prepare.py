@@ -166,6 +166,7 @@ def describe_plan(source: Source, plan: ArchivePlan, dest: str | os.PathLike) ->
         f"source    {source.name}",
         f"times     {len(source.times)}, {_time(source.times[0])} to {_time(source.times[-1])}",
         f"          every {source.step_hours} h, {len(source.missing_times)} missing between them",
+        *(f"          {line}" for line in source.account),
         f"grid      {lat} x {lon}, latitude {source.grid.latitude[0]:g} to {source.grid.latitude[-1]:g}",
         f"channels  {len(source.channels)}:",
     ]

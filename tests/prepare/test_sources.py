@@ -161,9 +161,9 @@ def test_time_chunk_counts_the_times_that_are_used(tmp_path):
         (lambda d: d, {"variables": ["2m_temperature_850"]}, "2m_temperature in dataset has no levels, 850"),
         (lambda d: d, {"variables": ["temperature", "temperature_500"]}, "named twice: .*temperature_500"),
         (lambda d: d, {"static": ["soil_type"]}, "no static field 'soil_type'"),
-        (lambda d: d, {"period": ("1999-01-01", "1999-12-31")}, "no times in .*1999.*it has 2019-12-30"),
-        (lambda d: d, {"step_hours": 5}, "step_hours=5 is not a multiple of 6 h, the step of dataset"),
-        (lambda d: d, {"exclude": ["2001-01-01T00"]}, "times to exclude are not in dataset: .*2001"),
+        (lambda d: d, {"period": ("1999-01-01", "1999-12-31")}, "no times .*found: 20, 2019.* not from 1999"),
+        (lambda d: d, {"step_hours": 5}, "step_hours=5: no two times of dataset .* steps of 6 h"),
+        (lambda d: d, {"exclude": ["2001-01-01T00"]}, "exclude, 2001-01-01T00, are not in dataset; it has 20"),
         (lambda d: d, {"crop_south_pole": True}, "not the south pole"),
         (lambda d: d, {"coarsen": 3}, "8 x 12 cells do not divide into blocks of 3 x 3"),
         (lambda d: d.isel(longitude=slice(0, 6)), {}, "not on a global regular grid: longitudes must go once around"),
@@ -171,7 +171,6 @@ def test_time_chunk_counts_the_times_that_are_used(tmp_path):
         (lambda d: d.rename(latitude="row"), {}, "no latitude dimension"),
         (lambda d: d.rename({"latitude": "values"}).isel(longitude=0), {}, "no latitude|not on a regular"),
         (lambda d: d.expand_dims(number=3), {}, "more dimensions, {'number': 3}: select one entry, number=VALUE"),
-        (lambda d: d.isel(time=[0, 1, 1, 2]), {}, "holds 2m_temperature twice for 2019-12-30T06"),
         (lambda d: d[["land_sea_mask"]], {}, "holds none of"),
         (lambda d: d.assign(land_sea_mask=d.land_sea_mask / 0), {}, "static field land_sea_mask .* 96 values"),
         (
@@ -191,7 +190,7 @@ def test_selecting_a_member():
     members = (dataset * (1 + dataset.time.dt.hour * 0)).expand_dims(number=[4, 7]).copy(deep=True)
     source = open_source(members, select={"number": 7})
     np.testing.assert_array_equal(source.read(slice(None)), frames_of(dataset, source.channels))
-    with pytest.raises(ValueError, match=r"no number=5; it has \[4, 7\]"):
+    with pytest.raises(ValueError, match="number=5: there is no such number; it has 4, 7"):
         open_source(members, select={"number": 5})
 
 
@@ -200,14 +199,8 @@ def test_what_cannot_be_opened(tmp_path):
         open_source(tmp_path / "nothing.zarr")
     with pytest.raises(ValueError, match="no file at"):
         open_source(tmp_path / "nothing*.nc")
-    (tmp_path / "text.nc").write_text("this is no netCDF file")
-    with pytest.raises(ValueError, match="cannot be opened as netCDF"):
-        open_source(tmp_path / "text.nc")
-    (tmp_path / "text.txt").write_text("neither is this")
-    with pytest.raises(ValueError, match="its suffix is none of"):
-        open_source(tmp_path / "text.txt")
     (tmp_path / "empty.zarr").mkdir()
-    with pytest.raises(ValueError, match="cannot be opened as a Zarr store"):
+    with pytest.raises(ValueError, match="empty.zarr is an empty folder"):
         open_source(tmp_path / "empty.zarr")
     with pytest.raises(ValueError, match="remote sources are Zarr stores"):
         open_source("s3://bucket/era5.nc")

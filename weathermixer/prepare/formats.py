@@ -1,64 +1,129 @@
-"""Opens what a source is made of: a Zarr store, netCDF files or GRIB files, local or remote, as lazy xarray datasets.
+"""Opens what a source is made of: Zarr stores, netCDF and GRIB files, local or remote, as lazy xarray datasets.
 
-Nothing is loaded and nothing is merged here: a source is a list of pieces, one per file (and variable of a GRIB file).
+Files are known by what they hold, not by their names. Nothing is loaded and nothing is merged here: a source is a list
+of pieces, one per file, variable of a GRIB file and lead of a forecast, with notes of what was made of them.
 """
 
 import glob
 import os
-import tempfile
+import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.io
 import xarray as xr
 
-from weathermixer.prepare.names import ALIASES, STATIC, SURFACE, rename_dimensions
+from weathermixer.prepare.grib import is_grib, open_grib
+from weathermixer.prepare.names import DIMENSIONS, rename_dimensions
+from weathermixer.prepare.times import Note, at_valid_times, read_lead, with_dates
 
-GRIB_SUFFIXES = (".grib", ".grib1", ".grib2", ".grb", ".grb2", ".grib.bz2")
-NETCDF_SUFFIXES = (".nc", ".nc4", ".netcdf", ".cdf", ".h5")
-_SURFACE_LEVELS = ("surface", "meanSea", "heightAboveGround")
-_UPPER_LEVELS = ("isobaricInhPa", "isobaricInPa")
+Spec = str | os.PathLike | xr.Dataset
+
+FILE_SUFFIXES = (".nc", ".nc4", ".netcdf", ".cdf", ".h5", ".grib", ".grib1", ".grib2", ".grb", ".grb2")
+_NETCDF3 = (b"CDF\x01", b"CDF\x02")
+_NETCDF = (*_NETCDF3, b"CDF\x05", b"\x89HDF\r\n\x1a\n")
+_PACKED = {
+    b"PK": "a zip archive, as the CDS sends some netCDF: unzip it",
+    b"\x1f\x8b": "packed by gzip: gunzip it",
+    b"BZh": "packed by bzip2: bunzip2 it",
+    b"\xfd7zXZ": "packed by xz: unxz it",
+    b"\x28\xb5\x2f\xfd": "packed by zstd: unzstd it",
+}
+_ZARR = ("zarr.json", ".zgroup", ".zmetadata", ".zarray")
 
 
 def open_pieces(
-    spec: str | os.PathLike,
+    specs: Sequence[Spec],
     *,
     variables: Sequence[str] | None = None,
     select: Mapping[str, Any] | None = None,
     storage_options: Mapping[str, Any] | None = None,
-) -> list[xr.Dataset]:
-    """Opens a source's pieces lazily, with dimensions (time[, level], latitude, longitude) in any order.
+) -> tuple[list[xr.Dataset], list[Note]]:
+    """Opens a source's pieces lazily, with dimensions (time[, level], latitude, longitude) in any order, and notes.
 
-    A source is a Zarr store (a folder or an s3://, gs:// or http(s):// address), or netCDF or GRIB files (a glob).
-    `variables` are WeatherBench 2 names, or names in a GRIB file beyond those. `select` picks one entry of other
-    dimensions, {"number": 0}. Raises ValueError for a source that is absent, unreadable or not on a regular grid.
+    A spec is a Zarr store (a folder or an s3://, gs:// or http(s):// address), a netCDF or GRIB file, a glob of these,
+    a folder of these, or a dataset that is open. `variables` are WeatherBench 2 names, or names in a GRIB file beyond
+    those. `select` picks one entry of other dimensions, {"number": 0}. Raises ValueError for what is absent, unreadable
+    or not on a regular grid.
     """
-    spec = os.fspath(spec)
-    suffix = spec.rstrip("/*").lower()
-    if suffix.endswith(GRIB_SUFFIXES):
-        pieces = [piece for path in _files(spec) for piece in _open_grib(path, variables)]
-    elif suffix.endswith(NETCDF_SUFFIXES):
-        pieces = [_open_netcdf(path) for path in _files(spec)]
-    elif "://" not in spec and not os.path.isdir(spec):
-        _files(spec)  # raises where there is none
-        raise ValueError(f"{spec}: not a folder (Zarr), and its suffix is none of {NETCDF_SUFFIXES + GRIB_SUFFIXES}")
-    else:
-        pieces = [open_zarr(spec, storage_options=storage_options)]
-    return [make_canonical(piece, source=piece.encoding.get("source", spec), select=select) for piece in pieces]
+    pieces: list[xr.Dataset] = []
+    notes: list[Note] = []
+    for spec in specs:
+        if isinstance(spec, xr.Dataset):
+            pieces.append(spec)
+            continue
+        for path in find_paths(os.fspath(spec)):
+            pieces += _open(path, variables, storage_options, notes)
+    for name, value in (select or {}).items():
+        pieces = select_entry(pieces, name, str(value))
+    return [part for piece in pieces for part in make_canonical(piece, notes)], notes
 
 
-def make_canonical(dataset: xr.Dataset, *, source: str, select: Mapping[str, Any] | None = None) -> xr.Dataset:
-    """The dataset with the project's names of dimensions, and no other dimensions but those (see `names`)."""
-    select = {name: value for name, value in (select or {}).items() if name in dataset.dims}
-    for name, value in select.items():
-        try:
-            dataset = dataset.sel({name: value}) if name in dataset.coords else dataset.isel({name: int(value)})
-        except KeyError:
-            raise ValueError(f"{source} has no {name}={value}; it has {dataset[name].values.tolist()}") from None
-    dataset = rename_dimensions(dataset, source=source)
-    known = {"time", "level", "latitude", "longitude"}
-    return dataset.squeeze([name for name, size in dataset.sizes.items() if size == 1 and name not in known])
+def find_paths(spec: str) -> list[str]:
+    """The files and stores that a spec names: itself, the matches of a glob, what lies in a folder that is no store."""
+    if "://" in spec:
+        return [spec]
+    spec = os.path.expanduser(spec)
+    if os.path.isdir(spec) and not any(os.path.exists(os.path.join(spec, name)) for name in _ZARR):
+        entries = [os.path.join(spec, name) for name in sorted(os.listdir(spec)) if not name.startswith(".")]
+        if not entries:
+            raise ValueError(f"{spec} is an empty folder: neither a Zarr store nor a folder of files")
+        return [path for entry in entries for path in find_paths(entry)]
+    if os.path.lexists(spec):  # whatever its name is made of
+        return [spec]
+    folder = os.path.dirname(spec)
+    while folder and not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    # folders that are there are taken by their names, brackets and all: what follows is the pattern
+    names = sorted(glob.glob(spec[len(folder) :].lstrip("/"), root_dir=folder or None, recursive=True))
+    if not names:
+        braces = "; braces are the shell's to expand: leave out the quotes" if "{" in spec else ""
+        raise ValueError(f"no file at {spec}{braces}")
+    return [path for name in names for path in find_paths(os.path.join(folder, name))]
+
+
+def _open(path: str, variables: Sequence[str] | None, storage_options: Mapping[str, Any] | None, notes: list[Note]):
+    if "://" in path and path.lower().endswith(FILE_SUFFIXES):
+        raise ValueError(f"{path}: remote sources are Zarr stores; copy netCDF and GRIB files to a local disk first")
+    if "://" in path or os.path.isdir(path):
+        return [open_zarr(path, storage_options=storage_options)]
+    with open(path, "rb") as file:
+        head = file.read(1024)
+    if head.startswith(_NETCDF):
+        return [_open_netcdf(path, head)]
+    if not is_grib(head):
+        raise ValueError(f"{path} {_describe(head)}")
+    pieces, left_out = open_grib(path, variables)
+    if left_out:
+        notes.append((f"GRIB fields that were not asked for or are not known are left out: {left_out}", path))
+    return pieces
+
+
+def _describe(head: bytes) -> str:
+    """What a file is that is no data, by its first bytes."""
+    if not head:
+        return "is empty: fetch it again"
+    for magic, what in _PACKED.items():
+        if head.startswith(magic):
+            return f"is {what}, and give what comes out"
+    text = head.decode("utf-8", "replace")
+    if text.isprintable() or all(letter.isprintable() or letter.isspace() for letter in text[:60]):
+        return f"is text, {' '.join(text.split())[:60]!r}, in the place of data: fetch it again"
+    return f"is neither netCDF nor GRIB: it begins with {head[:8]!r}"
+
+
+def _open_netcdf(path: str, head: bytes) -> xr.Dataset:
+    try:
+        if head.startswith(_NETCDF3):  # cut off, these open as if whole, and read as zeros: scipy looks at the length
+            with scipy.io.netcdf_file(path, mmap=True):
+                pass
+        dataset = xr.open_dataset(path, engine="netcdf4", chunks=None, decode_cf=False)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{path} cannot be opened as netCDF: it is cut off or damaged ({reason})") from None
+    return _decode(dataset, path)
 
 
 def open_zarr(path: str, *, storage_options: Mapping[str, Any] | None = None) -> xr.Dataset:
@@ -67,76 +132,83 @@ def open_zarr(path: str, *, storage_options: Mapping[str, Any] | None = None) ->
         with warnings.catch_warnings():
             # stores without consolidated metadata are slower to open, and otherwise as good
             warnings.filterwarnings("ignore", category=RuntimeWarning)
-            dataset = xr.open_zarr(path, chunks=None, storage_options=dict(storage_options or {}) or None)
+            options = dict(storage_options or {}) or None
+            dataset = xr.open_zarr(path, chunks=None, storage_options=options, decode_cf=False)
     except ImportError as error:
         raise ValueError(f"{path} needs fsspec for its protocol ({error}): pip install 'weathermixer[cloud]'") from None
     except Exception as error:
-        raise ValueError(f"{path} cannot be opened as a Zarr store: {type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{path} cannot be opened as a Zarr store: {reason}") from error
     dataset.encoding["source"] = path
-    return dataset
+    return _decode(dataset, path)
 
 
-def _open_netcdf(path: str) -> xr.Dataset:
+def _decode(dataset: xr.Dataset, path: str) -> xr.Dataset:
     try:
-        return xr.open_dataset(path, chunks=None)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=xr.SerializationWarning)  # dates far away are refused below
+            return xr.decode_cf(dataset)
     except Exception as error:
-        raise ValueError(f"{path} cannot be opened as netCDF: {type(error).__name__}: {error}") from error
+        reason = str(error).splitlines()[0].partition(" Try opening")[0].rstrip(".")
+        raise ValueError(f"{path} cannot be decoded: {reason}; put its attributes right, as with ncatted") from None
 
 
-def _files(pattern: str) -> list[str]:
-    if "://" in pattern:
-        raise ValueError(f"{pattern}: remote sources are Zarr stores; copy netCDF and GRIB files to a local disk first")
-    files = sorted(glob.glob(pattern))
-    if not files:
-        raise ValueError(f"no file at {pattern}")
-    return files
+def select_entry(pieces: Sequence[xr.Dataset], name: str, value: str) -> list[xr.Dataset]:
+    """The pieces at one entry of a dimension that some have: pieces of other entries are dropped, those without stay.
+
+    Raises ValueError where no piece has the dimension, or none the entry, with what there is.
+    """
+    if name in {dim for canonical in DIMENSIONS for dim in DIMENSIONS[canonical]}:
+        raise ValueError(f"select {name}={value}: --period, --step and --exclude choose times, --levels levels")
+    kept, offered, found = [], {}, False
+    for piece in pieces:
+        if name not in piece.dims and name not in piece.coords:
+            kept.append(piece)
+            continue
+        entries = _entries(piece, name)
+        offered |= dict.fromkeys(entries)
+        numbers = [_as_number(entry) for entry in entries]
+        if value in entries or _as_number(value) in numbers:
+            index = entries.index(value) if value in entries else numbers.index(_as_number(value))
+            kept.append(piece.isel({name: index}) if name in piece.dims else piece)
+            found = True
+    if not offered:
+        there = sorted({str(dim) for piece in pieces for dim in piece.dims})
+        raise ValueError(f"select {name}={value}: there is no {name}; dimensions are {', '.join(there)}")
+    if not found:
+        raise ValueError(f"select {name}={value}: there is no such {name}; it has {', '.join(offered)}")
+    return kept
 
 
-def _open_grib(path: str, variables: Sequence[str] | None) -> Iterable[xr.Dataset]:
-    """One piece per variable: a GRIB file may hold fields of many shapes under one name, so each is taken out alone."""
+def _entries(piece: xr.Dataset, name: str) -> list[str]:
+    """The values of a dimension or of a coordinate, as they are written on a command line."""
+    if name not in piece.coords:
+        return [str(number) for number in range(piece.sizes[name])]
+    lead = read_lead(piece.coords[name], source=str(piece.encoding.get("source", "dataset")))
+    if lead is not None:
+        return [f"{hours:g}h" for hours in np.atleast_1d(lead / np.timedelta64(1, "h"))]
+    values = np.atleast_1d(piece.coords[name].values).tolist()
+    return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+
+
+def _as_number(text: str) -> float | str:
+    """0005, 5 and 5.0 are the same entry, and so are 6h, 6 hours and 6."""
     try:
-        import cfgrib
-    except ImportError as error:
-        raise ValueError(f"{path}: GRIB needs cfgrib and eccodes ({error}): pip install 'weathermixer[grib]'") from None
-    wanted = variables if variables is not None else (*SURFACE, *(set(ALIASES) - set(SURFACE) - set(STATIC)))
-    with tempfile.TemporaryDirectory() as folder:
-        # one scan of the file serves all variables, and nothing is written beside the source
-        options = {"indexpath": f"{folder}/{{short_hash}}.idx", "errors": "raise"}
-        keys = sorted({*cfgrib.dataset.compute_index_keys(("time", "step")), "shortName", "typeOfLevel"})
-        try:
-            index = cfgrib.dataset.open_fileindex(cfgrib.FileStream(path, errors="raise"), options["indexpath"], keys)
-        except Exception as error:
-            raise ValueError(f"{path} cannot be read as GRIB: {type(error).__name__}: {error}") from error
-        present = {(message["shortName"], message["typeOfLevel"]) for message in _headers(index)}
-        if not present:
-            raise ValueError(f"{path} holds no GRIB messages")
-        found = 0
-        for name in dict.fromkeys((*wanted, *STATIC)):
-            kinds = _SURFACE_LEVELS if name in SURFACE + STATIC else _UPPER_LEVELS
-            for short in (name, *ALIASES.get(name, ())):
-                levels = kinds if name in ALIASES else (*_UPPER_LEVELS, *_SURFACE_LEVELS)
-                level = next((level for level in levels if (short, level) in present), None)
-                if level is None:
-                    continue
-                filters = {"shortName": short, "typeOfLevel": level}
-                piece = xr.open_dataset(path, engine="cfgrib", backend_kwargs=options | {"filter_by_keys": filters})
-                yield _rename_field(piece, name if name in ALIASES else short)
-                found += 1
-                break
-        if not found:
-            raise ValueError(f"{path} has none of {list(wanted)}; it has {sorted(present)}")
+        return float(re.sub(r"\s*(h|hours?)$", "", text))
+    except ValueError:
+        return text
 
 
-def _headers(index) -> Iterable[dict[str, Any]]:
-    names = [key.split(":")[0] for key in index.index_keys]
-    for values, _ in index.field_ids_index:
-        yield dict(zip(names, values))
+def make_canonical(dataset: xr.Dataset, notes: list[Note]) -> list[xr.Dataset]:
+    """The dataset, a part for each lead of a forecast, with the project's names of dimensions and no other dimensions.
 
-
-def _rename_field(piece: xr.Dataset, name: str) -> xr.Dataset:
-    (field,) = piece.data_vars
-    if np.ndim(piece.coords.get("step", 0)):
-        leads = (piece["step"].values / np.timedelta64(1, "h")).tolist()
-        raise ValueError(f"{piece.encoding.get('source')}: {name} has forecast steps {leads} h: select one, step=HOURS")
-    # gh comes in geopotential metres: its units say so, and are converted when read
-    return piece.rename({field: name})
+    What was made of its times is added to `notes`. Raises ValueError for what cannot be read as dates or a grid.
+    """
+    source = str(dataset.encoding.get("source", "dataset"))
+    canonical = []
+    for part in at_valid_times(dataset, notes, source=source):
+        part = with_dates(rename_dimensions(part, source=source), notes, source=source)
+        part = part.squeeze([name for name, size in part.sizes.items() if size == 1 and name not in DIMENSIONS])
+        part.encoding["source"] = source
+        canonical.append(part)
+    return canonical

@@ -98,12 +98,6 @@ def rename_dimensions(dataset: xr.Dataset, *, source: str) -> xr.Dataset:
     Raises ValueError for grids that are not regular in latitude and longitude.
     """
     _refuse_other_grids(dataset, source)
-    if "valid_time" in dataset.coords and dataset["valid_time"].ndim <= 1 and "time" in dataset.coords:
-        # GRIB: `time` is when the forecast started, valid_time what the field is about
-        dims = dataset["valid_time"].dims
-        dataset = (
-            dataset.drop_vars("time") if not dims else dataset.swap_dims({dims[0]: "valid_time"}).drop_vars("time")
-        )
     new = {}
     for canonical, names in DIMENSIONS.items():
         found = [name for name in names if name in dataset.dims or name in dataset.coords]

@@ -1,16 +1,12 @@
-"""What is wanted of a source: its channels and its times, chosen from what is there."""
+"""What is wanted of a source: its channels, chosen from what is there."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
 
-from weathermixer.archive.sampling import in_period
 from weathermixer.fields.variables import VARIABLES, Channel, group_by_variable, parse_channel
 from weathermixer.prepare.names import STATIC, SURFACE, find_variable
-
-HOUR = np.timedelta64(1, "h")
-EPOCH = np.datetime64("1970-01-01T00", "ns")
 
 
 def choose_channels(
@@ -68,45 +64,3 @@ def describe_contents(pieces: Sequence[xr.Dataset]) -> str:
         f"{name} {tuple(str(d) for d in array.dims)}" for piece in pieces for name, array in piece.data_vars.items()
     }
     return f"it has {', '.join(sorted(names))}"
-
-
-def choose_times(
-    times: Sequence[np.ndarray],
-    *,
-    period: tuple[str, str] | None,
-    step_hours: int | None,
-    exclude: Sequence[str],
-    source: str,
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """(times, missing times, step_hours): those that all variables have, in the period, on whole steps.
-
-    Raises ValueError where there are none, naming what there is.
-    """
-    there = times[0]
-    for more in times[1:]:
-        there = np.intersect1d(there, more)
-    everywhere = there
-    if period is not None:
-        there = there[in_period(there, period)]
-    if not len(there):
-        ends = f"{everywhere[0]} ... {everywhere[-1]}" if len(everywhere) else "no times that all variables have"
-        raise ValueError(f"{source} has no times in {period}; it has {ends}")
-    own = np.median(np.diff(there).astype(np.int64)).astype("timedelta64[ns]") if len(there) > 1 else HOUR
-    if step_hours is None:
-        step_hours = max(6, int(own / HOUR))
-    step = step_hours * HOUR
-    if step_hours < 1 or step % own != np.timedelta64(0, "ns"):
-        raise ValueError(f"step_hours={step_hours} is not a multiple of {own / HOUR:g} h, the step of {source}")
-    phases = np.unique((there - EPOCH) % step)
-    # 00, 06, 12, 18 UTC where there are such times, else the one other phase that the source has
-    phase = phases[0] if len(phases) == 1 else np.timedelta64(0, "ns")
-    there = there[(there - EPOCH) % step == phase]
-    if not len(there):
-        raise ValueError(f"{source} has no times that are {step_hours} h apart from 00 UTC")
-    expected = np.arange(there[0], there[-1] + step, step)
-    unwanted = np.array([np.datetime64(text, "ns") for text in exclude], "datetime64[ns]")
-    absent = np.setdiff1d(unwanted, there)
-    if len(absent):
-        raise ValueError(f"times to exclude are not in {source}: {[str(t) for t in absent]}")
-    there = np.setdiff1d(there, unwanted)
-    return there, np.setdiff1d(expected, there), step_hours

@@ -11,6 +11,8 @@ from jaxtyping import Float, Int
 from weathermixer.prepare.names import conversion, find_variable
 from weathermixer.prepare.orientation import take
 
+HOUR = np.timedelta64(1, "h")
+REPEATS_READ = 64  # of the times that lie in a source twice
 RETRIES = 4  # of a remote read that failed, after 1, 2, 4 and 8 seconds
 
 
@@ -19,18 +21,21 @@ class Series:
     """One variable over time: entry t is entry `position[t]` of `pieces[piece[t]]`, times `factor` plus `shift`."""
 
     pieces: tuple[xr.DataArray, ...]
+    names: tuple[str, ...]
     piece: Int[np.ndarray, " time"]
     position: Int[np.ndarray, " time"]
     factor: float
     shift: float
 
 
-def find_series(pieces: Sequence[xr.Dataset], variable: str, *, source: str) -> tuple[np.ndarray, Series]:
-    """All times of a variable, ascending, with where each of them lies.
+def find_series(
+    pieces: Sequence[xr.Dataset], variable: str, *, source: str
+) -> tuple[np.ndarray, Series, np.ndarray, Series]:
+    """All times of a variable, ascending, with where each lies first; and those that are there again, with where.
 
-    Raises ValueError for more dimensions than time, level, latitude and longitude, and for times that lie there twice.
+    Raises ValueError for more dimensions than time, level, latitude and longitude.
     """
-    arrays, times = [], []
+    arrays, names, times = [], [], []
     for piece in pieces:
         found = find_variable(piece, variable)
         if found is None:
@@ -42,18 +47,67 @@ def find_series(pieces: Sequence[xr.Dataset], variable: str, *, source: str) -> 
             raise ValueError(f"{variable} in {source} has more dimensions, {sizes}: select one entry, {other[0]}=VALUE")
         if "time" not in array.dims:
             raise ValueError(f"{variable} in {source} has no time dimension: it has {array.dims}")
-        if not np.issubdtype(array["time"].dtype, np.datetime64):
-            raise ValueError(f"times of {source} are {array['time'].dtype}, not dates of the common calendar")
         arrays.append(array)
-        times.append(array["time"].values.astype("datetime64[ns]"))
+        names.append(str(piece.encoding.get("source", source)))
+        times.append(array["time"].values)
     everything = np.concatenate(times)
     order = np.argsort(everything, kind="stable")
-    twice = np.flatnonzero(np.diff(everything[order]) == np.timedelta64(0, "ns"))
-    if len(twice):
-        raise ValueError(f"{source} holds {variable} twice for {everything[order][twice[0]]}")
     piece = np.concatenate([np.full(len(t), index) for index, t in enumerate(times)])[order]
     position = np.concatenate([np.arange(len(t)) for t in times])[order]
-    return everything[order], Series(tuple(arrays), piece, position, *conversion(arrays[0], variable))
+    everything = everything[order]
+    whole = Series(tuple(arrays), tuple(names), piece, position, *conversion(arrays[0], variable))
+    first = np.diff(everything, prepend=everything[:1] - np.timedelta64(1, "ns")) > np.timedelta64(0, "ns")
+    return (
+        everything[first],
+        dataclasses.replace(whole, piece=piece[first], position=position[first]),
+        everything[~first],
+        dataclasses.replace(whole, piece=piece[~first], position=position[~first]),
+    )
+
+
+def compare_repeats(
+    variable: str,
+    times: np.ndarray,
+    series: Series,
+    again_times: np.ndarray,
+    again: Series,
+    levels: Sequence[int | None],
+) -> str | None:
+    """Reads what lies in a source twice for `times`: a line of what was taken once, None where there is nothing.
+
+    Of many repeated times REPEATS_READ are compared, evenly spread. Raises ValueError naming time and files where
+    values differ by more than another packing makes them differ.
+    """
+    wanted = np.flatnonzero(np.isin(again_times, times))
+    if not len(wanted):
+        return None
+    compared = np.unique(wanted[np.linspace(0, len(wanted) - 1, REPEATS_READ).round().astype(int)])
+    for other in compared:
+        one = np.searchsorted(times, again_times[other])
+        places = (series.piece[one], series.position[one]), (again.piece[other], again.position[other])
+        a, b = (
+            read_piece(series.pieces[n], np.array([at]), levels, remote="://" in series.names[n]) for n, at in places
+        )
+        tolerance = 3e-5 * np.ptp(a[np.isfinite(a)]) if np.isfinite(a).any() else 0
+        if not np.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True):
+            what = f"{variable} at {again_times[other]:.16} lies twice in the source, with different values"
+            raise ValueError(f"{what}: {_tell_apart(series, places[0][0], places[1][0], again_times[other])}")
+    files = sorted({series.names[n] for n in again.piece[wanted]})
+    some = files[0] + f" and {len(files) - 1} more" * (len(files) > 1)
+    what = f"{len(wanted)} times of {variable} are there again with the same values ({len(compared)} compared)"
+    return f"{what}, taken once: {some}"
+
+
+def _tell_apart(series: Series, a: int, b: int, time: np.datetime64) -> str:
+    """Where two pieces lie, by what they differ, and how to choose one."""
+    where = f"in {series.names[a]} and {series.names[b]}" if a != b else f"in {series.names[a]}"
+    for name, coordinate in series.pieces[a].coords.items():
+        other = series.pieces[b].coords.get(name)
+        if coordinate.ndim or other is None or other.ndim or coordinate.values == other.values:
+            continue
+        values = [f"{c.values / HOUR:g}h" if c.dtype.kind == "m" else str(c.values) for c in (coordinate, other)]
+        return f"{where}, of {name} {' and '.join(values)}: choose one (--select {name}={values[0]})"
+    return f"{where}: leave one out, or the time (--exclude {time:.16})"
 
 
 def take_times(times: np.ndarray, series: Series, wanted: np.ndarray) -> Series:

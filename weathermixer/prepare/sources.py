@@ -16,11 +16,12 @@ from jaxtyping import Float, Int
 
 from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import Channel, group_by_variable, parse_channel
-from weathermixer.prepare.formats import make_canonical, open_pieces
+from weathermixer.prepare.formats import Spec, open_pieces
 from weathermixer.prepare.names import ALIASES, STATIC, conversion, find_variable
 from weathermixer.prepare.orientation import Orientation, make_orientation
-from weathermixer.prepare.selection import choose_channels, choose_times, describe_contents
-from weathermixer.prepare.series import Series, find_series, read_piece, take_times
+from weathermixer.prepare.selection import choose_channels, describe_contents
+from weathermixer.prepare.series import Series, compare_repeats, find_series, read_piece, take_times
+from weathermixer.prepare.times import choose_times, gather_notes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,6 +29,7 @@ class Source:
     """An open source: what it holds of what was asked for, and `read` for its frames.
 
     times [time] are datetime64[ns], ascending, whole steps apart; missing_times are the steps between that are absent.
+    `account` tells what was taken of the source, what was not and why, a line for each.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Source:
     channels: tuple[Channel, ...]
     static: dict[str, Float[np.ndarray, "lat lon"]]
     attributes: dict[str, Any]
+    account: tuple[str, ...]
     series: Mapping[str, Series]
     orientation: Orientation
 
@@ -81,7 +84,7 @@ class Source:
 
 
 def open_source(
-    spec: str | os.PathLike | xr.Dataset,
+    spec: Spec | Sequence[Spec],
     *,
     variables: Sequence[str] | None = None,
     levels_hpa: Sequence[int] | None = None,
@@ -97,15 +100,16 @@ def open_source(
     """Opens a source and picks what is wanted from it.
 
     Args:
-      spec: path, glob or address (see `formats.open_pieces`), or a dataset that is open.
+      spec: path, glob, folder, address, or a dataset that is open, or several of these (see `formats.open_pieces`).
       variables: WeatherBench 2 names, on all of `levels_hpa`, or with a level: `geopotential_500`. None: all known.
       levels_hpa: pressure levels of upper-air variables. None: all, from the ground up.
       static: names of static fields. None: those of land_sea_mask, soil_type, geopotential_at_surface that are there.
       period: first and last date, both inclusive.
-      step_hours: hours between times. None: 6, or the source's own step where that is longer.
+      step_hours: hours between times. None: 6, or the source's own step where that is no part of 6.
       crop_south_pole: drops the last row where it is the pole, 721 -> 720 as published.
       coarsen: averages blocks of coarsen x coarsen cells, weighted by area.
-      exclude: times to leave out, ISO format.
+      exclude: times to leave out: every one within a year, month, day or hour, as 2020-02-29.
+      select: entries of other dimensions, {"number": 0}; of a forecast's lead in hours, {"step": 6}.
 
     Raises ValueError that names what is missing and what there is instead.
 
@@ -115,23 +119,25 @@ def open_source(
     >>> source.read([0, 1]).shape
     (2, 4, 16, 32)
     """
-    if isinstance(spec, xr.Dataset):
-        name = str(spec.encoding.get("source", "dataset"))
-        pieces = [make_canonical(spec, source=name, select=select)]
-    else:
-        name = os.fspath(spec)
-        asked = None if variables is None else [parse_channel(variable).variable for variable in variables]
-        pieces = open_pieces(name, variables=asked, select=select, storage_options=storage_options)
+    specs = [spec] if isinstance(spec, str | os.PathLike | xr.Dataset) else list(spec)
+    name = ", ".join(str(s.encoding.get("source", "dataset") if isinstance(s, xr.Dataset) else s) for s in specs)
+    asked = None if variables is None else [parse_channel(variable).variable for variable in variables]
+    pieces, notes = open_pieces(specs, variables=asked, select=select, storage_options=storage_options)
     channels = choose_channels(pieces, variables, levels_hpa, source=name)
     orientation = make_orientation(pieces, crop_south_pole=crop_south_pole, coarsen=coarsen, source=name)
     found = {variable: find_series(pieces, variable, source=name) for variable in group_by_variable(channels)}
-    times, missing, step_hours = choose_times(
-        [all_times for all_times, _ in found.values()],
+    times, missing, step_hours, account = choose_times(
+        {variable: its_times for variable, (its_times, *_) in found.items()},
         period=period,
         step_hours=step_hours,
         exclude=exclude,
         source=name,
     )
+    series, repeats = {}, []
+    for variable, (its_times, whole, *again) in found.items():
+        series[variable] = take_times(its_times, whole, times)
+        levels = [channel.level_hpa for channel in channels if channel.variable == variable]
+        repeats.append(compare_repeats(variable, times, series[variable], *again, levels))
     return Source(
         name=name,
         times=times,
@@ -141,7 +147,8 @@ def open_source(
         channels=channels,
         static=_read_static(pieces, static, orientation, name),
         attributes={str(key): _plain(value) for key, value in pieces[0].attrs.items()},
-        series={variable: take_times(all_times, series, times) for variable, (all_times, series) in found.items()},
+        account=(*gather_notes(notes), *filter(None, repeats), *account),
+        series=series,
         orientation=orientation,
     )
 
@@ -178,9 +185,9 @@ def _read_series(source: Source, variable: str, times: np.ndarray) -> Float[np.n
     breaks = np.flatnonzero(np.diff(series.piece[times])) + 1
     for run in np.split(times, breaks):
         try:
-            block = read_piece(
-                series.pieces[series.piece[run[0]]], series.position[run], levels, remote="://" in source.name
-            )
+            number = series.piece[run[0]]
+            remote = "://" in series.names[number]
+            block = read_piece(series.pieces[number], series.position[run], levels, remote=remote)
         except Exception as error:
             if len(run) > 1:
                 for time_index in run:  # find the first time that is at fault; its error names it

@@ -1,0 +1,211 @@
+"""The times of a source: forecasts at the times that they are valid for, dates of any calendar, and which are taken.
+
+An archive's times are whole hours, whole steps apart. What is not taken of a source's times has a line in the account.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from weathermixer.archive.sampling import in_period
+
+Note = tuple[str, str]  # what was made of a piece, and the piece
+
+HOUR = np.timedelta64(1, "h")
+EPOCH = np.datetime64("1970-01-01T00", "ns")
+NEAR = np.timedelta64(3, "m")  # so near to a whole hour, that hour is meant: days in float32 are as inexact
+LONGEST_STEP = np.timedelta64(28, "D")  # months and years are not equally long
+STARTS = ("forecast_reference_time", "init_time", "initial_time", "initialization_time", "reference_time", "start_time")
+LEADS = ("prediction_timedelta", "step", "lead_time", "leadtime", "lead", "forecast_period", "forecast_hour")
+
+
+def read_lead(coordinate: xr.DataArray, *, source: str) -> np.ndarray | None:
+    """A coordinate's values as timedelta64[ns] where it is a forecast's lead; ValueError for leads without units."""
+    if coordinate.dtype.kind == "m":
+        return np.asarray(coordinate.values, "timedelta64[ns]")
+    if coordinate.name not in LEADS and coordinate.attrs.get("standard_name") != "forecast_period":
+        return None
+    units = coordinate.attrs.get("units")
+    try:
+        return np.asarray(coordinate.values * pd.Timedelta(1, str(units).lower()).to_timedelta64())
+    except (ValueError, TypeError):
+        what = f"{source}: {coordinate.name} is a forecast's lead, in units {units!r}"
+        raise ValueError(f"{what}: give it units, as with `ncatted -a units,{coordinate.name},c,c,hours`") from None
+
+
+def at_valid_times(dataset: xr.Dataset, notes: list[Note], *, source: str) -> list[xr.Dataset]:
+    """A dataset at the times that its fields are valid for: a part for each lead where there are several starts.
+
+    Raises ValueError for a forecast whose starts or leads are not told.
+    """
+    coords = dataset.coords
+    leads = {
+        name: lead for name in coords if name != "time" and (lead := read_lead(coords[name], source=source)) is not None
+    }
+    if "time" in coords and coords["time"].dtype.kind == "m":
+        return [_dates_beside(dataset, source)]
+    if unknown := [name for name in LEADS if name in dataset.dims and name not in coords]:
+        raise ValueError(f"{source} has a dimension {unknown[0]} without leads: give it a coordinate, in hours")
+    if any(lead.any() for lead in leads.values()):
+        notes.append(("forecasts are taken at the times that they are valid for, start and lead together", source))
+    if "valid_time" in coords and coords["valid_time"].ndim <= 1:
+        dims = coords["valid_time"].dims
+        dataset = dataset.drop_vars([name for name in ("time", *STARTS) if name in coords])
+        return [dataset.swap_dims({dims[0]: "valid_time"}) if dims else dataset]
+    start, told = (next((name for name in names if name in coords), None) for names in (("time", *STARTS), STARTS))
+    if start == "time" and told and not np.array_equal(coords["time"].values, coords[told].values):
+        return [dataset.drop_vars(told)]  # CF: `time` is what the fields are about where a reference time stands beside
+    if not leads:
+        return [dataset]
+    (name, lead), *more = leads.items()
+    if start is None or more or lead.ndim > 1 or set(coords[name].dims) & set(coords[start].dims):
+        raise ValueError(f"{source} has leads ({', '.join(leads)}), but not clearly their starts: give it a valid_time")
+    starts = read_dates(coords[start], notes, source=source)
+    dataset = dataset.drop_vars([other for other in ("time", "valid_time", *STARTS) if other in coords])
+    if lead.ndim and starts.size == 1:
+        dataset = dataset.squeeze(coords[start].dims).drop_vars(name)
+        return [dataset.assign_coords(time=(name, starts.ravel() + lead)).swap_dims({coords[name].dims[0]: "time"})]
+    rename = {dim: "time" for dim in coords[start].dims if dim != "time"}
+    parts = [dataset.isel({name: n}) for n in range(len(lead))] if lead.ndim else [dataset]
+    return [
+        part.rename(rename).assign_coords(time=(coords[start].dims and "time", starts + one))
+        for part, one in zip(parts, np.atleast_1d(lead))
+    ]
+
+
+def _dates_beside(dataset: xr.Dataset, source: str) -> xr.Dataset:
+    """The dataset with the dates that stand beside a `time` of offsets, as in GraphCast's files."""
+    dates = [name for name, c in dataset.coords.items() if c.dtype.kind == "M" and "time" in c.dims]
+    if len(dates) != 1 or dataset[dates[0]].size != dataset.sizes["time"]:
+        raise ValueError(f"times of {source} are offsets, and no coordinate has their dates: give it a valid_time")
+    return dataset.assign_coords(time=dataset[dates[0]].values.ravel()).drop_vars(dates)
+
+
+def with_dates(dataset: xr.Dataset, notes: list[Note], *, source: str) -> xr.Dataset:
+    """The dataset with times as datetime64[ns], those within NEAR of a whole hour on it."""
+    if "time" not in dataset.coords:
+        return dataset
+    times = read_dates(dataset["time"], notes, source=source)
+    hours = EPOCH + (times - EPOCH + np.timedelta64(30, "m")) // HOUR * HOUR
+    apart = np.diff(np.unique(times)).min(initial=LONGEST_STEP)
+    near = (hours != times) & (np.abs(hours - times) <= min(NEAR, apart // 4))
+    if near.any():
+        notes.append((f"times up to {NEAR.astype(int)} minutes off a whole hour are taken as that hour", source))
+    return dataset.assign_coords(time=np.where(near, hours, times))
+
+
+def read_dates(coordinate: xr.DataArray, notes: list[Note], *, source: str) -> np.ndarray:
+    """A coordinate's values as datetime64[ns], of whatever calendar; ValueError for what is no date in the standard."""
+    values = coordinate.values
+    first = np.ravel(values)[0] if values.size else "nothing"
+    if values.dtype == object and hasattr(first, "calendar"):
+        try:
+            times = xr.CFTimeIndex(values.ravel()).to_datetimeindex(unsafe=True, time_unit="ns").to_numpy()
+        except ValueError as error:
+            reason = str(error).partition(". ")[0]
+            remedy = "convert it, as with xarray's dataset.convert_calendar('standard', align_on='date')"
+            raise ValueError(f"times of {source}, calendar {first.calendar}: {reason}; {remedy}") from None
+        if first.calendar not in ("standard", "gregorian", "proleptic_gregorian"):
+            notes.append((f"dates of calendar {first.calendar} are taken as the standard calendar's", source))
+        return times.reshape(values.shape)
+    if values.dtype.kind != "M":
+        remedy = "give them units such as 'hours since 1970-01-01', as with `cdo setreftime,1970-01-01,00:00:00,1hour`"
+        raise ValueError(f"times of {source} are {values.dtype}, such as {first}, not dates: {remedy}")
+    times = np.asarray(values, "datetime64[ns]")
+    if np.any(times.astype(values.dtype) != values):  # not-a-time differs from itself, dates beyond 1678 to 2262 wrap
+        raise ValueError(f"times of {source} are missing, or not between the years 1678 and 2262")
+    return times
+
+
+def choose_times(
+    times: Mapping[str, np.ndarray],
+    *,
+    period: tuple[str, str] | None,
+    step_hours: int | None,
+    exclude: Sequence[str],
+    source: str,
+) -> tuple[np.ndarray, np.ndarray, int, list[str]]:
+    """(times, missing times, step_hours, account): those that all variables have, in the period, on whole steps.
+
+    `times` [time] of each variable ascend. The account tells, line by line, what was found, left out and taken.
+    Raises ValueError where nothing is left, and where times are not whole steps apart, naming what there is.
+    """
+    if step_hours is not None and step_hours < 1:
+        raise ValueError(f"step_hours={step_hours} must be at least 1")
+    found = np.unique(np.concatenate(list(times.values())))
+    common = found[np.all([np.isin(found, its) for its in times.values()], axis=0)]
+    own = _find_step(common, source)
+    step = (own if step_hours is None else step_hours) * HOUR
+    account = [f"found: {describe_times(found)}{_describe_steps(found)}"]
+
+    def leave_out(there: np.ndarray, out: np.ndarray, why: str) -> np.ndarray:
+        if out.any():
+            account.append(f"left out, {why}: {describe_times(there[out])}")
+        if out.all():
+            raise ValueError(f"{source} has no times that are wanted and that all variables have; {'; '.join(account)}")
+        return there[~out]
+
+    there = found
+    if period is not None:
+        there = leave_out(there, ~in_period(there, period), f"not from {period[0]} to {period[1]}")
+    for text in exclude:
+        if not in_period(found, (text, text)).any():
+            raise ValueError(f"times to exclude, {text}, are not in {source}; it has {describe_times(found)}")
+        there = leave_out(there, in_period(there, (text, text)), f"excluded by {text}")
+    for variable, its in times.items():
+        there = leave_out(there, ~np.isin(there, its), f"{variable} lacks them")
+    there = leave_out(there, (there - EPOCH) % HOUR != 0 * HOUR, "not on a whole hour, as an archive's times are")
+    # 00 UTC is a step, unless far more times lie on others
+    phases, counts = np.unique((there - EPOCH) % step, return_counts=True)
+    phase = phases[0] if phases[0] == 0 * HOUR and 2 * counts[0] >= counts.max() else phases[counts.argmax()]
+    off = (there - EPOCH) % step != phase
+    there = leave_out(there, off, f"between steps of {step / HOUR:g} h{_hours(phase, step)}")
+    if step_hours is not None and len(there) > 1 and not np.any(np.diff(there) == step):
+        raise ValueError(f"step_hours={step_hours}: no two times of {source} are so far apart; {account[0]}")
+    missing = np.setdiff1d(np.arange(there[0], there[-1] + HOUR, step), there)
+    account.append(f"taken: {describe_times(there)}, every {step / HOUR:g} h")
+    if len(missing):
+        account.append(f"missing between: {describe_times(missing)}")
+    return there, missing, int(step / HOUR), account
+
+
+def _find_step(times: np.ndarray, source: str) -> int:
+    """6 h, or the most frequent step of these times, in whole hours, where that is no part of 6 h."""
+    if len(times) < 2:
+        return 6
+    steps, counts = np.unique(np.diff(times), return_counts=True)
+    own = steps[counts.argmax()]
+    if own >= LONGEST_STEP:
+        raise ValueError(
+            f"times of {source} are {own / HOUR / 24:g} days apart, as monthly or yearly data are: an archive's steps "
+            "are equally long, and months are not; give data of a step of at most 27 days"
+        )
+    whole = np.lcm(own.astype(np.int64), np.timedelta64(HOUR, "ns").astype(np.int64)) * np.timedelta64(1, "ns")
+    return 6 if 6 * HOUR % own == 0 * HOUR else int(whole / HOUR)
+
+
+def _describe_steps(times: np.ndarray) -> str:
+    """The steps that are there more than once, with how often."""
+    steps, counts = np.unique(np.diff(times), return_counts=True)
+    often = [f"{step / HOUR:g} h ({count})" for step, count in zip(steps, counts) if count > 1]
+    return f", in steps of {', '.join(often)}" if often else ""
+
+
+def describe_times(times: np.ndarray) -> str:
+    """How many times, and which: all of a few, or the first and the last."""
+    texts = [text.removesuffix(":00") for text in np.datetime_as_string(times[[0, *range(len(times))[-2:]]], unit="m")]
+    return f"{len(times)}, " + (" and ".join(dict.fromkeys(texts)) if len(times) < 3 else f"{texts[0]} to {texts[-1]}")
+
+
+def _hours(phase: np.timedelta64, step: np.timedelta64) -> str:
+    """The hours of the day of steps that divide it, as " at 00 06 12 18 UTC"."""
+    hours = range(int(phase / HOUR), 24, int(step / HOUR)) if 24 * HOUR % step == 0 * HOUR else ()
+    return f" at {' '.join(f'{hour:02d}' for hour in hours)} UTC" * bool(hours)
+
+
+def gather_notes(notes: Sequence[Note]) -> list[str]:
+    """A line for each thing that was made of pieces, with one of them and how many there were."""
+    sources = {what: list(dict.fromkeys(source for other, source in notes if other == what)) for what, _ in notes}
+    return [f"{what}: {s[0]}" + f" and {len(s) - 1} more" * (len(s) > 1) for what, s in sources.items()]
