@@ -26,9 +26,9 @@ def examples(name: str) -> doctest.DocTest:
 
 
 WITHOUT = {  # yet
-    "Batch", "Run", "Standardization", "account_step", "draw_forecast", "evaluate", "format_scores", "make_batches",
+    "Run", "Standardization", "account_step", "evaluate", "format_scores",
     "make_climatology", "make_forecast", "make_loss", "make_standardization", "make_train_step", "make_training",
-    "open_run", "read_frames", "rollout", "write_forecast",
+    "open_run", "rollout", "write_forecast",
 }  # fmt: skip
 
 

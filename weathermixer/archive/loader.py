@@ -46,6 +46,11 @@ class Batch:
 
     `previous` is the frame a step before the inputs, for models that see two. `terms` and `previous_terms` are the
     forcings' coefficients at the times of both (fields/forcings.py), None where the channels have no forcings.
+
+    >>> frames = jnp.zeros((2, 4, 16, 32), jnp.float16)
+    >>> batch = weathermixer.Batch(inputs=frames, targets=frames)
+    >>> batch.previous is None, len(jax.tree.leaves(batch))
+    (True, 2)
     """
 
     inputs: Num[CutArray, "b n lat lon"]
@@ -82,6 +87,11 @@ def read_frames(
     """Frames of the archive's times `indices` as a global array of the stored dtype, static and padding channels zero.
 
     Raises ValueError where the mesh does not divide the sizes, a channel is absent or a chunk cannot be read.
+
+    >>> archive, mesh = weathermixer.open_archive("dry.archive"), weathermixer.make_mesh(1, 4, 2)
+    >>> frames = weathermixer.read_frames(archive, weathermixer.ChannelSet(archive.channels), mesh, np.array([0, 4]))
+    >>> frames.shape, frames.dtype.name, frames.addressable_shards[0].data.shape
+    ((2, 4, 16, 32), 'float16', (2, 2, 4, 32))
     """
     reader = Reader(archive, channel_set, mesh, len(indices))
     (frames,) = reader.finish(reader.start([indices]), threading.Event())
@@ -113,6 +123,12 @@ def make_batches(
       history: 2 reads the frame a step before each start too (sampling.with_previous).
       on_error: "stop" raises a ValueError that names time, channels and latitudes of what cannot be read; "skip"
         replaces the sample, on all processes by the same one, and counts it (they talk once per step then).
+
+    >>> archive, mesh = weathermixer.open_archive("dry.archive"), weathermixer.make_mesh(1, 4, 2)
+    >>> options = dict(starts=np.arange(70), seed=0, batch_size=2, lead_hours=6, first_step=0, last_step=3)
+    >>> with weathermixer.make_batches(archive, weathermixer.ChannelSet(archive.channels), mesh, **options) as batches:
+    ...     [batch.inputs.shape for batch in batches]
+    [(2, 4, 16, 32), (2, 4, 16, 32), (2, 4, 16, 32)]
     """
     if prefetch < 1:
         raise ValueError(f"prefetch={prefetch} must be at least 1")

@@ -28,6 +28,11 @@ def draw_forecast(
     """Draws the forecast and, where there is a truth, the analysis on the same colours, and their difference.
 
     Fields are in SI units; the title gives the area-weighted RMSE. Coastlines are the 0.5 contour of a land-sea mask.
+
+    >>> grid = weathermixer.Grid(90 - 11.25 * (np.arange(16) + 0.5), 11.25 * np.arange(32))
+    >>> t850 = np.float32(260 + 30 * np.cos(np.deg2rad(grid.latitude))[:, None] + np.zeros(32))
+    >>> about = dict(channel=weathermixer.Channel("temperature", 850), start=np.datetime64("2000-01-01"), lead_hours=24)
+    >>> weathermixer.draw_forecast(t850 + 1, t850, grid=grid, **about).savefig("t850.png")
     """
     factor, units = READ_AS.get(channel.units, (1.0, channel.units))
     states = {"forecast": forecast * factor}
