@@ -18,100 +18,30 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax
-import numpy as np
 import xarray as xr
 
 from experiments import command_line
-from weathermixer.archive.sampling import in_period, with_previous
 from weathermixer.forecasting.rollout import MODES
 from weathermixer.parallel import distributed
 from weathermixer.parallel.mesh import make_mesh
 from weathermixer.runs import run as runs
-from weathermixer.verification.climatologies import Climatology, Normals, make_climatology, open_normals
-from weathermixer.verification.evaluation import evaluate
+from weathermixer.runs.run import Run
 from weathermixer.verification.scores import format_scores, write_scores
 
 SCORES_FILE = "scores.json"
 
 
-def score(
-    run: runs.Run,
-    *,
-    period: tuple[str, str] | None = None,
-    lead_hours: Sequence[int] | None = None,
-    mode: str | None = None,
-    batch_size: int | None = None,
-    max_starts: int | None = None,
-    output: str | os.PathLike | None = None,
-) -> xr.Dataset:
-    """Scores a run over a period, prints the table and writes the JSON file (default: scores.json in the workdir).
-
-    What is None is taken from the run's config. Raises ValueError for an empty period and for leads that do not fit.
-    """
-    options, archive = run.settings.evaluation, run.archive
-    period = period or getattr(run.settings.data, options.period)
-    starts = np.flatnonzero(in_period(archive.times, period))
-    if not len(starts):
-        raise ValueError(
-            f"period {period[0]} to {period[1]} is empty: the archive {archive.path} holds times from "
-            f"{archive.times[0]:.13} to {archive.times[-1]:.13}"
-        )
-    if run.settings.model.history == 2:
-        starts = with_previous(archive.times, starts, step_hours=archive.step_hours)
-    starts = spread(starts, max_starts or options.max_starts)
-    batch_size = batch_size or options.batch_size
-    # the first process speaks; its bars are for a terminal
-    first = jax.process_index() == 0
-    progress = first and sys.stderr.isatty()
-    scores = evaluate(
-        run.apply,
-        run.params,
-        archive,
-        run.channel_set,
-        run.standardization,
-        run.mesh,
-        starts=starts,
-        lead_hours=lead_hours or options.lead_hours,
-        step_hours=archive.step_hours,
-        batch_size=batch_size,
-        climatology=_choose_climatology(run, period, batch_size=batch_size, progress=progress),
-        mode=mode or options.mode,
-        history=run.settings.model.history,
-        until=archive.times[in_period(archive.times, period)][-1],
-        progress=progress,
-    )
-    scores = scores.assign_attrs(step=run.step)
+def score(run: Run, data: str | None = None, *, output: str | os.PathLike | None = None, **options: Any) -> xr.Dataset:
+    """Scores a run, as Run.evaluate; prints the table and writes a JSON file (default: scores.json in the workdir)."""
+    first = jax.process_index() == 0  # it speaks; its bars are for a terminal
+    scores = run.evaluate(data, **options, progress=first and sys.stderr.isatty())
     if first:
         print(format_scores(scores), flush=True)
-        write_scores(scores, output or run.workdir / SCORES_FILE)
+        write_scores(scores, output or run.path / SCORES_FILE)
     return scores
-
-
-def _choose_climatology(
-    run: runs.Run, period: tuple[str, str], *, batch_size: int, progress: bool
-) -> Climatology | Normals:
-    """The archive's own climatology where it holds no time of the period, else one fitted to the training period."""
-    times = run.archive.times
-    normals = open_normals(run.archive, run.channel_set)
-    if normals and not normals.holds_any(times[in_period(times, period)]):
-        return normals
-    if normals and jax.process_index() == 0:
-        print(
-            f"the climatology in {run.archive.path} is also of times that are scored: one of the training period takes "
-            "its place (prepare --statistics_period keeps times out)"
-        )
-    training = np.flatnonzero(in_period(times, run.settings.data.train))
-    data = (run.archive, run.channel_set, run.standardization, run.mesh)
-    return make_climatology(*data, indices=training, batch_size=batch_size, progress=progress)
-
-
-def spread(starts: np.ndarray, count: int) -> np.ndarray:
-    """At most `count` of the starts, evenly spread; all where count is 0."""
-    if not count or count >= len(starts):
-        return starts
-    return starts[np.linspace(0, len(starts) - 1, count).round().astype(int)]
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -123,10 +53,10 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mesh", type=command_line.mesh, metavar=command_line.MESH, help=about)
 
 
-def open_run(options: argparse.Namespace) -> runs.Run:
+def open_run(options: argparse.Namespace) -> Run:
     """The run that `add_run_options` chose."""
     mesh = options.mesh and make_mesh(*options.mesh)
-    return runs.open_run(options.workdir, data=options.data, mesh=mesh)
+    return runs.open_run(options.workdir, mesh=mesh)
 
 
 def make_parser() -> command_line.Parser:
@@ -149,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     distributed.initialize()
     score(
         open_run(options),
+        options.data,
         period=options.period,
         lead_hours=options.leads,
         mode=options.mode,

@@ -16,161 +16,101 @@ Examples:
 import os
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
+import xarray as xr
 
 from experiments import command_line
 from experiments.evaluate import add_run_options, open_run
 from weathermixer.archive.archive import Archive
-from weathermixer.archive.loader import read_frames
-from weathermixer.archive.sampling import in_period, with_previous
-from weathermixer.archive.standardization import standardize
-from weathermixer.forecasting.forecasts import Frames, check_output, gather_physical, make_forecast, write_forecast
-from weathermixer.forecasting.rollout import check_leads
+from weathermixer.archive.sampling import find_times, in_period
+from weathermixer.archive.standardization import to_physical
+from weathermixer.forecasting.forecasts import gather
 from weathermixer.parallel import distributed
 from weathermixer.parallel.mesh import use_mesh, ways
-from weathermixer.runs import run as runs
+from weathermixer.prepare.sources import Source
+from weathermixer.runs.run import Run
 from weathermixer.verification.figures import draw_forecast
 
 FORECAST_FILE = "forecast.zarr"
 PLOT_FILE = "forecast.png"
 # what a forecaster looks at first, where the run has it
 DRAWN_FIRST = "geopotential_500"
-MOST_STARTS_AT_A_TIME = 8
 
 
 def write(
-    run: runs.Run,
+    run: Run,
+    data: str | None = None,
     *,
-    starts: Sequence[np.datetime64] | None = None,
-    hours: int | None = None,
-    mode: str | None = None,
+    starts: Sequence[np.datetime64] | np.ndarray | None = None,
     output: str | os.PathLike | None = None,
     plot: str | os.PathLike | None = None,
     plot_hours: int = 24,
     channel: str | None = None,
+    **options: Any,
 ) -> None:
-    """Writes forecasts from the archive's times `starts`, and a map of the first of them `plot_hours` ahead.
+    """Writes forecasts (`options` are Run.forecast's) and, where `plot` names a file, a map of one beside the analysis.
 
-    What is None is taken from the run's config: the first time of its test period, its hours, forecast.zarr and
-    forecast.png in the workdir. Raises ValueError, before the forecast runs, for starts that the archive does not have,
-    hours that are no multiple of the step, a channel that is not predicted and a file that cannot be written.
+    What is None is taken from the run: its archive, from which the first time of its test period, and forecast.zarr in
+    the workdir. Raises ValueError, before the forecast runs, for a channel that is not predicted.
     """
-    archive, options = run.archive, run.settings.evaluation
-    lead_hours = make_leads(hours or options.forecast_hours, archive.step_hours)
-    indices = find_starts(archive, starts) if starts else _first_of_period(archive, run.settings.data.test)
-    if run.settings.model.history == 2:
-        seen = with_previous(archive.times, indices, step_hours=archive.step_hours)
-        if len(seen) < len(indices):
-            absent = archive.times[np.setdiff1d(indices, seen)]
-            raise ValueError(
-                f"starts {absent.astype('datetime64[h]')} lack the frame a step before, which history=2 needs"
-            )
-    output = check_output(output or run.workdir / FORECAST_FILE)
-    plot = pathlib.Path(plot or run.workdir / PLOT_FILE)
-    names = run.channel_set.names
+    names = run.reference.channel_set.names
     channel = channel or (DRAWN_FIRST if DRAWN_FIRST in names else names[0])
     if channel not in names:
         raise ValueError(f"channel={channel!r} is not predicted; the run has {list(names)}")
-    drawn = lead_hours.index(min(lead_hours, key=lambda lead: abs(lead - plot_hours)))
-
-    # a small batch holds little; it must divide over `data`
-    instances = ways(run.mesh, "batch")
+    data, output = run.open_data(data), output or run.path / FORECAST_FILE
+    starts = _first_of_period(data, run.settings.data.test) if starts is None else starts
     first = jax.process_index() == 0
-    frames = make_forecast(
-        run.apply,
-        run.params,
-        archive,
-        run.channel_set,
-        run.standardization,
-        run.mesh,
-        starts=indices,
-        lead_steps=[lead // archive.step_hours for lead in lead_hours],
-        batch_size=-(-min(len(indices), MOST_STARTS_AT_A_TIME) // instances) * instances,
-        mode=mode or options.mode,
-        history=run.settings.model.history,
-        progress=first and sys.stderr.isatty(),
-    )
-    kept: list[np.ndarray] = []
-    write_forecast(
-        output,
-        _keep(frames, lead=drawn, channel=names.index(channel), kept=kept),
-        times=archive.times[indices],
-        lead_hours=lead_hours,
-        grid=archive.grid,
-        channels=run.channel_set.dynamic,
-        attributes={
-            "title": f"forecasts of a WeatherMixer trained for {run.step} steps",
-            "initial_conditions": str(archive.attributes["source"]),
-            "rollout": mode or options.mode,
-        },
-    )
-    truth = _read_truth(run, indices[0], lead_hours[drawn], names.index(channel))
+    forecasts = run.forecast(data, starts=starts, output=output, **options, progress=first and sys.stderr.isatty())
+    if plot:
+        _draw(run, data, forecasts.isel(time=0), pathlib.Path(plot), names.index(channel), plot_hours)
     if first:
-        _draw(run, plot, kept[0], truth, channel=names.index(channel), start=indices[0], lead_hours=lead_hours[drawn])
-        print(f"{len(indices)} forecast(s) of {lead_hours[-1]} h in {output}, a map in {plot}", flush=True)
+        a_map = f", a map in {plot}" if plot else ""
+        print(f"{forecasts.sizes['time']} forecast(s) of {_hours(forecasts)[-1]} h in {output}{a_map}", flush=True)
 
 
-def make_leads(hours: int, step_hours: int) -> list[int]:
-    """Every step's lead up to `hours`; ValueError where hours is not a positive multiple of the step."""
-    check_leads([hours], step_hours=step_hours)
-    return list(range(step_hours, hours + 1, step_hours))
-
-
-def find_starts(archive: Archive, starts: Sequence[np.datetime64]) -> np.ndarray:
-    """Indices of the archive's times `starts`; ValueError that names the nearest time for one that is not there."""
-    indices = []
-    for start in np.asarray(starts, "datetime64[ns]"):
-        nearest = int(np.abs(archive.times - start).argmin())
-        if archive.times[nearest] != start:
-            raise ValueError(
-                f"start={start:.13} is not in {archive.path}, which holds {archive.times[0]:.13} to "
-                f"{archive.times[-1]:.13}; the nearest time is {archive.times[nearest]:.13}"
-            )
-        indices.append(nearest)
-    return np.array(indices)
-
-
-def _first_of_period(archive: Archive, period: tuple[str, str]) -> np.ndarray:
-    starts = np.flatnonzero(in_period(archive.times, period))
-    if not len(starts):
-        raise ValueError(f"{archive.path} has no time between {period[0]} and {period[1]} to start from: give --start")
-    return starts[:1]
-
-
-def _keep(frames: Iterable[Frames], *, lead: int, channel: int, kept: list[np.ndarray]) -> Iterator[Frames]:
-    """Passes frames on, and keeps the first start's field of one lead and channel."""
-    for starts, at, fields in frames:
-        if at == lead and starts[0] == 0:
-            kept.append(fields[0, channel])
-        yield starts, at, fields
-
-
-def _read_truth(run: runs.Run, start: int, lead_hours: int, channel: int) -> np.ndarray | None:
-    """The analysis at a start's valid time in SI units, None where the archive ends before."""
-    found = np.flatnonzero(run.archive.times == run.archive.times[start] + np.timedelta64(lead_hours, "h"))
+def _first_of_period(data: Archive | Source, period: tuple[str, str]) -> np.ndarray:
+    found = data.times[in_period(data.times, period)]
     if not len(found):
-        return None
-    with use_mesh(run.mesh):
-        indices = np.repeat(found, ways(run.mesh, "batch"))
-        frames = standardize(read_frames(run.archive, run.channel_set, run.mesh, indices), run.standardization)
-        return gather_physical(frames, run.standardization)[0, channel]
+        name = data.path if isinstance(data, Archive) else data.name
+        raise ValueError(f"{name} has no time between {period[0]} and {period[1]} to start from: give --start")
+    return found[:1]
 
 
-def _draw(run: runs.Run, plot: pathlib.Path, forecast, truth, *, channel: int, start: int, lead_hours: int) -> None:
-    figure = draw_forecast(
-        forecast,
-        truth,
-        grid=run.archive.grid,
-        channel=run.channel_set.dynamic[channel],
-        start=run.archive.times[start],
-        lead_hours=lead_hours,
-        land=run.archive.static.get("land_sea_mask"),
-    )
-    plot.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(plot)
+def _hours(forecasts: xr.Dataset) -> np.ndarray:
+    return forecasts.prediction_timedelta.values // np.timedelta64(1, "h")
+
+
+def _draw(
+    run: Run, data: Archive | Source, forecast: xr.Dataset, plot: pathlib.Path, index: int, plot_hours: int
+) -> None:
+    """Draws a channel of a forecast at the lead next to `plot_hours`, beside the analysis where the data has it."""
+    channel, hours = run.reference.channel_set.dynamic[index], _hours(forecast)
+    lead = int(np.abs(hours - plot_hours).argmin())
+    field = forecast[channel.variable].isel(prediction_timedelta=lead)
+    field = field if channel.level_hpa is None else field.sel(level=channel.level_hpa)
+    frames, start = run.open_frames(data), forecast.time.values
+    valid = find_times(frames.times, np.atleast_1d(start + forecast.prediction_timedelta.values[lead]))
+    truth = None
+    if valid[0] >= 0:
+        with use_mesh(run.mesh):
+            analyses = frames.read(np.repeat(valid, ways(run.mesh, "batch")))
+            truth = gather(to_physical(analyses, frames.standardization))[0, index]
+    if jax.process_index() == 0:
+        figure = draw_forecast(
+            field.values,
+            truth,
+            grid=run.reference.grid,
+            channel=channel,
+            start=start,
+            lead_hours=int(hours[lead]),
+            land=run.reference.static.get("land_sea_mask"),
+        )
+        plot.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(plot)
 
 
 def make_parser() -> command_line.Parser:
@@ -182,7 +122,7 @@ def make_parser() -> command_line.Parser:
     add("--start", type=command_line.times, metavar="TIME,...", help=about)
     add("--hours", type=hours, metavar="H", help="length of the forecast; default: the config's")
     add("--output", metavar="FILE", help=f"a .zarr or .nc file; default: {FORECAST_FILE} in DIR")
-    add("--plot", metavar="FILE", help=f"image of the map; default: {PLOT_FILE} in DIR")
+    add("--plot", metavar="FILE", help="image of a map of one channel; default: none is drawn")
     add("--plot_hours", type=hours, default=24, metavar="H", help="lead that is drawn; default: 24")
     add("--channel", metavar="NAME", help=f"channel that is drawn; default: {DRAWN_FIRST} or the first")
     return parser
@@ -193,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     distributed.initialize()
     write(
         open_run(options),
+        options.data,
         starts=options.start,
         hours=options.hours,
         mode=options.mode,

@@ -26,9 +26,10 @@ from jax.sharding import Mesh
 from experiments import command_line, evaluate, forecast
 from weathermixer.archive.archive import Archive
 from weathermixer.archive.boxes import read_amplification
+from weathermixer.archive.frames import archive_frames
 from weathermixer.archive.loader import Batch, Batches, make_batches
 from weathermixer.archive.sampling import valid_starts, with_previous
-from weathermixer.archive.standardization import Standardization, make_standardization
+from weathermixer.archive.standardization import Standardization
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel import distributed
 from weathermixer.parallel.mesh import check_divides, make_mesh, use_mesh
@@ -36,23 +37,26 @@ from weathermixer.planning.account import account_step, format_account
 from weathermixer.planning.hardware import find_device
 from weathermixer.planning.work import parameters, train_flops
 from weathermixer.runs import build
-from weathermixer.runs import run as runs
+from weathermixer.runs import workdir as workdirs
+from weathermixer.runs.record import write_record
+from weathermixer.runs.run import Run
 from weathermixer.runs.settings import Settings
 from weathermixer.training.checkpoint import Checkpoints, open_checkpoints
 from weathermixer.training.state import TrainState, describe
 from weathermixer.training.telemetry import RunLog, open_log
 
 
-def train(settings: Settings, workdir: pathlib.Path, data: str | None = None) -> runs.Run:
+def train(settings: Settings, workdir: pathlib.Path, data: str | None = None, *, accept_data: bool = False) -> Run:
     """Runs the training that a config describes, from its last checkpoint if there is one, and returns the trained run.
 
     Raises ValueError, before long work starts, for what cannot work; FloatingPointError where the loss is not finite.
     """
     mesh = make_mesh(settings.mesh.data, settings.mesh.domain, settings.mesh.tensor)
     check_divides(mesh, batch_size=("batch", settings.training.batch_size))
-    runs.check_workdir(settings, workdir)
+    workdirs.check_workdir(settings, workdir)
     archive = build.open_data(settings, data)
-    channel_set = build.make_channel_set(settings, archive)
+    record = workdirs.make_record(settings, workdir, archive, accept_data=accept_data)
+    reference, channel_set = record.reference, record.reference.channel_set
     lead_hours = settings.training.lead_steps * archive.step_hours
     starts, held_out = (
         valid_starts(archive.times, getattr(settings.data, period), lead_hours, step_hours=archive.step_hours)
@@ -69,13 +73,13 @@ def train(settings: Settings, workdir: pathlib.Path, data: str | None = None) ->
         return make_batches(archive, channel_set, mesh, starts=starts, **options, **steps, **reading)
 
     with use_mesh(mesh):
-        standardization = make_standardization(archive, channel_set, mesh)
+        standardization = archive_frames(archive, reference, mesh).standardization
         training = build.make_training(
             settings,
-            latitude=archive.grid.latitude,
-            longitudes=archive.grid.shape[1],
+            latitude=reference.grid.latitude,
+            longitudes=reference.grid.shape[1],
             channel_set=channel_set,
-            tendency=build.tendency(archive, channel_set),
+            tendency=reference.tendency,
             starts=len(starts),
             mesh=mesh,
         )
@@ -85,7 +89,8 @@ def train(settings: Settings, workdir: pathlib.Path, data: str | None = None) ->
                 state = checkpoints.restore(describe(jax.eval_shape(training.initial_state), mesh))
             else:
                 state = jax.jit(training.initial_state)()
-            runs.write_settings(settings, workdir, archive=data)
+            workdirs.write_settings(settings, workdir, archive=data)
+            write_record(record, workdir, shape=training.shape)
             with (
                 _open_log(settings, workdir, training, first_step) as log,
                 open_batches(starts, first_step, training.steps) as batches,
@@ -101,9 +106,7 @@ def train(settings: Settings, workdir: pathlib.Path, data: str | None = None) ->
                 for problem in batches.account().skipped:
                     log.note(f"skipped a sample: {problem}")
     params = state.ema if settings.training.ema_decay else state.params
-    return runs.Run(
-        workdir, settings, mesh, archive, channel_set, standardization, training.apply, params, training.steps
-    )
+    return Run(workdir, settings, reference, data, mesh, training.apply, params, training.steps)
 
 
 def _introduce(
@@ -198,7 +201,9 @@ def _account(
 
 def _open_checkpoints(settings: Settings, workdir: pathlib.Path) -> Checkpoints:
     options = settings.training
-    return open_checkpoints(workdir / runs.CHECKPOINTS, every=options.checkpoint_every, keep=options.keep_checkpoints)
+    return open_checkpoints(
+        workdir / workdirs.CHECKPOINTS, every=options.checkpoint_every, keep=options.keep_checkpoints
+    )
 
 
 def _open_log(settings: Settings, workdir: pathlib.Path, training: build.Training, first_step: int) -> RunLog:
@@ -221,6 +226,8 @@ def make_parser() -> command_line.Parser:
     command_line.add_config(parser)
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run; one that exists is resumed")
     command_line.add_data(parser, "default: the config's own data")
+    about = "resume a run on another archive than the one it began with; its statistics stay its own"
+    parser.add_argument("--accept_data", action="store_true", help=about)
     return parser
 
 
@@ -228,10 +235,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
     settings = command_line.read_settings(options)
     distributed.initialize()
-    run = train(settings, pathlib.Path(options.workdir).expanduser().resolve(), options.data)
+    workdir = pathlib.Path(options.workdir).expanduser().resolve()
+    run = train(settings, workdir, options.data, accept_data=options.accept_data)
     if settings.evaluation.final:
         evaluate.score(run)
-        forecast.write(run)
+        forecast.write(run, plot=run.path / forecast.PLOT_FILE)
 
 
 if __name__ == "__main__":

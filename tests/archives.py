@@ -3,9 +3,16 @@
 import numpy as np
 
 from weathermixer.archive.archive import Archive, Statistics, open_archive
+from weathermixer.archive.frames import Frames, archive_frames
+from weathermixer.archive.reference import make_reference
 from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.prepare.writer import create_archive, publish, write_statistics
+
+
+def make_frames(archive: Archive, channel_set: ChannelSet, mesh) -> Frames:
+    """The archive's frames for a model with its own statistics."""
+    return archive_frames(archive, make_reference(archive, channel_set), mesh)
 
 
 def make_grid(lat: int, lon: int) -> Grid:

@@ -34,6 +34,9 @@ _PUBLIC = {
     "Batch": "archive.loader",
     "make_batches": "archive.loader",
     "read_frames": "archive.loader",
+    "Reference": "archive.reference",
+    "make_reference": "archive.reference",
+    "Frames": "archive.frames",
     "Standardization": "archive.standardization",
     "make_standardization": "archive.standardization",
     # the model
@@ -50,7 +53,7 @@ _PUBLIC = {
     # forecasts and scores
     "rollout": "forecasting.rollout",
     "make_forecast": "forecasting.forecasts",
-    "write_forecast": "forecasting.forecasts",
+    "ForecastWriter": "forecasting.files",
     "evaluate": "verification.evaluation",
     "make_climatology": "verification.climatologies",
     "draw_forecast": "verification.figures",

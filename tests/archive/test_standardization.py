@@ -4,8 +4,10 @@ import jax
 import numpy as np
 import pytest
 
+from tests.archives import make_frames
 from weathermixer.archive.archive import Statistics
 from weathermixer.archive.loader import read_frames
+from weathermixer.archive.reference import make_reference
 from weathermixer.archive.standardization import make_standardization, standardize, to_physical
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel.mesh import make_mesh, spec, use_mesh
@@ -23,7 +25,7 @@ def test_round_trip(make_archive, mesh_shape):
     mesh = make_mesh(*mesh_shape)
     indices = np.array([3, 5])
     with use_mesh(mesh):
-        s = make_standardization(archive, channels, mesh)
+        s = make_frames(archive, channels, mesh).standardization
         standardized = jax.jit(standardize)(read_frames(archive, channels, mesh, indices), s)
         physical = jax.jit(to_physical)(standardized, s)
         assert standardized.dtype == np.float32 and standardized.sharding.spec == spec("batch", "channel", "lat", "lon")
@@ -43,19 +45,18 @@ def test_round_trip(make_archive, mesh_shape):
 
 def test_bad_channels_are_named(make_archive):
     archive = make_archive()
-    mesh = make_mesh(1, 1, 1)
     with pytest.raises(ValueError, match="has no channels \\['geopotential_850'\\]; it has \\['2m_temperature'"):
-        make_standardization(archive, ChannelSet.make((), ("geopotential",), (850,)), mesh)
+        make_reference(archive, ChannelSet.make((), ("geopotential",), (850,)))
     with pytest.raises(ValueError, match="no static fields \\['soil_type'\\]; it has \\['land_sea_mask'"):
-        make_standardization(archive, ChannelSet(archive.channels, ("soil_type",)), mesh)
+        make_reference(archive, ChannelSet(archive.channels, ("soil_type",)))
     broken = {name: value.copy() for name, value in vars(archive.statistics).items()}
     broken["std"][1] = 0.0
     object.__setattr__(archive, "statistics", Statistics(**broken))
     with pytest.raises(ValueError, match="channels \\['geopotential_500'\\].*constant"):
-        make_standardization(archive, channel_set(archive), mesh)
+        make_reference(archive, channel_set(archive))
 
 
 def test_mesh_that_does_not_divide_is_named(make_archive):
     archive = make_archive()
     with pytest.raises(ValueError, match="channels=6 is not divisible by tensor=4"):
-        make_standardization(archive, channel_set(archive, 1), make_mesh(1, 1, 4))
+        make_standardization(make_reference(archive, channel_set(archive, 1)), make_mesh(1, 1, 4))

@@ -9,19 +9,18 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from experiments import command_line
-from experiments.evaluate import score, spread
-from experiments.forecast import find_starts, write
+from experiments.evaluate import score
+from experiments.forecast import write
 from tests.archives import make_archive
 from tests.prepare.written_sources import make_dataset
 from weathermixer.archive.archive import open_archive
-from weathermixer.archive.standardization import make_standardization
+from weathermixer.archive.reference import make_reference
 from weathermixer.fields.grid import area_weights
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel.mesh import make_mesh
 from weathermixer.prepare.prepare import prepare_archive
 from weathermixer.prepare.sources import open_source
-from weathermixer.runs import run as runs
+from weathermixer.runs.run import Run, spread
 from weathermixer.runs.settings import Settings
 
 CHANNELS = ChannelSet.make(["2m_temperature"], ["geopotential"], [500, 850], static=["land_sea_mask"], multiple=4)
@@ -32,7 +31,7 @@ def persist(params, x, *, repeats=1, key=None):
     return x * params * (np.arange(4) < 3).astype(np.float32)[None, :, None, None]
 
 
-def make_run(workdir, archive, channels, mesh, train=("2020-01-01", "2020-01-08")) -> runs.Run:
+def make_run(workdir, archive, channels, mesh, train=("2020-01-01", "2020-01-08")) -> Run:
     settings = Settings().replace(
         {
             "data.train": train,
@@ -41,9 +40,9 @@ def make_run(workdir, archive, channels, mesh, train=("2020-01-01", "2020-01-08"
             "evaluation.forecast_hours": 30,
         }
     )
-    standardization = make_standardization(archive, channels, mesh)
     workdir.mkdir()
-    return runs.Run(workdir, settings, mesh, archive, channels, standardization, persist, jnp.float32(1.0), 500)
+    reference = make_reference(archive, channels)
+    return Run(workdir, settings, reference, archive.path, mesh, persist, jnp.float32(1.0), 500)
 
 
 @pytest.fixture
@@ -61,7 +60,7 @@ def test_score_takes_what_is_not_given_from_the_config(run, capsys):
     assert scores.samples.values.tolist() == [27, 24] and scores.attrs["first_start"] == "2020-01-09T00"
     table = capsys.readouterr().out
     assert "z500" in table and "24 h (24 samples)" in table
-    found = json.loads((run.workdir / "scores.json").read_text())
+    found = json.loads((run.path / "scores.json").read_text())
     assert (
         found["rmse"]["model"]["geopotential_500"]
         == scores.rmse.sel(source="model", channel="geopotential_500").values.tolist()
@@ -106,7 +105,7 @@ def test_score_takes_what_is_given(run, tmp_path):
     assert scores.samples.values.tolist() == [
         3
     ]  # of four starts spread over two days, the last has no valid time there
-    assert json.loads(other.read_text())["mode"] == "latent" and not (run.workdir / "scores.json").exists()
+    assert json.loads(other.read_text())["mode"] == "latent" and not (run.path / "scores.json").exists()
 
 
 def test_a_period_without_data_is_named(run):
@@ -115,16 +114,16 @@ def test_a_period_without_data_is_named(run):
 
 
 def test_forecast_writes_file_and_map(run, capsys):
-    write(run)
-    with xr.open_zarr(run.workdir / "forecast.zarr", chunks=None) as forecast:
+    write(run, plot=run.path / "map.png")
+    with xr.open_zarr(run.path / "forecast.zarr", chunks=None) as forecast:
         np.testing.assert_array_equal(forecast.time, TIMES[[32]])
         np.testing.assert_array_equal(forecast.prediction_timedelta / np.timedelta64(1, "h"), [6, 12, 18, 24, 30])
-        analysis = np.asarray(run.archive.store[32].read().result())
+        analysis = np.asarray(open_archive(run.archive).store[32].read().result())
         np.testing.assert_allclose(forecast["2m_temperature"][0, 4], analysis[0], rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(forecast.geopotential[0, 0], analysis[1:], rtol=1e-5, atol=1e-5)
         assert "500 steps" in forecast.attrs["title"] and forecast.attrs["initial_conditions"] == "test"
-    assert (run.workdir / "forecast.png").read_bytes()[:4] == b"\x89PNG"
-    assert "forecast.zarr" in capsys.readouterr().out
+    assert (run.path / "map.png").read_bytes()[:4] == b"\x89PNG"
+    assert "forecast.zarr, a map in" in capsys.readouterr().out
 
 
 def test_forecast_from_several_starts_to_netcdf_beyond_the_record(run, tmp_path):
@@ -154,11 +153,7 @@ def test_forecast_from_several_starts_to_netcdf_beyond_the_record(run, tmp_path)
 def test_what_cannot_be_forecast_is_refused_before_it_runs(run, options, message):
     with pytest.raises(ValueError, match=message):
         write(run, **options)
-    assert list(run.workdir.iterdir()) == []
-
-
-def test_starts_are_found(run):
-    np.testing.assert_array_equal(find_starts(run.archive, command_line.times("2020-01-02T00, 2020-01-03")), [4, 8])
+    assert list(run.path.iterdir()) == []
 
 
 def test_starts_are_spread_over_the_period():

@@ -73,6 +73,9 @@ def test_a_run_leaves_its_config_log_records_and_checkpoints(undisturbed, archiv
     assert "of fair share" in log
     values = json.loads(json.dumps(make_run_settings(mesh__domain=2, mesh__tensor=2).values()))
     assert values | {"archive": archive} == json.loads((workdir / "config.json").read_text())
+    record = json.loads((workdir / "run.json").read_text())
+    assert [c["variable"] for c in record["channels"]] == [c.variable for c in CHANNELS.dynamic]
+    assert record["archive"]["path"] == archive and record["step_hours"] == 6 and record["software"]["jax"]
 
 
 def test_stopped_and_resumed_is_bit_equal(undisturbed, archive, tmp_path, monkeypatch):
@@ -101,7 +104,7 @@ def test_a_run_resumes_on_another_mesh_and_its_losses_agree(undisturbed, archive
 
 def test_a_trained_run_opens_with_its_moving_average_and_the_archive_that_trained_it(undisturbed, archive):
     run = runs.open_run(undisturbed[0])
-    assert run.step == STEPS and run.archive.path == archive
+    assert run.step == STEPS and run.archive == archive
     jax.tree.map(np.testing.assert_array_equal, run.params, undisturbed[1])
 
 
@@ -112,13 +115,12 @@ def test_an_archive_that_moved_is_named_and_may_be_given_again(undisturbed, arch
     monkeypatch.chdir(tmp_path)
     train.train(make_run_settings(mesh__domain=2, mesh__tensor=2), workdir, "moved")  # has nothing left to train
     monkeypatch.chdir("/")
-    assert runs.open_run(workdir).archive.path == str(moved)
+    assert runs.open_run(workdir).open_data().path == str(moved)
     shutil.rmtree(moved)
+    run = runs.open_run(workdir)
     with pytest.raises(ValueError, match=rf"was trained on {moved}, .*no archive at .*now: --data=ARCHIVE"):
-        runs.open_run(workdir)
-    assert runs.open_run(workdir, data=archive).archive.path == archive
-    with pytest.raises(ValueError, match="there is no archive at nowhere"):
-        runs.open_run(workdir, data="nowhere")
+        run.open_data()
+    assert run.open_data(archive).path == archive
 
 
 def test_values_that_are_not_finite_stop_the_run_and_name_the_last_good_checkpoint(archive, tmp_path):

@@ -1,17 +1,24 @@
 """Forecast files hold what the model said, in WeatherBench 2's form, whole or not at all."""
 
+import itertools
+import pathlib
+import shutil
+import subprocess
+import sys
+import textwrap
 import warnings
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
 
-from tests.archives import make_archive, make_grid
-from weathermixer.archive.standardization import make_standardization
+from tests.archives import make_archive, make_frames, make_grid
 from weathermixer.fields.variables import ChannelSet
-from weathermixer.forecasting.forecasts import make_forecast, write_forecast
-from weathermixer.parallel.mesh import make_mesh
+from weathermixer.forecasting.files import ForecastWriter, check_output
+from weathermixer.forecasting.forecasts import collect_forecast, describe_forecasts, make_forecast
+from weathermixer.parallel.mesh import make_mesh, sharding
 
 # levels descend, as in the published order; files have them ascend
 CHANNELS = ChannelSet.make(["2m_temperature"], ["geopotential", "temperature"], [850, 500], multiple=6)
@@ -20,16 +27,28 @@ TIMES = np.datetime64("2020-12-01T00", "ns") + np.arange(6) * np.timedelta64(6, 
 LEADS = [6, 12, 18]
 
 
-def frames(starts=2, value=0.0):
-    fields = np.random.default_rng(0).normal(size=(starts, len(LEADS), 5, 8, 12)).astype(np.float32) + value
-    return fields, ((np.array([start]), lead, fields[[start], lead]) for start in range(starts) for lead in range(3))
+def make_fields(starts=2, value=0.0):
+    return np.random.default_rng(0).normal(size=(starts, len(LEADS), 5, 8, 12)).astype(np.float32) + value
 
 
-def write(path, frames, *, starts=2):
-    about = {"comment": "a test"}
-    write_forecast(
-        path, frames, times=TIMES[:starts], lead_hours=LEADS, grid=GRID, channels=CHANNELS.dynamic, attributes=about
-    )
+def stream(fields, mesh_shape=(1, 1, 1), channels=CHANNELS, batch=1):
+    """Forecasts as the model yields them: on a mesh, padded to the channels' multiple and to whole batches."""
+    cut = sharding(make_mesh(*mesh_shape), "batch", "channel", "lat", "lon")
+    for first in range(0, len(fields), batch):
+        some = fields[first : first + batch]
+        padding = ((0, batch - len(some)), (0, channels.size - some.shape[2]), (0, 0), (0, 0))
+        for lead in range(some.shape[1]):
+            yield np.arange(first, first + len(some)), lead, jax.device_put(np.pad(some[:, lead], padding), cut)
+
+
+def describe(starts=2, channels=CHANNELS):
+    return describe_forecasts(TIMES[:starts], LEADS, GRID, channels.dynamic, {"comment": "a test"})
+
+
+def write(path, fields, *, channels=CHANNELS, rows=8, forecasts=None, **options):
+    writer = ForecastWriter(path, describe(len(fields), channels), channels.dynamic, rows=rows, maker="a test")
+    writer.write(forecasts or stream(fields, channels=channels, **options), writer.unfinished)
+    writer.publish().close()
 
 
 def read(path):
@@ -39,72 +58,128 @@ def read(path):
         return xr.open_zarr(path, chunks=None) if path.suffix == ".zarr" else xr.open_dataset(path)
 
 
-@pytest.mark.parametrize("ending", [".zarr", ".nc"])
-def test_a_forecast_round_trips_in_weatherbench2s_form(tmp_path, ending):
-    fields, stream = frames()
-    write(tmp_path / f"f{ending}", stream)
-    assert [entry.name for entry in tmp_path.iterdir()] == [f"f{ending}"]
-    with read(tmp_path / f"f{ending}") as forecast:
+def assert_same(forecast, fields, channels=CHANNELS):
+    for index, channel in enumerate(channels.dynamic):
+        variable = forecast[channel.variable]
+        found = variable if channel.level_hpa is None else variable.sel(level=channel.level_hpa)
+        np.testing.assert_array_equal(found, fields[:, :, index])
+        assert (variable.units, variable.dtype) == (channel.units, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("ending", "mesh_shape", "batch"), [(".zarr", (1, 1, 1), 1), (".nc", (1, 1, 1), 2), (".zarr", (2, 2, 2), 2)]
+)
+def test_a_forecast_round_trips_in_weatherbench2s_form(tmp_path, ending, mesh_shape, batch):
+    fields = make_fields(3)
+    path = tmp_path / f"f{ending}"
+    write(path, fields, mesh_shape=mesh_shape, batch=batch, rows=8 // mesh_shape[1])
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    in_memory = collect_forecast(stream(fields, mesh_shape, batch=batch), describe(3), CHANNELS.dynamic)
+    with read(path) as forecast:
+        xr.testing.assert_identical(forecast.load().drop_encoding(), in_memory.drop_encoding())
         assert forecast.geopotential.dims == ("time", "prediction_timedelta", "level", "latitude", "longitude")
         assert forecast["2m_temperature"].dims == ("time", "prediction_timedelta", "latitude", "longitude")
-        np.testing.assert_array_equal(forecast.time, TIMES[:2])
+        np.testing.assert_array_equal(forecast.time, TIMES[:3])
         np.testing.assert_array_equal(forecast.prediction_timedelta, np.array(LEADS, "timedelta64[h]"))
         np.testing.assert_array_equal(forecast.level, [500, 850])
         np.testing.assert_array_equal(forecast.latitude, GRID.latitude)
         np.testing.assert_array_equal(forecast.longitude, GRID.longitude)
-        for index, channel in enumerate(CHANNELS.dynamic):
-            variable = forecast[channel.variable]
-            found = variable if channel.level_hpa is None else variable.sel(level=channel.level_hpa)
-            np.testing.assert_array_equal(found, fields[:, :, index])
-            assert (variable.units, variable.dtype) == (channel.units, np.float32)
+        assert_same(forecast, fields)
         assert forecast.temperature.standard_name == "air_temperature"
         assert forecast.time.standard_name == "forecast_reference_time"
         assert forecast.attrs["Conventions"].startswith("CF-") and forecast.attrs["comment"] == "a test"
 
 
 @pytest.mark.parametrize("ending", [".zarr", ".nc"])
+def test_variables_on_different_levels_are_missing_where_the_model_has_none(tmp_path, ending):
+    channels = ChannelSet.from_names(
+        ["2m_temperature", "geopotential_500", "u_component_of_wind_850", "u_component_of_wind_500", "temperature_850"]
+    )
+    fields = make_fields()
+    write(tmp_path / f"f{ending}", fields, channels=channels)
+    with read(tmp_path / f"f{ending}") as forecast:
+        assert_same(forecast, fields, channels)
+        np.testing.assert_array_equal(forecast.level, [500, 850])
+        assert (
+            np.isnan(forecast.geopotential.sel(level=850)).all() and np.isnan(forecast.temperature.sel(level=500)).all()
+        )
+
+
+@pytest.mark.parametrize("ending", [".zarr", ".nc"])
 def test_a_broken_run_leaves_the_old_file_and_the_next_one_replaces_it(tmp_path, ending):
     path = tmp_path / f"f{ending}"
-    fields, stream = frames()
-    write(path, stream)
+    fields = make_fields()
+    write(path, fields)
 
-    def broken():
-        yield next(frames(value=5.0)[1])
+    def broken(forecasts, after):
+        yield from itertools.islice(forecasts, after)
         raise RuntimeError("out of memory")
 
+    fields_new = make_fields(value=5.0)
     with pytest.raises(RuntimeError, match="out of memory"):
-        write(path, broken())
+        write(path, fields_new, forecasts=broken(stream(fields_new), 1))
     with read(path) as forecast:
-        np.testing.assert_array_equal(forecast["2m_temperature"], fields[:, :, 0])
-    fields, stream = frames(value=7.0)
-    write(path, stream)
+        assert_same(forecast, fields)
+    write(path, fields_new)
     with read(path) as forecast:
-        np.testing.assert_array_equal(forecast["2m_temperature"], fields[:, :, 0])
+        assert_same(forecast, fields_new)
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
+def test_forecasts_that_were_stopped_go_on_after_the_starts_that_are_finished(tmp_path):
+    """kill -9 in the last frame, with four on their way: the first start is not made again, the others are."""
+    program = """
+        import os, sys
+        from tests.forecasting.test_forecasts import *
+        def killed(forecasts):
+            for starts, lead, fields in forecasts:
+                if (starts[0], lead) == (2, 2):
+                    print("killed", flush=True)
+                    os.kill(os.getpid(), 9)
+                yield starts, lead, fields
+        fields = make_fields(3)
+        write(pathlib.Path(sys.argv[1]), fields, forecasts=killed(stream(fields)))
+    """
+    path = tmp_path / "f.zarr"
+    command = [sys.executable, "-c", textwrap.dedent(program), str(path)]
+    killed = subprocess.run(command, capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[2])
+    assert killed.returncode == -9 and killed.stdout == "killed\n", killed.stderr
+    assert not path.exists()
+    fields = make_fields(3)
+    other = ForecastWriter(path, describe(3), CHANNELS.dynamic, rows=8, maker="a test")
+    assert other.unfinished.tolist() == [1, 2]
+    other.write(stream(fields[other.unfinished]), other.unfinished)
+    other.publish().close()
+    with read(path) as forecast:
+        assert_same(forecast, fields)
+
+
+def test_another_maker_or_other_starts_begin_afresh(tmp_path):
+    path, fields = tmp_path / "f.zarr", make_fields(3)
+
+    def open_writer(starts=3, maker="a test"):
+        return ForecastWriter(path, describe(starts), CHANNELS.dynamic, rows=8, maker=maker)
+
+    open_writer().write(stream(fields[:1]), np.array([0]))
+    assert open_writer().unfinished.tolist() == [1, 2]
+    assert open_writer(maker="another").unfinished.tolist() == [0, 1, 2]
+    assert open_writer().unfinished.tolist() == [0, 1, 2]  # the other has taken its place
+    assert open_writer(starts=2).unfinished.tolist() == [0, 1]
+
+
+def test_a_disk_that_cannot_be_written_is_named(tmp_path):
+    path = tmp_path / "f.zarr"
+    writer = ForecastWriter(path, describe(), CHANNELS.dynamic, rows=8, maker="a test")
+    shutil.rmtree(tmp_path / "f.zarr.partial" / "geopotential")
+    (tmp_path / "f.zarr.partial" / "geopotential").write_text("a file where a folder should be")
+    with pytest.raises(ValueError, match=r"f.zarr.partial cannot be written: .*\nfinished forecasts are kept"):
+        writer.write(stream(make_fields()), writer.unfinished)
+
+
 @pytest.mark.parametrize("path", ["forecast.grib", "forecast", "gs://bucket/forecast.zarr"])
-def test_outputs_that_cannot_be_written_are_refused_before_the_forecast_runs(path):
-    def untouched():
-        raise AssertionError("the forecast was run")
-        yield
-
+def test_outputs_that_cannot_be_written_are_refused(path):
     with pytest.raises(ValueError, match=r"output=.*"):
-        write(path, untouched())
-
-
-def test_variables_on_different_levels_are_refused(tmp_path):
-    channels = ChannelSet.from_names(["geopotential_500", "geopotential_850", "temperature_850"])
-    with pytest.raises(ValueError, match=r"temperature is on levels \[850\]"):
-        write_forecast(
-            tmp_path / "f.zarr",
-            iter(()),
-            times=TIMES[:1],
-            lead_hours=LEADS,
-            grid=GRID,
-            channels=channels.dynamic,
-            attributes={},
-        )
+        check_output(path)
 
 
 @pytest.mark.parametrize(("shape", "batch_size"), [((1, 1, 1), 1), ((2, 2, 2), 2)])
@@ -117,33 +192,19 @@ def test_frames_are_the_models_states_in_physical_units(tmp_path, shape, batch_s
     def shift(params, x, *, repeats=1, key=None):
         return (x + repeats * params) * CHANNELS.predicted.astype(np.float32)[None, :, None, None]
 
-    found = np.full((3, 3, 5, 8, 12), np.nan)
-    for starts, lead, values in make_forecast(
-        shift,
-        jnp.float32(0.5),
-        archive,
-        CHANNELS,
-        make_standardization(archive, CHANNELS, mesh),
-        mesh,
-        starts=np.array([1, 4, 5]),
-        lead_steps=[1, 2, 3],
-        batch_size=batch_size,
-    ):
+    found = np.full((3, 4, 5, 8, 12), np.nan)
+    frames, options = make_frames(archive, CHANNELS, mesh), {"batch_size": batch_size, "lead_steps": [0, 1, 2, 3]}
+    for starts, lead, values in make_forecast(shift, jnp.float32(0.5), frames, starts=np.array([1, 4, 5]), **options):
         assert np.isnan(found[starts, lead]).all()
-        found[starts, lead] = values
+        found[starts, lead] = np.asarray(values)[: len(starts), :5]
     std = archive.statistics.std[:, None, None]
-    for lead in range(3):
-        np.testing.assert_allclose(found[:, lead], fields[[1, 4, 5]] + 0.5 * (lead + 1) * std, rtol=2e-6, atol=2e-3)
+    for lead in range(4):
+        np.testing.assert_allclose(found[:, lead], fields[[1, 4, 5]] + 0.5 * lead * std, rtol=2e-6, atol=2e-3)
 
 
 def test_a_forecast_needs_a_start(tmp_path):
     fields = np.random.default_rng(0).normal(size=(6, 5, 8, 12)).astype(np.float32)
     archive = make_archive(tmp_path / "a", fields, times=TIMES, channel_set=CHANNELS)
-    mesh = make_mesh(1, 1, 1)
-    standardization = make_standardization(archive, CHANNELS, mesh)
+    frames = make_frames(archive, CHANNELS, make_mesh(1, 1, 1))
     with pytest.raises(ValueError, match="no start"):
-        next(
-            make_forecast(
-                print, None, archive, CHANNELS, standardization, mesh, starts=np.arange(0), lead_steps=[1], batch_size=1
-            )
-        )
+        next(make_forecast(print, None, frames, starts=np.arange(0), lead_steps=[1], batch_size=1))

@@ -8,6 +8,7 @@ import xarray as xr
 
 from tests.prepare.written_sources import make_dataset
 from weathermixer.archive.archive import open_archive
+from weathermixer.archive.reference import make_reference
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel.mesh import make_mesh
 from weathermixer.prepare.prepare import prepare_archive
@@ -33,7 +34,7 @@ def archive(tmp_path_factory):
 @pytest.mark.parametrize("mesh_shape", [(1, 1, 1), (2, 2, 2), (1, 4, 2), (4, 1, 2)])
 def test_it_is_what_the_archive_holds(archive, mesh_shape):
     times = np.array(["2019-01-01T00", "2020-02-29T12", "2020-12-31T12", "2031-07-04T00"], "datetime64[ns]")
-    normals = open_normals(archive, CHANNELS)
+    normals = open_normals(archive, make_reference(archive, CHANNELS))
     fields = normals.at(times, make_mesh(*mesh_shape))
     assert fields.shape == (4, 8, 4, 6) and fields.dtype == np.float32
     values = np.asarray(fields)
@@ -49,7 +50,7 @@ def test_it_is_what_the_archive_holds(archive, mesh_shape):
 
 
 def test_it_knows_which_times_it_is_the_mean_of(archive):
-    normals = open_normals(archive, CHANNELS)
+    normals = open_normals(archive, make_reference(archive, CHANNELS))
     assert normals.description.startswith("the archive's of 2019 to 2020-06, by hour")
     assert normals.holds_any(np.array(["2020-06-30T12", "2020-09-01"], "datetime64[ns]"))
     assert not normals.holds_any(np.array(["2018-12-31T12", "2020-07-01T00"], "datetime64[ns]"))
@@ -60,4 +61,5 @@ def test_it_knows_which_times_it_is_the_mean_of(archive):
 
 def test_an_archive_without_one(make_archive):
     archive = make_archive()
-    assert open_normals(open_archive(archive.path), ChannelSet(archive.channels)) is None
+    reference = make_reference(archive, ChannelSet(archive.channels))
+    assert open_normals(open_archive(archive.path), reference) is None

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.archives import make_archive
-from weathermixer.archive.standardization import make_standardization
+from tests.archives import make_archive, make_frames
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel.mesh import make_mesh, use_mesh
 from weathermixer.verification.climatologies import climatology_terms, make_climatology
@@ -20,8 +19,7 @@ def physical(archive, climatology, times, mesh):
 
 
 def fit(archive, mesh, *, indices, batch_size):
-    standardization = make_standardization(archive, CHANNELS, mesh)
-    return make_climatology(archive, CHANNELS, standardization, mesh, indices=indices, batch_size=batch_size)
+    return make_climatology(make_frames(archive, CHANNELS, mesh), indices=indices, batch_size=batch_size)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])

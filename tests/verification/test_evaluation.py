@@ -5,9 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.archives import make_archive
-from weathermixer.archive.loader import read_frames
-from weathermixer.archive.standardization import make_standardization, standardize
+from tests.archives import make_archive, make_frames
 from weathermixer.fields.grid import area_weights
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.forecasting.rollout import batches, check_leads
@@ -41,11 +39,10 @@ def damp(params, x, *, repeats=1, key=None):
 
 def run(archive, shape, *, batch_size=4, apply=damp, **options):
     mesh = make_mesh(*shape)
-    standardization = make_standardization(archive, CHANNELS, mesh)
-    climatology = make_climatology(archive, CHANNELS, standardization, mesh, indices=TRAINING, batch_size=4)
-    options = {"starts": STARTS, "lead_hours": LEADS, "step_hours": 6, "climatology": climatology, **options}
-    params = {"keep": jnp.float32(0.95)}
-    return evaluate(apply, params, archive, CHANNELS, standardization, mesh, batch_size=batch_size, **options)
+    frames = make_frames(archive, CHANNELS, mesh)
+    climatology = make_climatology(frames, indices=TRAINING, batch_size=4)
+    options = {"starts": STARTS, "lead_hours": LEADS, "climatology": climatology, **options}
+    return evaluate(apply, {"keep": jnp.float32(0.95)}, frames, batch_size=batch_size, **options)
 
 
 def expected_scores(archive, lead_hours):
@@ -102,18 +99,16 @@ def test_a_start_counts_where_its_valid_time_is_in_the_record(archive):
 
 def test_a_perfect_model_has_no_error(archive):
     mesh = make_mesh(1, 1, 1)
-    standardization = make_standardization(archive, CHANNELS, mesh)
-    frames = standardize(read_frames(archive, CHANNELS, mesh, np.arange(len(TIMES))), standardization) * PREDICTED
+    frames = make_frames(archive, CHANNELS, mesh)
+    truth = frames.read(np.arange(len(TIMES))) * PREDICTED
 
     def oracle(table, x, *, repeats=1, key=None):
         found = jnp.argmin(jnp.sum((table[:-1] - x * PREDICTED) ** 2, axis=(1, 2, 3)))
         return jax.lax.dynamic_index_in_dim(table, found + 1, 0)
 
-    climatology = make_climatology(archive, CHANNELS, standardization, mesh, indices=TRAINING, batch_size=4)
-    options = {"starts": np.arange(30, 40), "lead_hours": [6, 12], "step_hours": 6, "batch_size": 1}
-    scores = evaluate(oracle, frames, archive, CHANNELS, standardization, mesh, climatology=climatology, **options).sel(
-        source="model"
-    )
+    climatology = make_climatology(frames, indices=TRAINING, batch_size=4)
+    options = {"starts": np.arange(30, 40), "lead_hours": [6, 12], "batch_size": 1}
+    scores = evaluate(oracle, truth, frames, climatology=climatology, **options).sel(source="model")
     np.testing.assert_array_equal(scores.rmse, 0)
     np.testing.assert_array_equal(scores.bias, 0)
     np.testing.assert_allclose(scores.acc, 1, rtol=1e-6)

@@ -116,6 +116,12 @@ def open_archive(path: str | os.PathLike, *, context: ts.Context | None = None) 
     )
 
 
+def is_archive(path: str | os.PathLike) -> bool:
+    """Whether an archive lies at a path, complete or not: tells it from the sources that one is made from."""
+    document = storage.read_json(storage.open_folder(path), "zarr.json")
+    return document is not None and document.get("attributes", {}).get("format") == FORMAT
+
+
 def _read_attributes(path: str, context: ts.Context) -> dict[str, Any]:
     document = storage.read_json(storage.open_folder(path, context=context), "zarr.json")
     if document is None:

@@ -4,7 +4,7 @@ Nothing is kept between steps, so a resumed run needs a number, and any number o
 """
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 
 
 def days_of_year(times: np.ndarray) -> Int[np.ndarray, " time"]:
@@ -52,10 +52,15 @@ def valid_starts(
     return starts
 
 
+def find_times(times: np.ndarray, wanted: Shaped[np.ndarray, "*any"]) -> Int[np.ndarray, "*any"]:
+    """Indices of the wanted times in ascending `times`, -1 for those that are not there."""
+    found = np.minimum(np.searchsorted(times, wanted), len(times) - 1)
+    return np.where(times[found] == wanted, found, -1)
+
+
 def with_previous(times: np.ndarray, starts: Int[np.ndarray, " start"], *, step_hours: int) -> Int[np.ndarray, " kept"]:
     """Those starts that also have the time a step before them; ValueError where none has."""
-    before = np.maximum(starts - 1, 0)
-    kept = starts[times[starts] - times[before] == np.timedelta64(step_hours, "h")]
+    kept = starts[find_times(times, times[starts] - np.timedelta64(step_hours, "h")) >= 0]
     if not len(kept):
         raise ValueError(f"none of {len(starts)} starts has the time {step_hours} h before it, which history=2 needs")
     return kept

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Num
 
-from weathermixer.archive.archive import Archive
+from weathermixer.archive.reference import Reference
 from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel.mesh import CutArray, check_divides, sharding
@@ -41,32 +41,33 @@ class Standardization:
     longitude: Float[CutArray, " lon"] | None = None
 
 
-def make_standardization(archive: Archive, channel_set: ChannelSet, mesh: Mesh) -> Standardization:
-    """Puts an archive's statistics on the mesh, in a channel set's order.
+def make_standardization(
+    reference: Reference,
+    mesh: Mesh,
+    *,
+    scale: Float[np.ndarray, " stored"] | None = None,
+    offset: Float[np.ndarray, " stored"] | None = None,
+) -> Standardization:
+    """Puts a model's statistics on the mesh, for frames stored so that stored * scale + offset are SI units.
 
-    stored * scale + offset with scale = packing scale / std, offset = (packing offset - mean) / std. A constant static
-    field becomes zero. Raises ValueError for absent channels or static fields, and for a channel whose statistics are
-    not finite or whose standard deviation is zero.
+    Then scale = scale / std and offset = (offset - mean) / std; None: the frames are in SI units. A constant static
+    field becomes zero. Raises ValueError where the mesh does not divide the sizes.
     """
+    channel_set, mean, std = reference.channel_set, reference.mean, reference.std
     check_divides(
-        mesh, latitude=("lat", archive.grid.shape[0]), longitude=("lon", archive.grid.shape[1]),
+        mesh, latitude=("lat", reference.grid.shape[0]), longitude=("lon", reference.grid.shape[1]),
         channels=("channel", channel_set.size),
     )  # fmt: skip
-    chosen = archive.channel_indices(channel_set.names)
-    statistics = archive.statistics
-    mean, std, tendency = (values[chosen] for values in (statistics.mean, statistics.std, statistics.tendency_std))
-    bad = ~(np.isfinite(mean) & np.isfinite(std) & np.isfinite(tendency) & (std > 0))
-    if bad.any():
-        names = [channel_set.names[index] for index in np.flatnonzero(bad)]
-        raise ValueError(f"channels {names} of {archive.path} are constant or have no statistics: leave them out")
+    scale, offset = (1.0 if scale is None else scale), (0.0 if offset is None else offset)
     place = lambda values, fill: _put(channel_set.pad(values, fill=fill), sharding(mesh, "channel"))  # noqa: E731
     return Standardization(
-        scale=place(archive.scale[chosen] / std, 0.0),
-        offset=place((archive.offset[chosen] - mean) / std, 0.0),
+        scale=place(scale / std, 0.0),
+        offset=place((offset - mean) / std, 0.0),
         mean=place(mean, 0.0),
         std=place(std, 1.0),
-        tendency=place(tendency / std, 0.0),
-        static=_put(_static_fields(archive, channel_set), sharding(mesh, "channel", "lat", "lon")),
+        tendency=_put(reference.tendency, sharding(mesh, "channel")),
+        static=_put(_static_fields(reference), sharding(mesh, "channel", "lat", "lon")),
+        **place_roles(channel_set, reference.grid, mesh),
     )
 
 
@@ -98,13 +99,11 @@ def to_physical(standardized: Float[Array, "b n lat lon"], s: Standardization) -
     return standardized * s.std[None, :, None, None] + s.mean[None, :, None, None]
 
 
-def _static_fields(archive: Archive, channel_set: ChannelSet) -> Float[np.ndarray, "n lat lon"]:
-    absent = [name for name in channel_set.static if name not in archive.static]
-    if absent:
-        raise ValueError(f"{archive.path} has no static fields {absent}; it has {list(archive.static)}")
-    fields = np.zeros((channel_set.size, *archive.grid.shape), np.float32)
-    for index, name in enumerate(channel_set.static, start=len(channel_set.dynamic)):
-        field = archive.static[name].astype(np.float64)
+def _static_fields(reference: Reference) -> Float[np.ndarray, "n lat lon"]:
+    channel_set = reference.channel_set
+    fields = np.zeros((channel_set.size, *reference.grid.shape), np.float32)
+    for index, name in enumerate(channel_set.static, start=channel_set.first_static):
+        field = reference.static[name].astype(np.float64)
         fields[index] = (field - field.mean()) / (field.std() or 1.0)
     return fields
 

@@ -109,14 +109,22 @@ def open_array(path: str | os.PathLike, *, write: bool = False, context: ts.Cont
     return ts.open(spec | options, read=True, write=write or None, context=context).result()
 
 
-def create_array(path: str | os.PathLike, metadata: Mapping[str, Any], *, replace: bool = False) -> Array:
+def create_array(
+    path: str | os.PathLike, metadata: Mapping[str, Any], *, replace: bool = False, sync: bool = True
+) -> Array:
     """Creates a Zarr v3 array, or opens the one of the same metadata that is there; zeros are stored as data.
 
-    Raises ValueError where an array of other metadata is there and is not to be replaced.
+    Without `sync` a write to a file is done when the system has it, and may be lost with the system's power. Raises
+    ValueError where an array of other metadata is there and is not to be replaced.
     """
     spec = {"driver": "zarr3", "kvstore": kvstore_spec(path), "metadata": dict(metadata)}
-    spec |= {"store_data_equal_to_fill_value": True}
+    spec |= {"store_data_equal_to_fill_value": True, "context": {"file_io_sync": sync}}
     return ts.open(spec, create=True, open=not replace, delete_existing=replace).result()
+
+
+def write_part(array: Array, index: tuple[int | slice, ...], values: np.ndarray) -> WriteFutures:
+    """Starts to write a part of an array from memory that nobody changes any more: it is not copied first."""
+    return array[index].write(values, can_reference_source_data_indefinitely=True)
 
 
 def write_array(

@@ -80,6 +80,12 @@ def preempted(step: int) -> bool:
     return _terminated.is_set()
 
 
+def wait_for_all(what: str) -> None:
+    """Waits until every process has come here; `what` they wait for is in the error where one does not."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
 def _remember(*_) -> None:
     _terminated.set()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

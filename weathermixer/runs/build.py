@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh
 
 import weathermixer
 from weathermixer.archive.archive import FORMAT_VERSION, Archive, open_archive
 from weathermixer.fields.variables import Channel, ChannelSet
 from weathermixer.model.weathermixer import ModelShape, WeatherMixer
+from weathermixer.parallel.distributed import wait_for_all
 from weathermixer.parallel.mesh import use_mesh
 from weathermixer.prepare.prepare import prepare_archive
 from weathermixer.prepare.sources import open_source
@@ -59,8 +59,7 @@ def open_data(settings: Settings, data: str | None) -> Archive:
     if jax.process_index() == 0 and not path.exists():
         print(f"making {path}, once", flush=True)
         prepare_archive(open_source(simulate(cache / f"simulation-{name}.zarr") if simulated else source), path)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("archive is made")  # the first process makes it, the others wait
+    wait_for_all("archive is made")  # the first process makes it, the others wait
     return open_archive(path)
 
 
@@ -214,9 +213,3 @@ def make_training(
         return make_state(make_params(jax.random.key(settings.seed)), optimizer, ema=decay > 0, zero=settings.mesh.zero)
 
     return Training(shape, steps, apply, loss, jax.jit(loss), train_step, initial_state)
-
-
-def tendency(archive: Archive, channel_set: ChannelSet) -> np.ndarray:
-    """[channel] standard deviation of each channel's 6 h change in units of its own, zero on what is not predicted."""
-    chosen = archive.channel_indices(channel_set.names)
-    return channel_set.pad(archive.statistics.tendency_std[chosen] / archive.statistics.std[chosen])

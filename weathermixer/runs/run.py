@@ -1,127 +1,247 @@
-"""A run on disk: its settings in the workdir, what a resumed run may change of it, and opening it with its model."""
+"""A trained run: opened from its workdir, or from an export of it, on any mesh; forecasts and scores.
+
+run = open_run("runs/era5")
+forecast = run.forecast(dataset, hours=240)      # any xarray.Dataset with the variables -> xarray.Dataset
+scores = run.evaluate("era5.archive", period=("2020-01-01", "2020-12-31"))
+"""
 
 import dataclasses
-import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+import optax
+import xarray as xr
 from jax.sharding import Mesh
 
 from weathermixer.archive.archive import Archive
-from weathermixer.archive.standardization import Standardization, make_standardization
-from weathermixer.fields.variables import ChannelSet
-from weathermixer.parallel.mesh import make_mesh, use_mesh
+from weathermixer.archive.frames import Frames
+from weathermixer.archive.reference import Reference
+from weathermixer.archive.sampling import find_times, in_period, with_previous
+from weathermixer.forecasting.files import ForecastWriter, check_output
+from weathermixer.forecasting.forecasts import Forecast, collect_forecast, describe_forecasts, make_forecast
+from weathermixer.forecasting.rollout import check_leads
+from weathermixer.parallel.mesh import make_mesh, use_mesh, ways
+from weathermixer.prepare.sources import Source
 from weathermixer.runs import build
-from weathermixer.runs.settings import Settings, make_settings
+from weathermixer.runs.data import Data, make_frames, open_data_set
+from weathermixer.runs.record import read_record
+from weathermixer.runs.settings import Settings
+from weathermixer.runs.workdir import CHECKPOINTS, read_settings
 from weathermixer.training.checkpoint import open_checkpoints
 from weathermixer.training.state import describe
+from weathermixer.verification.climatologies import Climatology, Normals, make_climatology, open_normals
+from weathermixer.verification.evaluation import evaluate
 
-CONFIG_FILE = "config.json"
-CHECKPOINTS = "checkpoints"
-REPORTED = ("mesh", "evaluation")  # where things lie, and what is reported of them
-# what else a resumed run may be given otherwise: it changes speed, memory or reporting, not what is computed
-FREE_TO_CHANGE = (
-    "data.source",
-    "data.prefetch",
-    "data.on_error",
-    "model.rematerialize",
-    "model.schedule",
-    "training.log_every",
-    "training.checkpoint_every",
-    "training.keep_checkpoints",
-)
+MOST_STARTS_AT_A_TIME = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained model with its data: what scores and forecasts are made from."""
+    """A trained model with all that it needs; `archive` is where the one that trained it was, None: the settings' own.
 
-    workdir: pathlib.Path
+    What a method is not given it takes from the settings. Data is matched by the names of channels, brought to SI units
+    and standardized with the run's own statistics, whatever the data's are.
+    """
+
+    path: pathlib.Path
     settings: Settings
+    reference: Reference
+    archive: str | None
     mesh: Mesh
-    archive: Archive
-    channel_set: ChannelSet
-    standardization: Standardization
     apply: Callable
     params: Any
     step: int
 
+    def open_data(self, data: Data | None = None) -> Archive | Source:
+        """Opens a data set for this run: an archive, a source, an xarray.Dataset; None: the archive that trained it.
 
-def check_workdir(settings: Settings, workdir: pathlib.Path) -> None:
-    """Raises ValueError where the workdir cannot be written, or holds a run of another model or other data."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot write to workdir={workdir}: {error}; choose another") from error
-    if not os.access(workdir, os.W_OK):
-        raise ValueError(f"cannot write to workdir={workdir}: permission denied; choose another")
-    path = workdir / CONFIG_FILE
-    if path.exists():
-        # as JSON: tuples are lists there; fields that the run does not know yet have their defaults
-        values = json.loads(path.read_text())
-        values.pop("archive", None)
-        before, now = (json.loads(json.dumps(s.values())) for s in (make_settings(values), settings))
-        for part in now:
-            was = _flat(part, before[part])
-            for name, value in _flat(part, now[part]).items():
-                if part not in REPORTED and name not in FREE_TO_CHANGE and was[name] != value:
-                    raise ValueError(
-                        f"{workdir} holds a run with {name}={was[name]}, not {value}: "
-                        "resume it with its own config, or choose another workdir"
-                    )
+        Raises ValueError for one that is not there or lacks channels.
+        """
+        if data is not None:
+            return open_data_set(data, self.reference)
+        try:
+            return build.open_data(self.settings, self.archive)
+        except ValueError as error:
+            if not self.archive:
+                raise
+            raise ValueError(
+                f"{self.path} was trained on {self.archive}, but {error}; say where it is now: --data=ARCHIVE"
+            ) from None
+
+    def open_frames(self, data: Data | None = None) -> Frames:
+        """The frames of a data set as the model sees them, on the run's mesh; ValueError for another grid."""
+        return make_frames(self.open_data(data), self.reference, self.mesh)
+
+    def forecast(
+        self,
+        data: Data | None = None,
+        *,
+        starts: Sequence[np.datetime64] | np.ndarray | None = None,
+        hours: int | None = None,
+        analysis: bool = False,
+        mode: str | None = None,
+        batch_size: int | None = None,
+        output: str | os.PathLike | None = None,
+        progress: bool = False,
+    ) -> xr.Dataset:
+        """Forecasts of every step up to `hours`, in SI units and WeatherBench 2's form.
+
+        Args:
+          data: what holds the analyses; None: the archive that trained the run.
+          starts: times to start from; None: all that `data` has.
+          analysis: whether the state that a forecast starts from is its first, at lead 0.
+          mode: "autoregressive" or "latent".
+          batch_size: forecasts at a time.
+          output: a .zarr store or a .nc file to write to, frame by frame; None: all is returned in memory.
+
+        Returns the forecasts, opened lazily where they were written. Raises ValueError, before long work starts, for
+        data that does not fit the model, starts that are not there and hours that are no multiple of its step.
+        """
+        output = output and check_output(output)
+        frames, options, step_hours = self.open_frames(data), self.settings.evaluation, self.reference.step_hours
+        hours, mode = hours or options.forecast_hours, mode or options.mode
+        check_leads([hours], step_hours=step_hours)
+        indices = self._find_starts(frames, starts)
+        lead_steps = list(range(0 if analysis else 1, hours // step_hours + 1))
+        instances, channels = ways(self.mesh, "batch"), self.reference.channel_set.dynamic
+
+        def make(starts: np.ndarray) -> Iterator[Forecast]:
+            options = {"lead_steps": lead_steps, "mode": mode, "history": self.settings.model.history}
+            size = batch_size or -(-min(len(starts), MOST_STARTS_AT_A_TIME) // instances) * instances
+            options |= {"batch_size": size, "progress": progress}
+            return make_forecast(self.apply, self.params, frames, starts=starts, **options)
+
+        about = {
+            "title": f"forecasts of a WeatherMixer trained for {self.step} steps",
+            "initial_conditions": frames.source,
+            "rollout": mode,
+        }
+        lead_hours = [step * step_hours for step in lead_steps]
+        description = describe_forecasts(frames.times[indices], lead_hours, self.reference.grid, channels, about)
+        if output is None:
+            return collect_forecast(make(indices), description, channels)
+        with use_mesh(self.mesh):
+            norm = jax.jit(optax.tree.norm)(self.params)  # tells one trained model from another
+        rows = self.reference.grid.shape[0] // ways(self.mesh, "lat")
+        maker = [str(self.path.resolve()), frames.name, f"{norm:.6g}"]
+        writer = ForecastWriter(output, description, channels, rows=rows, maker=maker)
+        if len(writer.unfinished):
+            writer.write(make(indices[writer.unfinished]), writer.unfinished)
+        return writer.publish()
+
+    def _find_starts(self, frames: Frames, starts: Sequence[np.datetime64] | np.ndarray | None) -> np.ndarray:
+        """Indices of starts; ValueError for one that is not there, or lacks the frame before it that the model sees."""
+        wanted = frames.times if starts is None else np.asarray(starts, "datetime64[ns]")
+        indices = find_times(frames.times, wanted)
+        if (indices < 0).any():
+            start = wanted[indices < 0][0]
+            nearest = frames.times[np.abs(frames.times - start).argmin()]
+            raise ValueError(
+                f"start={start:.13} is not in {frames.name}, which holds {frames.times[0]:.13} to "
+                f"{frames.times[-1]:.13}; the nearest time is {nearest:.13}"
+            )
+        if self.settings.model.history == 1:
+            return indices
+        if starts is None:
+            return with_previous(frames.times, indices, step_hours=self.reference.step_hours)
+        frames.find_previous(indices)
+        return indices
+
+    def evaluate(
+        self,
+        data: Data | None = None,
+        *,
+        period: tuple[str, str] | None = None,
+        lead_hours: Sequence[int] | None = None,
+        mode: str | None = None,
+        batch_size: int | None = None,
+        max_starts: int | None = None,
+        progress: bool = False,
+    ) -> xr.Dataset:
+        """RMSE, bias and ACC over a period of a data set, beside persistence and climatology (see verification).
+
+        The climatology is the archive's own where it has one of other times than those that are scored, else one fitted
+        to what the data holds of the run's training period. Raises ValueError for an empty period and for leads that
+        do not fit.
+        """
+        data, options = self.open_data(data), self.settings.evaluation
+        frames = make_frames(data, self.reference, self.mesh)
+        period = period or getattr(self.settings.data, options.period)
+        scored = np.flatnonzero(in_period(frames.times, period))
+        if not len(scored):
+            raise ValueError(
+                f"period {period[0]} to {period[1]} is empty: {frames.name} holds times from {frames.times[0]:.13} to "
+                f"{frames.times[-1]:.13}"
+            )
+        starts, until = scored, frames.times[scored[-1]]
+        if self.settings.model.history == 2:
+            starts = with_previous(frames.times, starts, step_hours=self.reference.step_hours)
+        batch_size = batch_size or options.batch_size
+        climatology = self._choose_climatology(data, frames, scored, batch_size=batch_size, progress=progress)
+        scores = evaluate(
+            self.apply,
+            self.params,
+            frames,
+            starts=spread(starts, options.max_starts if max_starts is None else max_starts),
+            lead_hours=lead_hours or options.lead_hours,
+            batch_size=batch_size,
+            climatology=climatology,
+            mode=mode or options.mode,
+            history=self.settings.model.history,
+            until=until,
+            progress=progress,
+        )
+        return scores.assign_attrs(step=self.step)
+
+    def _choose_climatology(
+        self, data: Archive | Source, frames: Frames, scored: np.ndarray, *, batch_size: int, progress: bool
+    ) -> Climatology | Normals:
+        normals = open_normals(data, self.reference) if isinstance(data, Archive) else None
+        if normals and not normals.holds_any(frames.times[scored]):
+            return normals
+        if normals and jax.process_index() == 0:
+            print(
+                f"the climatology in {frames.name} is also of times that are scored: one of the training period takes "
+                "its place (prepare --statistics_period keeps times out)"
+            )
+        training = np.flatnonzero(in_period(frames.times, self.settings.data.train))
+        return make_climatology(frames, indices=training, batch_size=batch_size, progress=progress)
 
 
-def _flat(name: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {name: value}
-    return {key: leaf for part, inner in value.items() for key, leaf in _flat(f"{name}.{part}", inner).items()}
+def open_run(path: str | os.PathLike, *, mesh: Mesh | None = None, step: int | None = None) -> Run:
+    """Opens a trained run, with the moving average of its parameters where there is one.
 
-
-def write_settings(settings: Settings, workdir: pathlib.Path, *, archive: str | None) -> None:
-    """Keeps the settings in the workdir, from where scores and forecasts read it; the first process writes.
-
-    `archive` is the run's --data; None where it trains on the settings' own data.
+    `mesh` is any; None: the one of its settings. `step` is that of a checkpoint; None: the last. The archive that
+    trained it is not looked at. Raises ValueError where the path holds no run or no checkpoint, and for runs of older
+    software that kept no statistics.
     """
-    if archive and "://" not in archive:
-        archive = os.path.abspath(os.path.expanduser(archive))
-    if jax.process_index() == 0:
-        partial = workdir / (CONFIG_FILE + ".partial")
-        partial.write_text(json.dumps(settings.values() | {"archive": archive}, indent=2))
-        partial.replace(workdir / CONFIG_FILE)
-
-
-def open_run(workdir: str | os.PathLike, *, data: str | None = None, mesh: Mesh | None = None) -> Run:
-    """Opens a trained run, with the moving average of its parameters where there is one, on any mesh.
-
-    `data` is an archive other than the one that it was trained on. Raises ValueError where the workdir holds no run or
-    no checkpoint, and where the archive is not there.
-    """
-    workdir = pathlib.Path(workdir)
-    if not (workdir / CONFIG_FILE).exists():
-        raise ValueError(f"{workdir} holds no run: it has no {CONFIG_FILE}; train one there first")
-    values = json.loads((workdir / CONFIG_FILE).read_text())
-    trained_on = values.pop("archive", None)  # runs of older software did not say
-    settings = make_settings(values)
-    try:
-        archive = build.open_data(settings, data or trained_on)
-    except ValueError as error:
-        if data or not trained_on:
-            raise
+    path = pathlib.Path(path).expanduser()
+    settings, archive = read_settings(path)
+    record = read_record(path)
+    if record is None:
         raise ValueError(
-            f"{workdir} was trained on {trained_on}, but {error}; say where it is now: --data=ARCHIVE"
-        ) from None
+            f"{path} holds a run of older software, without run.json: call its training command once more, which "
+            "writes that from the archive, and trains no further where it has ended"
+        )
+    reference = record.reference
     mesh = mesh or make_mesh(settings.mesh.data, settings.mesh.domain, settings.mesh.tensor)
-    channel_set = build.make_channel_set(settings, archive)
     with use_mesh(mesh):
-        standardization = make_standardization(archive, channel_set, mesh)
-        shape = build.make_model_shape(settings, archive.grid.shape, channel_set)
-        make_params, apply = build.make_model(settings, shape, build.tendency(archive, channel_set), mesh)
+        shape = build.make_model_shape(settings, reference.grid.shape, reference.channel_set)
+        make_params, apply = build.make_model(settings, shape, reference.tendency, mesh)
         target = describe(jax.eval_shape(make_params, jax.random.key(0)), mesh)
-        part = "ema" if settings.training.ema_decay > 0 else "params"
-        with open_checkpoints(workdir / CHECKPOINTS) as checkpoints:
-            step = checkpoints.latest_step()
-            params = checkpoints.restore({part: target}, partial=True)[part]
-    return Run(workdir, settings, mesh, archive, channel_set, standardization, apply, params, step)
+        with open_checkpoints(path / CHECKPOINTS) as checkpoints:
+            step = checkpoints.latest_step() if step is None else step
+            part = "ema" if "ema" in checkpoints.parts(step=step) else "params"
+            params = checkpoints.restore({part: target}, step=step, partial=True)[part]
+    return Run(path, settings, reference, archive, mesh, apply, params, step)
+
+
+def spread(starts: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of the starts, evenly spread; all where count is 0."""
+    if not count or count >= len(starts):
+        return starts
+    return starts[np.linspace(0, len(starts) - 1, count).round().astype(int)]

@@ -127,6 +127,10 @@ class Checkpoints:
         arguments = ocp.args.Composite(meta=ocp.args.JsonRestore())
         return self._manager.restore(self._known(step), args=arguments).meta
 
+    def parts(self, *, step: int | None = None) -> set[str]:
+        """Which parts of a state a step holds, "params" and "ema" for two; the last step by default."""
+        return {name.partition("/")[0] for name in self._saved(self._known(step))}
+
     def _known(self, step: int | None) -> int:
         self.wait()  # a save under way can be read only when it is complete
         steps = self.steps()

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from weathermixer.archive import storage
 from weathermixer.archive.archive import CLIMATOLOGY, Archive
-from weathermixer.archive.loader import read_frames
+from weathermixer.archive.frames import Frames
+from weathermixer.archive.reference import Reference
 from weathermixer.archive.sampling import days_of_year, in_period
 from weathermixer.archive.standardization import Standardization, standardize
 from weathermixer.fields.variables import ChannelSet
@@ -70,16 +71,13 @@ def climatology_terms(times: np.ndarray, *, hours: tuple[int, ...], harmonics: i
 
 
 def make_climatology(
-    archive: Archive,
-    channel_set: ChannelSet,
-    standardization: Standardization,
-    mesh: Mesh,
+    frames: Frames,
     *,
     indices: Int[np.ndarray, " time"],
     batch_size: int,
     progress: bool = False,
 ) -> Climatology:
-    """Fits the climatology to the frames `indices` of the archive (a training period), read once, in batches.
+    """Fits the climatology to the frames `indices` of a data set (a training period), read once, in batches.
 
         coefficients = (sum_t f(t) f(t)^T)^-1  sum_t f(t) x(t)        f: the terms at time t, x: the standardized frame
 
@@ -87,22 +85,24 @@ def make_climatology(
     by hour of day. Raises ValueError without frames.
     """
     if not len(indices):
-        raise ValueError("the climatology's period holds no frame of the archive: choose a training period with data")
-    times = archive.times[indices]
+        raise ValueError(
+            f"the climatology's period holds no frame of {frames.name}: choose a training period with data"
+        )
+    times = frames.times[indices]
     span_years = (times[-1] - times[0]) / np.timedelta64(1, "D") / DAYS_PER_YEAR
     harmonics = HARMONICS if span_years >= YEARS_FOR_SEASONS - 0.01 else 0
     hours = tuple(np.unique((times - times.astype("datetime64[D]")) // np.timedelta64(1, "h")).tolist())
     terms = climatology_terms(times, hours=hours, harmonics=harmonics)
 
     gram = terms.T @ terms
-    with use_mesh(mesh):
-        shape = (terms.shape[1], channel_set.size, *archive.grid.shape)
-        total = jnp.zeros(shape, jnp.float32, device=sharding(mesh, None, "channel", "lat", "lon"))
+    with use_mesh(frames.mesh):
+        shape = (terms.shape[1], frames.reference.channel_set.size, *frames.reference.grid.shape)
+        total = jnp.zeros(shape, jnp.float32, device=sharding(frames.mesh, None, "channel", "lat", "lon"))
         for first in tqdm(range(0, len(indices), batch_size), desc="climatology", disable=not progress, leave=False):
             chosen = np.arange(first, first + batch_size) % len(indices)
             weights = terms[chosen] * (np.arange(first, first + batch_size) < len(indices))[:, None]
-            frames = read_frames(archive, channel_set, mesh, indices[chosen])
-            total = _accumulate(total, _on_mesh(weights, mesh), frames, standardization)
+            stored = frames.read_stored(indices[chosen])
+            total = _accumulate(total, _on_mesh(weights, frames.mesh), stored, frames.standardization)
         return Climatology(_solve(np.linalg.inv(gram).astype(np.float32), total), hours, harmonics)
 
 
@@ -175,8 +175,9 @@ class Normals:
         return jax.make_array_from_callback(shape, sharding(mesh, "batch", "channel", "lat", "lon"), read)
 
 
-def open_normals(archive: Archive, channel_set: ChannelSet) -> Normals | None:
-    """Opens the climatology that `prepare` put into an archive; None where there is none."""
+def open_normals(archive: Archive, reference: Reference) -> Normals | None:
+    """Opens the climatology that `prepare` put into an archive, for a model; None where there is none."""
+    channel_set = reference.channel_set
     folder = storage.join(archive.path, CLIMATOLOGY)
     if storage.read_json(storage.open_folder(folder), "zarr.json") is None:
         return None
@@ -187,12 +188,11 @@ def open_normals(archive: Archive, channel_set: ChannelSet) -> Normals | None:
     for channel in channel_set.dynamic:
         field = storage.open_array(storage.join(folder, channel.variable))
         fields.append(field if channel.level_hpa is None else field[:, :, levels.index(channel.level_hpa)])
-    chosen = archive.channel_indices(channel_set.names)
     return Normals(
         channel_set=channel_set,
         fields=tuple(fields),
         hours=tuple(storage.read_array(storage.join(folder, "hour")).result().tolist()),
         period=archive.attributes["statistics_period"] and tuple(archive.attributes["statistics_period"]),
-        mean=archive.statistics.mean[chosen],
-        std=archive.statistics.std[chosen],
+        mean=reference.mean,
+        std=reference.std,
     )

@@ -6,13 +6,12 @@ from typing import Any
 import jax
 import numpy as np
 import xarray as xr
-from jax.sharding import Mesh, PartitionSpec, reshard
+from jax.sharding import PartitionSpec, reshard
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
-from weathermixer.archive.archive import Archive
-from weathermixer.archive.loader import read_frames
-from weathermixer.archive.standardization import Standardization, standardize
+from weathermixer.archive.frames import Frames
+from weathermixer.archive.sampling import find_times
 from weathermixer.fields.grid import area_weights
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.forecasting.rollout import Apply, batches, check_leads, rollout
@@ -26,14 +25,10 @@ SOURCES = ("model", "persistence", "climatology")
 def evaluate(
     apply: Apply,
     params: Any,
-    archive: Archive,
-    channel_set: ChannelSet,
-    standardization: Standardization,
-    mesh: Mesh,
+    frames: Frames,
     *,
     starts: Int[np.ndarray, " start"],
     lead_hours: Sequence[int],
-    step_hours: int,
     batch_size: int,
     climatology: Climatology | Normals,
     mode: str = "autoregressive",
@@ -41,53 +36,48 @@ def evaluate(
     until: np.datetime64 | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
-    """Scores forecasts from the archive's times `starts` against the archive itself, as WeatherBench 2 defines scores.
+    """Scores forecasts from the times `starts` of a data set against the data set, as WeatherBench 2 defines scores.
 
-    A start counts at every lead whose valid time is in the archive and not after `until`; `samples` says how many did.
-    `step_hours` is the model's step, `history` the frames it sees: with 2, starts need the time a step before them.
+    A start counts at every lead whose valid time is in it and not after `until`; `samples` says how many did.
+    `history` is how many frames the model sees: with 2, starts need the time a step before them.
     Only statistics leave the device. Raises ValueError before long work starts: no starts, a lead that is not a
     positive multiple of the step, a lead beyond the record, a batch that does not divide.
 
     Returns a Dataset with rmse, bias, acc [source, lead_hours, channel] in physical units, and samples [lead_hours].
     """
     lead_hours = sorted({int(lead) for lead in lead_hours})
+    channel_set, step_hours = frames.reference.channel_set, frames.reference.step_hours
     check_leads(lead_hours, step_hours=step_hours)
-    check_divides(mesh, batch_size=("batch", batch_size))
-    valid = valid_indices(archive.times, starts, lead_hours=lead_hours, until=until)
+    check_divides(frames.mesh, batch_size=("batch", batch_size))
+    times, std = frames.times, frames.standardization.std
+    valid = valid_indices(times, starts, lead_hours=lead_hours, until=until)
 
-    dynamic, area = len(channel_set.dynamic), area_weights(archive.grid.latitude).astype(np.float32)
+    dynamic, area = len(channel_set.dynamic), area_weights(frames.reference.grid.latitude).astype(np.float32)
     sums = {name: np.zeros((len(SOURCES), len(lead_hours), dynamic)) for name in STATISTICS}
-
-    def read(indices: np.ndarray) -> Array:
-        return standardize(read_frames(archive, channel_set, mesh, indices), standardization)
-
     bar = tqdm(total=len(starts), desc="evaluate", unit="start", disable=not progress, leave=False)
-    with use_mesh(mesh), bar:
+    with use_mesh(frames.mesh), bar:
         for chosen, real in batches(len(starts), batch_size):
-            x = read(starts[chosen])
+            x, previous = frames.read_inputs(starts[chosen], history=history)
             lead_steps = [lead // step_hours for lead in lead_hours]
-            options = {"static": standardization.static, "lead_steps": lead_steps, "mode": mode}
-            if history == 2:
-                options["previous"] = read(starts[chosen] - 1)
-            forecasts = rollout(apply, params, x, **options)
+            static = frames.standardization.static
+            forecasts = rollout(apply, params, x, static=static, previous=previous, lead_steps=lead_steps, mode=mode)
             for lead, (_, prediction) in enumerate(forecasts):
                 counted = real & (valid[lead, chosen] >= 0)
                 # a sample without a target is given its own start in its place, and left out of the sums
                 indices = np.where(counted, valid[lead, chosen], starts[chosen])
-                target, normal = read(indices), climatology.at(archive.times[indices], mesh)
+                target, normal = frames.read(indices), climatology.at(times[indices], frames.mesh)
                 for source, fields in enumerate((prediction, x, normal)):
-                    statistics = _statistics(fields, target, normal, standardization.std, area)
+                    statistics = _statistics(fields, target, normal, std, area)
                     for name, values in statistics.items():
                         sums[name][source, lead] += np.asarray(values, np.float64)[counted, :dynamic].sum(axis=0)
             bar.update(int(real.sum()))
 
     samples = (valid >= 0).sum(axis=1)
     means = {name: values / samples[None, :, None] for name, values in sums.items()}
-    times = archive.times[starts]
     attributes = {
-        "source": str(archive.attributes["source"]),
-        "first_start": str(times.min().astype("datetime64[h]")),
-        "last_start": str(times.max().astype("datetime64[h]")),
+        "source": frames.source,
+        "first_start": str(times[starts].min().astype("datetime64[h]")),
+        "last_start": str(times[starts].max().astype("datetime64[h]")),
         "mode": mode,
         "step_hours": step_hours,
         "climatology": climatology.description,
@@ -110,9 +100,8 @@ def valid_indices(
     if not len(starts):
         raise ValueError(f"no start to score: the period holds none of the archive's times {times[0]} to {times[-1]}")
     wanted = times[starts] + np.asarray(lead_hours)[:, None] * np.timedelta64(1, "h")
-    found = np.minimum(np.searchsorted(times, wanted), len(times) - 1)
     last = times[-1] if until is None else np.datetime64(until, "ns")
-    indices = np.where((times[found] == wanted) & (wanted <= last), found, -1)
+    indices = np.where(wanted <= last, find_times(times, wanted), -1)
     missed = [lead for lead, row in zip(lead_hours, indices, strict=True) if (row < 0).all()]
     if missed:
         raise ValueError(

@@ -1,0 +1,206 @@
+"""A run takes what its numbers refer to from itself: other archives and sources give the same, or it says why not."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from experiments import train
+from tests.experiments.test_train import make_run_settings
+from tests.prepare.written_sources import frames_of, make_dataset, write_zarr
+from weathermixer.parallel.mesh import make_mesh
+from weathermixer.prepare.prepare import prepare_archive
+from weathermixer.prepare.sources import open_source
+from weathermixer.runs.run import open_run
+
+TIMES = np.datetime64("2000-01-01T00", "ns") + np.arange(40) * np.timedelta64(6, "h")
+CHANNELS = ("2m_temperature", "geopotential_500", "temperature_850", "temperature_500")  # not the archive's order
+START = TIMES[[30]]
+
+
+def weather(**options):
+    return make_dataset(times=TIMES, lat=8, lon=16, levels=(500, 850), **options)
+
+
+def prepare(dataset, path, **options):
+    return prepare_archive(open_source(dataset), path, dtype="float32", **options)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(workdir, archive) of a run of three steps on four of the archive's five channels."""
+    folder = tmp_path_factory.mktemp("trained")
+    archive = prepare(weather(), folder / "archive")
+    settings = make_run_settings(data__channels=CHANNELS, training__steps=3, evaluation__every=0)
+    train.train(settings, folder / "run", archive.path)
+    return folder / "run", archive.path
+
+
+@pytest.fixture
+def run(trained):
+    return open_run(trained[0])
+
+
+def assert_same(a: xr.Dataset, b: xr.Dataset, **tolerance):
+    assert list(a.data_vars) == list(b.data_vars)
+    for name in a.data_vars:
+        np.testing.assert_allclose(a[name], b[name], **tolerance)
+    assert tolerance or a.drop_attrs().identical(b.drop_attrs())
+
+
+def test_a_run_forecasts_from_a_dataset_in_memory(run):
+    dataset = weather()
+    found = run.forecast(dataset, starts=TIMES[[30, 31]], hours=18, analysis=True)
+    assert found["temperature"].dims == ("time", "prediction_timedelta", "level", "latitude", "longitude")
+    hours = found.prediction_timedelta.values / np.timedelta64(1, "h")
+    assert (found.time.values == TIMES[[30, 31]]).all() and hours.tolist() == [0, 6, 12, 18]
+    np.testing.assert_allclose(found["temperature"][:, 0], dataset["temperature"][30:32], rtol=1e-6)
+    assert (found["temperature"][:, 1] != found["temperature"][:, 0]).any()
+    assert np.isnan(found.geopotential.sel(level=850)).all() and np.isfinite(found.geopotential.sel(level=500)).all()
+    one = run.forecast(dataset.isel(time=[30]), hours=18)
+    assert_same(one, found.isel(time=[0], prediction_timedelta=slice(1, None)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
+def test_the_archive_gives_the_same_forecast_as_the_source_it_is_from(trained, tmp_path, mesh):
+    run = open_run(trained[0], mesh=make_mesh(*mesh))
+    written = run.forecast(starts=START, hours=12, output=tmp_path / "f.zarr")
+    assert_same(written.load(), run.forecast(weather(), starts=START, hours=12), rtol=1e-5)
+    assert written.attrs["title"] == "forecasts of a WeatherMixer trained for 3 steps"
+
+
+def test_order_names_units_and_directions_do_not_matter(run):
+    dataset = weather()
+    other = dataset[["temperature", "2m_temperature", "geopotential"]]
+    other = other.isel(latitude=slice(None, None, -1), level=[1, 0]).roll(longitude=5, roll_coords=True)
+    other = other.assign({"2m_temperature": (other["2m_temperature"] - 273.15).assign_attrs(units="degC")})
+    other = other.rename({"temperature": "t", "geopotential": "z", "2m_temperature": "t2m", "latitude": "lat"})
+    options = {"starts": START, "hours": 12}
+    assert_same(run.forecast(other, **options), run.forecast(dataset, **options), rtol=1e-5)
+
+
+def test_another_archives_statistics_are_not_taken(run, tmp_path):
+    """24 h z500 error 166 instead of 158, a forecast that moves by 52 m2/s2: an archive of other years did that."""
+    other = prepare(weather(), tmp_path / "other", statistics_period=("2000-01-01", "2000-01-02"))
+    assert (other.statistics.std != run.open_data().statistics.std).all()
+    options = {"starts": START, "hours": 24}
+    assert_same(run.forecast(other, **options), run.forecast(**options))
+    a, b = (run.evaluate(data, period=("2000-01-08", "2000-01-10"), lead_hours=[6]) for data in (None, other))
+    xr.testing.assert_identical(a.drop_attrs(), b.drop_attrs())
+
+
+def test_another_archives_order_of_channels_does_not_matter(run, tmp_path):
+    """v before u: 6 h RMSE 1.53 instead of 0.83."""
+    names = ["temperature_500", "temperature_850", "geopotential_500", "2m_temperature"]
+    archive = prepare_archive(open_source(weather(), variables=names), tmp_path / "other", dtype="float32")
+    assert [channel.name for channel in archive.channels] == names
+    options = {"starts": START, "hours": 12}
+    assert_same(run.forecast(archive, **options), run.forecast(**options))
+
+
+def test_another_archives_step_is_not_the_models(run, tmp_path):
+    """A 6 h model was applied as 12 h."""
+    archive = prepare_archive(open_source(weather(), step_hours=12), tmp_path / "other", dtype="float32")
+    found = run.forecast(archive, starts=START, hours=24)
+    assert found.prediction_timedelta.size == 4
+    assert_same(found, run.forecast(starts=START, hours=24))
+    period = ("2000-01-08", "2000-01-10")
+    scores = run.evaluate(archive, period=period, lead_hours=[12])
+    assert scores.attrs["step_hours"] == 6
+    with pytest.raises(ValueError, match=r"lead_hours=\[6\]: no start .* has a valid time"):
+        run.evaluate(archive, period=period, lead_hours=[6])
+
+
+def test_an_archive_of_one_analysis_is_enough(run, tmp_path):
+    archive = prepare(weather().isel(time=[30]), tmp_path / "one", keep_faults=True)
+    assert_same(run.forecast(archive, hours=12), run.forecast(starts=START, hours=12))
+
+
+def test_what_contradicts_the_run_is_refused_with_the_difference(run, tmp_path):
+    with pytest.raises(ValueError, match=r"has no variable 'geopotential'"):
+        run.forecast(weather().drop_vars("geopotential"), hours=6)
+    with pytest.raises(
+        ValueError,
+        match=r"is on another grid than the model: latitudes 70.0 \.\.\. -70.0 \(8 values\), the model.s 78.75",
+    ):
+        run.forecast(weather().assign_coords(latitude=np.linspace(70, -70, 8)), hours=6)
+    other = make_dataset(times=TIMES, lat=8, lon=32, levels=(500, 850))
+    with pytest.raises(ValueError, match=r"longitudes .*32 values\), the model's .*16 values\)"):
+        run.forecast(prepare(other, tmp_path / "other"), starts=START, hours=6)
+    holes = weather()
+    holes["temperature"][30, 1, 2, :3] = np.nan
+    with pytest.raises(ValueError, match=r"temperature_850 at 2000-01-08T12:00 has 3 of 128 values that are missing"):
+        run.forecast(holes, starts=START, hours=6)
+    with pytest.raises(ValueError, match=r"start=2001-01-01T00 is not in .*nearest time is 2000-01-10T18"):
+        run.forecast(weather(), starts=[np.datetime64("2001-01-01")], hours=6)
+
+
+def test_a_south_pole_that_was_cropped_in_training_is_cropped_again(tmp_path):
+    dataset = make_dataset(times=TIMES, lat=9, lon=16, levels=(500, 850), poles=True)
+    archive = prepare_archive(open_source(dataset, crop_south_pole=True), tmp_path / "a", dtype="float32")
+    settings = make_run_settings(data__channels=CHANNELS, training__steps=1, evaluation__every=0)
+    run = train.train(settings, tmp_path / "run", archive.path)
+    found = run.forecast(dataset, starts=START, hours=6, analysis=True)
+    np.testing.assert_allclose(found["2m_temperature"][0, 0], dataset["2m_temperature"][30, :-1], rtol=1e-6)
+
+
+def test_scores_straight_from_a_source_are_those_of_its_archive(run, tmp_path):
+    options = {"period": ("2000-01-08", "2000-01-10"), "lead_hours": [6, 24], "max_starts": 4}
+    store = write_zarr(weather(), tmp_path / "weather.zarr")
+    straight, prepared = run.evaluate(store, **options), run.evaluate(**options)
+    np.testing.assert_allclose(straight.rmse, prepared.rmse, rtol=1e-4)
+    assert straight.attrs["source"] == str(store)
+
+
+def test_a_run_needs_neither_its_archive_nor_its_place(trained, tmp_path):
+    expected = open_run(trained[0]).forecast(weather(), starts=START, hours=12)
+    moved = tmp_path / "moved"
+    shutil.copytree(trained[0], moved)
+    values = json.loads((moved / "config.json").read_text())
+    (moved / "config.json").write_text(json.dumps(values | {"archive": "/nowhere"}))
+    assert_same(open_run(moved).forecast(weather(), starts=START, hours=12), expected)
+
+
+def test_a_run_of_older_software_is_refused_until_its_command_is_called_once_more(trained, tmp_path):
+    old = tmp_path / "old"
+    shutil.copytree(trained[0], old)
+    (old / "run.json").unlink()
+    with pytest.raises(ValueError, match="older software.*call its training command once more"):
+        open_run(old)
+    settings = make_run_settings(data__channels=CHANNELS, training__steps=3, evaluation__every=0)
+    train.train(settings, old, trained[1])
+    assert open_run(old).step == 3
+
+
+def test_a_resumed_run_has_its_own_archive_or_says_that_another_will_do(trained, tmp_path):
+    workdir, other = tmp_path / "run", prepare(weather(seed=1), tmp_path / "other")
+    shutil.copytree(trained[0], workdir)
+    settings = make_run_settings(data__channels=CHANNELS, training__steps=3, evaluation__every=0)
+    with pytest.raises(
+        ValueError, match=r"holds a run on .*archive \(.*, checksum .*not .*other \(.*say --accept_data"
+    ):
+        train.train(settings, workdir, other.path)
+    run = train.train(settings, workdir, other.path, accept_data=True)
+    np.testing.assert_array_equal(run.reference.mean, open_run(trained[0]).reference.mean)
+    later = prepare_archive(open_source(weather(), step_hours=12), tmp_path / "later")
+    with pytest.raises(ValueError, match="holds a run with steps of 6 h, .* has times 12 h apart"):
+        train.train(settings, workdir, later.path, accept_data=True)
+
+
+def test_what_a_run_keeps_is_what_it_was_given(trained, run):
+    archive = run.open_data()
+    chosen = archive.channel_indices(CHANNELS)
+    for name in ("mean", "std", "tendency_std"):
+        np.testing.assert_array_equal(getattr(run.reference, name), getattr(archive.statistics, name)[chosen])
+    with xr.open_zarr(pathlib.Path(trained[0]) / "static.zarr", consolidated=False, chunks=None) as kept:
+        for name, field in archive.static.items():
+            np.testing.assert_array_equal(kept[name], field)
+            np.testing.assert_array_equal(run.reference.static[name], field)
+        np.testing.assert_array_equal(kept.latitude, archive.grid.latitude)
+    # an analysis in SI units comes out of the model's numbers as it went in
+    frames = np.asarray(run.open_frames().read(np.array([30])))[0, :4]
+    physical = frames * run.reference.std[:, None, None] + run.reference.mean[:, None, None]
+    np.testing.assert_allclose(physical, frames_of(weather(), run.reference.channel_set.dynamic)[30], rtol=1e-5)

@@ -1,0 +1,69 @@
+"""A data set as a model sees it: frames by the index of their times, standardized with the model's own statistics."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Num
+
+from weathermixer.archive.archive import Archive
+from weathermixer.archive.loader import read_frames
+from weathermixer.archive.reference import Reference
+from weathermixer.archive.sampling import find_times
+from weathermixer.archive.standardization import Standardization, make_standardization, standardize
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Frames:
+    """Frames of the ascending `times` on a mesh; `name` is for messages, `source` says where the values came from."""
+
+    name: str
+    source: str
+    times: np.ndarray
+    reference: Reference
+    mesh: Mesh
+    standardization: Standardization  # of what read_stored returns
+    read_stored: Callable[[Int[np.ndarray, " b"]], Num[Array, "b n lat lon"]]
+
+    def read(self, indices: Int[np.ndarray, " b"]) -> Float[Array, "b n lat lon"]:
+        """The frames of some times as a global array, standardized, with the static fields; on the mesh in use."""
+        return standardize(self.read_stored(indices), self.standardization)
+
+    def read_inputs(
+        self, starts: Int[np.ndarray, " b"], *, history: int
+    ) -> tuple[Float[Array, "b n lat lon"], Float[Array, "b n lat lon"] | None]:
+        """What a model sees of some starts: their frames, and those a step before where it sees two (else None).
+
+        Raises as `find_previous` does.
+        """
+        return self.read(starts), self.read(self.find_previous(starts)) if history == 2 else None
+
+    def find_previous(self, starts: Int[np.ndarray, " b"]) -> Int[np.ndarray, " b"]:
+        """Indices of the times a step before some starts; ValueError that names those which are not there."""
+        before = find_times(self.times, self.times[starts] - np.timedelta64(self.reference.step_hours, "h"))
+        if (before < 0).any():
+            lacking = np.unique(self.times[starts[before < 0]]).astype("datetime64[h]")
+            raise ValueError(
+                f"starts {lacking} of {self.name} lack the frame {self.reference.step_hours} h before, which history=2 "
+                "needs"
+            )
+        return before
+
+
+def archive_frames(archive: Archive, reference: Reference, mesh: Mesh) -> Frames:
+    """An archive's frames for a model: each process reads its own boxes; channels are found by their names.
+
+    Raises as `Reference.find_channels` does.
+    """
+    chosen = reference.find_channels(archive.path, archive.channels, archive.grid)
+    standardization = make_standardization(reference, mesh, scale=archive.scale[chosen], offset=archive.offset[chosen])
+    return Frames(
+        name=archive.path,
+        source=str(archive.attributes["source"]) if "source" in archive.attributes else archive.path,
+        times=archive.times,
+        reference=reference,
+        mesh=mesh,
+        standardization=standardization,
+        read_stored=lambda indices: read_frames(archive, reference.channel_set, mesh, indices),
+    )

@@ -1,0 +1,186 @@
+"""Forecasts on disk: frames are written while the next ones compute, by all processes, each what its devices hold.
+
+A Zarr v3 store in WeatherBench 2's form. A chunk is one field of one start and lead, or the band of it that a device
+holds, and is not compressed: TensorStore's threads write it as it comes from the device. The store appears under its
+name when it is complete; starts that are finished are marked, so that forecasts which were stopped go on after them.
+"""
+
+import collections
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import xarray as xr
+import zarr
+from jaxtyping import Int
+
+from weathermixer.archive import storage
+from weathermixer.fields.variables import Channel
+from weathermixer.forecasting.forecasts import Forecast, describe_variables, find_level
+from weathermixer.parallel.distributed import wait_for_all
+
+PROGRESS_FILE = "finished.json"
+FRAMES_IN_FLIGHT = 2  # on their way from the devices, and as many on their way to the disk
+SUFFIXES = (".zarr", ".nc")
+
+
+def check_output(path: str | os.PathLike) -> pathlib.Path:
+    """The path of a forecast file; ValueError where its ending says neither Zarr nor netCDF, or it is not local."""
+    if "://" in os.fspath(path):
+        raise ValueError(f"output={os.fspath(path)!r}: forecasts are written to a file system; copy them on from there")
+    path = pathlib.Path(path)
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"output={str(path)!r} must end with {' or '.join(SUFFIXES)}")
+    return path
+
+
+class ForecastWriter:
+    """Writes the forecasts that `description` (of describe_forecasts) describes to a .zarr store or a .nc file.
+
+    `unfinished` are the positions of the starts that are not there yet, from an earlier writer with the same
+    description and the same `maker`, which names what computes them. An older file is replaced when all is done.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike, description: xr.Dataset, channels: Sequence[Channel], *, rows: int, maker: Any
+    ):
+        """`rows` are the latitudes that one device holds. Raises ValueError for an output that cannot be written."""
+        self._path = check_output(path)
+        self._partial = self._path.with_name(self._path.name + ".partial")
+        self._description, self._channels = description, channels
+        identity = [description.to_dict(), [channel.name for channel in channels], rows, maker]
+        self._identity = hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()
+        self._finished = self._begin()
+        wait_for_all("forecast store is there")
+        sizes = description.sizes
+        self._arrays = {
+            name: storage.create_array(
+                self._partial / name, _metadata(dims, [sizes[dim] for dim in dims], about, rows=rows), sync=False
+            )
+            for name, (dims, about) in describe_variables(channels).items()
+        }
+
+    @property
+    def unfinished(self) -> Int[np.ndarray, " start"]:
+        return np.setdiff1d(np.arange(self._description.sizes["time"]), self._finished)
+
+    def write(self, forecasts: Iterable[Forecast], positions: Int[np.ndarray, " start"]) -> None:
+        """Writes forecasts as they come; `positions` are those of the starts that they are made from."""
+        coming: collections.deque = collections.deque()
+        going: collections.deque = collections.deque()
+
+        def move_on(frames: int) -> None:
+            while len(coming) > frames:
+                going.append(self._start(*coming.popleft()))
+            while len(going) > frames:
+                self._finish(*going.popleft())
+
+        for starts, lead, fields in forecasts:
+            parts = fields.addressable_shards
+            for part in parts:
+                part.data.copy_to_host_async()
+            coming.append((positions[starts], lead, parts))
+            move_on(FRAMES_IN_FLIGHT)
+        move_on(0)
+
+    def publish(self) -> xr.Dataset:
+        """Puts the file in its place, and opens it lazily."""
+        wait_for_all("forecasts are written")
+        if jax.process_index() == 0:
+            (self._partial / PROGRESS_FILE).unlink()
+            _publish(self._partial, self._path)
+        wait_for_all("forecasts are published")
+        return xr.open_dataset(self._path) if self._path.suffix == ".nc" else xr.open_zarr(self._path, chunks=None)
+
+    def _begin(self) -> list[int]:
+        """The positions of finished starts in a partial store of the same forecasts; else makes one, without fields."""
+        progress = self._partial / PROGRESS_FILE
+        found = json.loads(progress.read_text()) if progress.exists() else {"identity": None}
+        wait_for_all("forecast store was looked for")
+        if found["identity"] == self._identity:
+            return found["finished"]
+        if jax.process_index() == 0:
+            if self._partial.exists():
+                shutil.rmtree(self._partial)
+            self._partial.parent.mkdir(parents=True, exist_ok=True)
+            self._description.to_zarr(self._partial, mode="w", zarr_format=3, consolidated=False)
+            self._finished = []
+            self._mark([])
+        return []
+
+    def _start(self, starts: np.ndarray, lead: int, parts: Sequence[Any]) -> tuple[np.ndarray, int, list]:
+        """Hands a frame to the threads that write it, field by field."""
+        futures = []
+        for part in parts:
+            rows, first, lats = (index.indices(2**62)[0] for index in part.index[:3])
+            values = np.asarray(part.data)  # [row, channel, lat, lon] of this device
+            for row, start in enumerate(starts[rows : rows + values.shape[0]]):
+                for n, channel in enumerate(self._channels[first : first + values.shape[1]]):
+                    band = slice(lats, lats + values.shape[2])
+                    index = (int(start), lead, *find_level(self._description, channel), band)
+                    futures.append(storage.write_part(self._arrays[channel.variable], index, values[row, n]))
+        return starts, lead, futures
+
+    def _finish(self, starts: np.ndarray, lead: int, futures: Sequence[storage.WriteFutures]) -> None:
+        """Waits until a frame is written, and marks its starts as finished where it is their last."""
+        try:
+            for future in futures:
+                future.result()
+        except Exception as error:
+            raise ValueError(
+                f"{self._partial} cannot be written: {error}\nfinished forecasts are kept: make room, or mend what is "
+                "wrong, and the same call goes on"
+            ) from None
+        if lead == self._description.sizes["prediction_timedelta"] - 1:
+            wait_for_all("forecasts of a batch are written")
+            self._mark(starts.tolist())
+
+    def _mark(self, starts: Sequence[int]) -> None:
+        self._finished = [*self._finished, *starts]
+        if jax.process_index() == 0:
+            progress = self._partial / PROGRESS_FILE
+            new = progress.with_suffix(".new")
+            new.write_text(json.dumps({"identity": self._identity, "finished": self._finished}))
+            new.replace(progress)
+
+
+def _metadata(dims: Sequence[str], shape: Sequence[int], attributes: dict[str, str], *, rows: int) -> dict[str, Any]:
+    return {
+        "shape": list(shape),
+        "data_type": "float32",
+        "fill_value": "NaN",
+        "chunk_grid": {
+            "name": "regular",
+            "configuration": {"chunk_shape": [*[1] * (len(shape) - 2), rows, shape[-1]]},
+        },
+        "codecs": [storage.BYTES],
+        "dimension_names": list(dims),
+        "attributes": attributes,
+    }
+
+
+def _publish(partial: pathlib.Path, path: pathlib.Path) -> None:
+    if path.suffix == ".nc":
+        file = path.with_name(path.name + ".partial.nc")
+        with xr.open_zarr(partial, consolidated=False, chunks=None) as dataset:
+            encoding = {
+                name: {"zlib": True, "complevel": 1, "_FillValue": np.float32("nan")} for name in dataset.data_vars
+            }
+            dataset.drop_encoding().to_netcdf(file, encoding=encoding)
+        shutil.rmtree(partial)
+        file.replace(path)
+        return
+    with warnings.catch_warnings():
+        # a convention that the v3 specification does not name yet; xarray looks for it all the same
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        zarr.consolidate_metadata(partial)
+    if path.exists():
+        shutil.rmtree(path)
+    partial.rename(path)

@@ -1,0 +1,121 @@
+"""What a run keeps of the data that it was trained on, so that nothing else is needed to forecast with it.
+
+    run.json      channels in order with units, roles, means and deviations; step, model's shape, archive, software
+    static.zarr   the grid's latitudes and longitudes, and the static fields; xarray opens it
+
+Both are written once, at the run's start; where a workdir has no run.json it is an older run, or none yet.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from weathermixer.archive import storage
+from weathermixer.archive.archive import Archive
+from weathermixer.archive.reference import Reference
+from weathermixer.fields.grid import Grid
+from weathermixer.fields.variables import Channel, ChannelSet
+from weathermixer.model.weathermixer import ModelShape
+from weathermixer.training.checkpoint import software_versions
+
+RECORD_FILE = "run.json"
+STATIC_STORE = "static.zarr"
+FORMAT_VERSION = 1
+ROLES = ("state", "output_only", "input_only")
+_STATISTICS = ("mean", "std", "tendency_std")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Record:
+    """The reference of a run's numbers, and the archive that they are from: path, checksum, source, first, last."""
+
+    reference: Reference
+    archive: dict[str, Any]
+
+
+def describe_archive(archive: Archive) -> dict[str, Any]:
+    """An archive as a record names it; archives that were not made by prepare have no checksum."""
+    return {
+        "path": archive.path,
+        "checksum": archive.attributes.get("checksum"),
+        "source": archive.attributes.get("source"),
+        "first": f"{archive.times[0]:.16}",
+        "last": f"{archive.times[-1]:.16}",
+    }
+
+
+def write_record(record: Record, workdir: pathlib.Path, *, shape: ModelShape) -> None:
+    """Writes run.json, last and at once, and static.zarr; the first process does, the others need not wait."""
+    if jax.process_index():
+        return
+    reference = record.reference
+    channels = reference.channel_set
+    statistics = zip(*(getattr(reference, name).tolist() for name in _STATISTICS))
+    table = [
+        {"role": _role(channel, channels), **dataclasses.asdict(channel), **dict(zip(_STATISTICS, values))}
+        for channel, values in zip(channels.stored, statistics)
+    ]
+    store = str(workdir / STATIC_STORE)
+    storage.write_json(storage.open_folder(store), "zarr.json", {"zarr_format": 3, "node_type": "group"})
+    rows, columns = ("latitude", reference.grid.latitude), ("longitude", reference.grid.longitude)
+    for name, values in (rows, columns):
+        storage.write_array(storage.join(store, name), np.asarray(values, np.float64), dimensions=[name])
+    for name, field in reference.static.items():
+        storage.write_array(storage.join(store, name), field, dimensions=[rows[0], columns[0]])
+    document = {
+        "format": "weathermixer-run",
+        "format_version": FORMAT_VERSION,
+        "step_hours": reference.step_hours,
+        "channels": table,
+        "static": {name: Channel(name).units for name in channels.static},
+        "forcings": channels.forcings,
+        "channel_multiple": channels.multiple,
+        "model": dataclasses.asdict(shape),
+        "archive": record.archive,
+        "software": software_versions(),
+    }
+    write_document(document, workdir / RECORD_FILE)
+
+
+def read_record(workdir: pathlib.Path) -> Record | None:
+    """Reads what `write_record` wrote; None where there is none. ValueError for another version of the format."""
+    path = workdir / RECORD_FILE
+    if not path.exists():
+        return None
+    document = json.loads(path.read_text())
+    if document["format_version"] != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {document['format_version']}, this software reads {FORMAT_VERSION}"
+        )
+    store = str(workdir / STATIC_STORE)
+    table, names = document["channels"], tuple(document["static"])
+    channels = [Channel(**{field.name: row[field.name] for field in dataclasses.fields(Channel)}) for row in table]
+    of_role = {role: [c.name for c, row in zip(channels, table) if row["role"] == role] for role in ROLES}
+    roles = {role: names for role, names in of_role.items() if role != "state"}
+    arrays = {n: storage.read_array(storage.join(store, n)) for n in ("latitude", "longitude", *names)}
+    fields = {name: future.result() for name, future in arrays.items()}
+    reference = Reference(
+        ChannelSet.from_channels(channels, names, document["channel_multiple"], forcings=document["forcings"], **roles),
+        Grid(fields["latitude"], fields["longitude"]),
+        document["step_hours"],
+        *(np.array([row[name] for row in table]) for name in _STATISTICS),
+        static={name: fields[name] for name in names},
+    )
+    return Record(reference, document["archive"])
+
+
+def _role(channel: Channel, channels: ChannelSet) -> str:
+    if channel in channels.input_only:
+        return "input_only"
+    return "output_only" if channel.name in channels.output_only else "state"
+
+
+def write_document(document: dict[str, Any], path: pathlib.Path) -> None:
+    """Writes a JSON document, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(document, indent=2) + "\n")
+    partial.replace(path)
