@@ -1,10 +1,10 @@
 """Makes an archive, which everything else reads, from weather data in any of the usual forms.
 
-  python -m experiments.prepare SOURCE DEST [options]
+  python -m experiments.prepare SOURCE [SOURCE ...] DEST [options]
 
-SOURCE is a WeatherBench 2 or ARCO-ERA5 Zarr store (a folder, or an s3://, gs:// or http(s):// address), a netCDF file
-or a quoted glob of them ('era5_*.nc'), a GRIB file or glob, or the word `simulated` for a dry atmosphere that is
-computed here. DEST is a folder, or an s3:// or gs:// address.
+SOURCE is a WeatherBench 2 or ARCO-ERA5 Zarr store (a folder, or an s3://, gs:// or http(s):// address), a netCDF or
+GRIB file, a folder of these, a quoted glob ('era5_*.nc'), or the word `simulated` for a dry atmosphere that is computed
+here. Several together are one source. DEST is a folder, or an s3:// or gs:// address.
 
 Examples:
   # look before you leap: variables, sizes, layout, memory; nothing is read or written
@@ -16,6 +16,8 @@ Examples:
   # the published 0.25 degree set, for meshes of up to 8 latitude bands x 2 channel groups
   python -m experiments.prepare ERA5.zarr s3://bucket/era5.archive \\
     --channels=era5 --crop_south_pole --domain=8 --tensor=2
+  # the 6 h forecasts of a store of forecasts, at the times that they are valid for, without a day and a month
+  python -m experiments.prepare hres.zarr hres_6h.archive --select=prediction_timedelta=6h --exclude=2020-02-29,2021-07
 
 A prepare that was stopped, however hard, goes on where it was when the same command is given again. NetCDF and Zarr are
 read as they are; GRIB needs pip install 'weathermixer[grib]', s3:// and gs:// need 'weathermixer[cloud]'.
@@ -34,7 +36,7 @@ from weathermixer.fields.variables import ERA5, group_by_variable
 from weathermixer.prepare.prepare import prepare_archive
 from weathermixer.prepare.sizes import ArchivePlan, plan_archive
 from weathermixer.prepare.sources import Source, open_source
-from weathermixer.prepare.writer import is_published
+from weathermixer.prepare.writer import check_destination, is_published
 from weathermixer.simulation.simulate import DAYS, simulate
 
 COMPRESSOR_HELP = "default: none, read fastest; zstd (2/3 of the bytes), lz4 (4/5): for slow and remote stores"
@@ -45,7 +47,8 @@ def make_parser() -> command_line.Parser:
     """The command line's options."""
     parser = command_line.make_parser("experiments.prepare", __doc__)
     words, period, count = command_line.words, command_line.period, command_line.integer(1)
-    parser.add_argument("source", help="Zarr store, netCDF or GRIB file or quoted glob, or `simulated`")
+    about = "Zarr stores, netCDF or GRIB files, folders or quoted globs of them, or `simulated`"
+    parser.add_argument("source", nargs="+", help=about)
     parser.add_argument("dest", help="where the archive goes: folder, s3:// or gs://")
     take = parser.add_argument_group("what to take from the source").add_argument
     about = "a ready set instead of --variables and --levels: era5 = 69 + 3"
@@ -56,14 +59,15 @@ def make_parser() -> command_line.Parser:
     about = "static fields, --static= for none; default: those known that are there"
     take("--static", type=words, metavar="NAME,...", help=about)
     take("--period", type=period, metavar="FIRST,LAST", help="dates, both included; default: everything")
-    take("--step", type=count, metavar="HOURS", help="hours between times; default: 6, or the source's if longer")
-    about = "times to leave out, as 2020-02-29T06"
-    take("--exclude", type=command_line.times, default=(), metavar="TIME,...", help=about)
+    about = "hours between times; default: 6, or the source's if that is no part of 6"
+    take("--step", type=count, metavar="HOURS", help=about)
+    about = "months, days or hours to leave out, as 2020-02 or 2020-02-29T06"
+    take("--exclude", type=dates, default=(), metavar="DATE,...", help=about)
     take("--crop_south_pole", action="store_true", help="drop the last row: 721 -> 720, as published")
     take("--coarsen", type=count, default=1, metavar="K", help="average blocks of K x K cells")
-    about = "one entry of other dimensions: number=0"
+    about = "one entry of other dimensions: number=0; of a forecast's leads, in hours: step=6"
     take("--select", type=selection, default={}, metavar="DIM=VALUE,...", help=about)
-    take("--days", type=count, default=DAYS, metavar="N", help=f"of `simulated`; default: {DAYS}")
+    take("--days", type=count, metavar="N", help=f"of `simulated`; default: {DAYS}")
     take("--anonymous", action="store_true", help="public bucket: no credentials are looked for")
     keep = parser.add_argument_group("how to keep it").add_argument
     keep("--dtype", default="float16", choices=["float16", "int16", "float32"], help="default: float16")
@@ -83,14 +87,22 @@ def make_parser() -> command_line.Parser:
     return parser
 
 
-def selection(text: str) -> dict[str, int | str]:
-    """{"number": 0} from "number=0"."""
+def dates(text: str) -> tuple[str, ...]:
+    """Years, months, days or hours from "2018-02,2018-12-31T00"."""
+    command_line.times(text)
+    return command_line.words(text)
+
+
+def selection(text: str) -> dict[str, str]:
+    """{"number": "0"} from "number=0"."""
     found = {}
     for setting in command_line.words(text):
         name, equals, value = setting.partition("=")
         if not equals:
             raise argparse.ArgumentTypeError(f"{setting!r} is not DIM=VALUE, such as number=0")
-        found[name] = int(value) if value.lstrip("-").isdigit() else value
+        if name in found:
+            raise argparse.ArgumentTypeError(f"{text!r} has {name} twice")
+        found[name] = value
     return found
 
 
@@ -108,9 +120,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _prepare(options: argparse.Namespace) -> bool:
     """Prepares and prints; False where it was a dry run."""
-    if options.source == "simulated":
+    check_options(options)
+    check_destination(options.dest)
+    if options.source == ["simulated"]:
         # kept beside the archive: it is made once, and prepared in as many ways as one likes
-        options.source = simulate(options.dest.rstrip("/") + ".simulation.zarr", days=options.days)
+        options.source = [simulate(options.dest.rstrip("/") + ".simulation.zarr", days=options.days or DAYS)]
     source = open_source(options.source, **source_options(options))
     layout = {
         "dtype": options.dtype,
@@ -137,6 +151,16 @@ def _prepare(options: argparse.Namespace) -> bool:
     return True
 
 
+def check_options(options: argparse.Namespace) -> None:
+    """ValueError for options that go with nothing that is there, and would do nothing."""
+    if options.channels and (options.variables or options.levels or options.static is not None):
+        raise ValueError("--channels is a set of variables, levels and static fields: leave those out, or it")
+    if options.days and options.source != ["simulated"]:
+        raise ValueError("--days is of `simulated`: a source has --period")
+    if options.anonymous and not all(source.startswith(("gs://", "s3://")) for source in options.source):
+        raise ValueError("--anonymous is of s3:// and gs:// sources")
+
+
 def source_options(options: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of `open_source` from the command line."""
     variables, levels, static = options.variables, options.levels, options.static
@@ -144,7 +168,7 @@ def source_options(options: argparse.Namespace) -> dict[str, Any]:
         variables, levels, static = [channel.name for channel in ERA5.dynamic], None, list(ERA5.static)
     storage = {}
     if options.anonymous:
-        storage = {"token": "anon"} if options.source.startswith("gs://") else {"anon": True}
+        storage = {"token": "anon"} if options.source[0].startswith("gs://") else {"anon": True}
     return {
         "variables": variables,
         "levels_hpa": levels,
@@ -166,7 +190,7 @@ def describe_plan(source: Source, plan: ArchivePlan, dest: str | os.PathLike) ->
         f"source    {source.name}",
         f"times     {len(source.times)}, {_time(source.times[0])} to {_time(source.times[-1])}",
         f"          every {source.step_hours} h, {len(source.missing_times)} missing between them",
-        *(f"          {line}" for line in source.account),
+        *(f"account   {line}" for line in source.account),
         f"grid      {lat} x {lon}, latitude {source.grid.latitude[0]:g} to {source.grid.latitude[-1]:g}",
         f"channels  {len(source.channels)}:",
     ]
@@ -194,6 +218,7 @@ def describe_archive(archive: Archive) -> str:
     lines = [
         f"published {archive.path}",
         f"checksum  {attributes['checksum']}",
+        f"climatology {attributes['climatology']}",
         "",
         f"{'':<98}rounding / {hours}, %",
         f"{'channel':<32}{columns}{'float16':>11}{'int16':>8}",

@@ -96,9 +96,22 @@ def test_records_that_are_too_short(tmp_path, dataset):
     with pytest.raises(ValueError, match="no climatology: at 00 UTC, day 211 of the year has no time in its window"):
         prepare_archive(source, tmp_path / "a", climatology=True)
     assert not is_long_enough(source.times)
+    archive = prepare_archive(source, tmp_path / "none")  # where it is left to prepare, there is none, and it says why
+    assert archive.attributes["climatology"] == "none: its times span less than 10 years"
     prepare_archive(source, tmp_path / "a", climatology=False)
     assert not (tmp_path / "a" / "climatology").exists()
     assert is_long_enough(np.array(["1990-01-01", "1999-12-31"], "datetime64[ns]"))
+
+
+def test_winters_alone_make_an_archive_without_a_climatology(tmp_path):
+    starts = [np.datetime64(f"{year}-12-01T00", "ns") for year in range(1990, 2003)]
+    times = np.concatenate([start + np.arange(4) * np.timedelta64(24, "h") for start in starts])
+    source = open_source(make_dataset(times=times, levels=(500,)), variables=["2m_temperature"])
+    archive = prepare_archive(source, tmp_path / "a")
+    assert source.step_hours == 24 and len(archive.times) == len(times)
+    assert archive.attributes["climatology"].startswith("none: at 00 UTC, day ")
+    with pytest.raises(ValueError, match="lacks a season"):
+        prepare_archive(source, tmp_path / "b", climatology=True)
 
 
 def test_a_flipped_byte_is_found(tmp_path, dataset):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from weathermixer.archive import storage
-from weathermixer.prepare.writer import working_path
+from weathermixer.prepare.writer import check_destination, working_path
 
 FOLDER = ".prepare"
 
@@ -27,9 +27,7 @@ def open_journal(path: str) -> Iterator["Journal"]:
 
     Raises ValueError where the archive exists, where another prepare is at work, or where nothing can be written.
     """
-    document = storage.read_json(storage.open_folder(path), "zarr.json")
-    if document is not None and (storage.is_local(path) or document.get("attributes", {}).get("complete", True)):
-        raise ValueError(f"{path} exists: delete it or choose another name")
+    check_destination(path)
     target = working_path(path)
     with contextlib.ExitStack() as stack:
         try:

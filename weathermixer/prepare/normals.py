@@ -58,6 +58,25 @@ class Contribution:
     day: Int[np.ndarray, " n"]
 
 
+def choose_terms(
+    times: np.ndarray, counted: Bool[np.ndarray, " time"], wanted: bool | None
+) -> tuple[list[Contribution], str]:
+    """(the sums' terms, what they are of, or why there are none). None: where the record is long enough for them.
+
+    Raises ValueError where a climatology is wanted, True, and cannot be made.
+    """
+    if wanted is None and not is_long_enough(times[counted]):
+        return [], f"none: its times span less than {YEARS_NEEDED} years"
+    if wanted is False:
+        return [], "none: not asked for"
+    try:
+        return contributions(times, counted), f"by hour and day of the year, of {counted.sum()} times"
+    except ValueError as error:
+        if wanted:
+            raise ValueError(f"no climatology: {error} (--climatology=no)") from None
+        return [], f"none: {error}"
+
+
 def contributions(times: np.ndarray, counted: Bool[np.ndarray, " time"]) -> list[Contribution]:
     """The sums' terms; ValueError where some day's whole window is empty, as in a record of less than a year."""
     hours = (times - times.astype("datetime64[D]")) // np.timedelta64(1, "h")
@@ -75,8 +94,8 @@ def contributions(times: np.ndarray, counted: Bool[np.ndarray, " time"]) -> list
         empty = np.flatnonzero(matrix @ np.bincount(part.day, minlength=DAYS) == 0)
         if len(empty):
             raise ValueError(
-                f"no climatology: at {hour:02d} UTC, day {empty[0] + 1} of the year has no time in its window of "
-                f"{WINDOW_DAYS} days: the record is too short (--climatology no)"
+                f"at {hour:02d} UTC, day {empty[0] + 1} of the year has no time in its window of {WINDOW_DAYS} days: "
+                "the record is too short, or lacks a season"
             )
         found.append(part)
     return found
@@ -127,7 +146,8 @@ def write_climatology(
                 continue
             total, weight = _sum_days(store, terms[hour], some, rows, (center - offset) / scale)
             sums = matrix @ total.reshape(DAYS, -1)
-            mean = sums.reshape(total.shape) / (matrix @ weight.reshape(DAYS, -1)).reshape(weight.shape)
+            with np.errstate(invalid="ignore"):  # NaN where all values are missing
+                mean = sums.reshape(total.shape) / (matrix @ weight.reshape(DAYS, -1)).reshape(weight.shape)
             mean = mean * scale[some, None, None].astype(np.float32) + center[some, None, None].astype(np.float32)
             writes = [
                 outputs[channel][hour, :, rows].write(mean[:, position])

@@ -20,7 +20,7 @@ from weathermixer.fields.grid import area_weights
 from weathermixer.fields.variables import group_by_variable
 from weathermixer.prepare.checks import describe_faults
 from weathermixer.prepare.journal import Journal, open_journal, remove_journal
-from weathermixer.prepare.normals import climatology_members, contributions, is_long_enough, write_climatology
+from weathermixer.prepare.normals import choose_terms, climatology_members, write_climatology
 from weathermixer.prepare.shards import Job, Shard, find_pairs, make_shard
 from weathermixer.prepare.sizes import ArchivePlan, plan_archive
 from weathermixer.prepare.sources import Source
@@ -64,7 +64,7 @@ def prepare_archive(
       area_weighted: whether the statistics weigh values by their cells' area.
       keep_faults: keeps missing, infinite and constant fields instead of stopping; they are counted and named.
       climatology: whether to add the climatology by hour and day of the year, of the times that count in the
-        statistics; None: where they span ten years (see `climatology`).
+        statistics; None: where they span ten years and have all seasons (see `normals`).
       threads: variables read at once; None: one for each core, at most 8.
       attributes: more attributes for the archive.
 
@@ -87,8 +87,7 @@ def prepare_archive(
         threads=threads,
     )
     counted, partner, lag = find_pairs(source, statistics_period)
-    wanted = is_long_enough(source.times[counted]) if climatology is None else climatology
-    terms = contributions(source.times, counted) if wanted else []
+    terms, of_terms = choose_terms(source.times, counted, climatology)
     options = {"statistics_period": statistics_period, "area_weighted": area_weighted, "keep_faults": keep_faults}
     with open_journal(path) as journal:
         description = plan.describe(source) | options
@@ -107,7 +106,7 @@ def prepare_archive(
             domain=domain,
             tensor=tensor,
             times_per_shard=plan.times_per_shard,
-            attributes=_describe_source(source) | options | dict(attributes or {}),
+            attributes=_describe_source(source) | options | {"climatology": of_terms} | dict(attributes or {}),
         )
         row_weights = area_weights(source.grid.latitude) if area_weighted else np.ones(source.grid.shape[0])
         job = Job(source, plan, scale, offset, shift, row_weights, counted, partner, lag)
@@ -160,6 +159,7 @@ def _describe_source(source: Source) -> dict[str, Any]:
         "source_attributes": source.attributes,
         "step_hours": source.step_hours,
         "missing_times": [str(time.astype("datetime64[h]")) for time in source.missing_times],
+        "account": list(source.account),
     }
 
 

@@ -109,6 +109,24 @@ def publish(path: str | os.PathLike, *, attributes: Mapping[str, Any] = {}, memb
         os.rename(target, path)
 
 
+def check_destination(path: str | os.PathLike) -> None:
+    """ValueError where no archive can be made at a path, for what is there; one that was begun can go on."""
+    path = os.fspath(path)
+    document = storage.read_json(storage.open_folder(path), "zarr.json")
+    if document is not None and (storage.is_local(path) or document.get("attributes", {}).get("complete", True)):
+        raise ValueError(f"{path} exists: delete it or choose another name")
+    if not storage.is_local(path):
+        return
+    if os.path.isfile(path) or (os.path.isdir(path) and os.listdir(path)):
+        what = "a file" if os.path.isfile(path) else "a folder with something in it"
+        raise ValueError(f"{path} is {what}: choose another name for the archive")
+    above = os.path.dirname(os.path.abspath(path))
+    while not os.path.lexists(above):
+        above = os.path.dirname(above)
+    if not os.path.isdir(above) or not os.access(above, os.W_OK):
+        raise ValueError(f"{path} cannot be made: {above} is not a folder that can be written")
+
+
 def is_published(path: str | os.PathLike) -> bool:
     """Whether there is a complete archive at a path."""
     document = storage.read_json(storage.open_folder(path), "zarr.json")
@@ -128,9 +146,7 @@ def _create_fields(target: str, metadata: dict[str, Any]) -> storage.Array:
 
 
 def _check(path, times, grid, channels, static, scale, offset, dtype, domain, tensor, times_per_shard, attributes):
-    there = storage.read_json(storage.open_folder(path), "zarr.json")
-    if there is not None and (storage.is_local(path) or there.get("attributes", {}).get("complete", True)):
-        raise ValueError(f"{path} exists: delete it or choose another name")
+    check_destination(path)
     if dtype not in ("float16", "int16", "float32"):
         raise ValueError(f"dtype={dtype!r} must be float16, int16 or float32")
     if not len(times) or np.any(times[1:] <= times[:-1]):
