@@ -4,8 +4,8 @@ The names below are the library's public face, imported on first use. Rooms from
 archive, model and planning; prepare, training and forecasting; simulation and verification; runs.
 
 Each has an example in its docstring. They assume `import jax, jax.numpy as jnp, numpy as np, weathermixer` and eight
-devices, and follow each other in the order below: a file that one reads, an earlier one made. tests/test_examples.py
-runs them all.
+devices, and follow each other in the order below: a file that one reads, an earlier one made; runs/quickstart is what a
+short experiments.train on dry.archive leaves. tests/test_examples.py runs them all.
 """
 
 import importlib
@@ -18,7 +18,6 @@ _PUBLIC = {
     "Grid": "fields.grid",
     "Channel": "fields.variables",
     "ChannelSet": "fields.variables",
-    "Variable": "fields.variables",
     "area_weights": "fields.grid",
     # devices
     "make_mesh": "parallel.mesh",
@@ -36,12 +35,18 @@ _PUBLIC = {
     "read_frames": "archive.loader",
     "Reference": "archive.reference",
     "make_reference": "archive.reference",
-    "Frames": "archive.frames",
-    "Standardization": "archive.standardization",
     "make_standardization": "archive.standardization",
     # the model
     "ModelShape": "model.weathermixer",
     "WeatherMixer": "model.weathermixer",
+    # runs
+    "Settings": "runs.settings",
+    "make_settings": "runs.settings",
+    "make_training": "runs.build",
+    "Run": "runs.run",
+    "open_run": "runs.run",
+    "Frames": "archive.frames",
+    "Standardization": "archive.standardization",
     # training
     "make_loss": "training.steps",
     "make_train_step": "training.steps",
@@ -53,7 +58,6 @@ _PUBLIC = {
     # forecasts and scores
     "rollout": "forecasting.rollout",
     "make_forecast": "forecasting.forecasts",
-    "ForecastWriter": "forecasting.files",
     "evaluate": "verification.evaluation",
     "make_climatology": "verification.climatologies",
     "draw_forecast": "verification.figures",
@@ -63,12 +67,6 @@ _PUBLIC = {
     "StepOptions": "planning.meshes",
     "plan_meshes": "planning.plan",
     "account_step": "planning.account",
-    # runs
-    "Settings": "runs.settings",
-    "make_settings": "runs.settings",
-    "make_training": "runs.build",
-    "Run": "runs.run",
-    "open_run": "runs.run",
 }
 __all__ = sorted(_PUBLIC)
 

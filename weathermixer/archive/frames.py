@@ -16,7 +16,14 @@ from weathermixer.archive.standardization import Standardization, make_standardi
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Frames:
-    """Frames of the ascending `times` on a mesh; `name` is for messages, `source` says where the values came from."""
+    """Frames of the ascending `times` on a mesh; `name` is for messages, `source` says where the values came from.
+
+    >>> frames = weathermixer.open_run("runs/quickstart").open_frames("dry.zarr")  # or an archive, or an xarray.Dataset
+    >>> with jax.set_mesh(frames.mesh):
+    ...     x = frames.read(np.array([0, 7]))
+    >>> x.shape, f"{frames.times[7]:.13}"
+    ((2, 4, 16, 32), '2000-01-02T18')
+    """
 
     name: str
     source: str

@@ -16,6 +16,11 @@ class Reference:
     """The channels of a model in their order, their statistics in SI units, its grid, its step and its static fields.
 
     mean, std, tendency_std (of x(t + 6 h) - x(t)) are of the stored channels; `static` has a field of each static one.
+
+    >>> archive = weathermixer.open_archive("dry.archive")
+    >>> reference = weathermixer.make_reference(archive, weathermixer.ChannelSet(archive.channels))
+    >>> reference.find_channels("another.zarr", archive.channels[::-1], archive.grid).tolist()
+    [3, 2, 1, 0]
     """
 
     channel_set: ChannelSet
@@ -54,6 +59,11 @@ def make_reference(archive: Archive, channel_set: ChannelSet) -> Reference:
 
     Raises ValueError for channels and static fields that it does not have, and for a channel whose statistics are not
     finite or whose standard deviation is zero.
+
+    >>> archive = weathermixer.open_archive("dry.archive")
+    >>> reference = weathermixer.make_reference(archive, weathermixer.ChannelSet(archive.channels[:3], multiple=4))
+    >>> reference.std.shape, reference.tendency.shape
+    ((3,), (4,))
     """
     chosen, statistics = archive.channel_indices(channel_set.stored_names), archive.statistics
     mean, std, tendency = (values[chosen] for values in (statistics.mean, statistics.std, statistics.tendency_std))

@@ -27,6 +27,10 @@ class Standardization:
                     channels are such
     seen            0 on output-only channels, 1 elsewhere; None where there are no such channels
     latitude, longitude   of the grid in radians; None where there are no forcings
+
+    >>> standardization = weathermixer.open_run("runs/quickstart").open_frames("dry.archive").standardization
+    >>> standardization.std.shape, standardization.static.shape
+    ((4,), (4, 16, 32))
     """
 
     scale: Float[CutArray, " n"]
@@ -52,6 +56,15 @@ def make_standardization(
 
     Then scale = scale / std and offset = (offset - mean) / std; None: the frames are in SI units. A constant static
     field becomes zero. Raises ValueError where the mesh does not divide the sizes.
+
+    >>> from weathermixer.archive.standardization import standardize
+    >>> archive, mesh = weathermixer.open_archive("dry.archive"), weathermixer.make_mesh(1, 4, 2)
+    >>> reference = weathermixer.make_reference(archive, weathermixer.ChannelSet(archive.channels))
+    >>> packing = dict(scale=archive.scale, offset=archive.offset)
+    >>> standardization = weathermixer.make_standardization(reference, mesh, **packing)
+    >>> stored = weathermixer.read_frames(archive, reference.channel_set, mesh, np.arange(80))
+    >>> f"{jax.jit(standardize)(stored, standardization).std():.1f}"
+    '1.0'
     """
     channel_set, mean, std = reference.channel_set, reference.mean, reference.std
     check_divides(

@@ -24,12 +24,7 @@ from weathermixer.fields.forcings import FORCINGS
 
 @dataclasses.dataclass(frozen=True)
 class Variable:
-    """A physical variable with its WeatherBench 2 name, CF standard name, SI units and published loss weight.
-
-    >>> sea = weathermixer.Variable("sea_surface_temperature", "K", "sea_surface_temperature", "sst")
-    >>> sea.weight
-    1.0
-    """
+    """A physical variable with its WeatherBench 2 name, CF standard name, SI units and published loss weight."""
 
     name: str
     units: str

@@ -45,6 +45,12 @@ def make_forecast(
 
     Where lead_steps begin with 0 the first is the state that is started from. Nothing here waits for the devices.
     Raises ValueError for no starts and for a batch that does not divide.
+
+    >>> run = weathermixer.open_run("runs/quickstart")
+    >>> options = dict(starts=np.array([0, 8]), lead_steps=[1, 2], batch_size=2)
+    >>> forecasts = weathermixer.make_forecast(run.apply, run.params, run.open_frames("dry.archive"), **options)
+    >>> [(starts.tolist(), lead, fields.shape) for starts, lead, fields in forecasts]
+    [([0, 1], 0, (2, 4, 16, 32)), ([0, 1], 1, (2, 4, 16, 32))]
     """
     if not len(starts):
         raise ValueError("no start to forecast from")

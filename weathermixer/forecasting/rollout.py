@@ -33,6 +33,14 @@ def rollout(
 
     A model that sees two frames is given the `previous` state, a step before x, too, and each state before the next.
     Raises ValueError at once, before anything is computed, on an unknown mode and on leads that do not ascend from 1.
+
+    >>> run = weathermixer.open_run("runs/quickstart")
+    >>> frames = run.open_frames("dry.archive")
+    >>> with jax.set_mesh(run.mesh):
+    ...     options = dict(static=frames.standardization.static, lead_steps=[1, 4])
+    ...     states = weathermixer.rollout(run.apply, run.params, frames.read(np.array([0])), **options)
+    ...     [(steps, state.shape) for steps, state in states]
+    [(1, (1, 4, 16, 32)), (4, (1, 4, 16, 32))]
     """
     lead_steps = [int(steps) for steps in lead_steps]
     if mode not in MODES:

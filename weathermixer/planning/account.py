@@ -98,6 +98,16 @@ def account_step(mesh: Mesh | AbstractMesh, state: Any, batch: Any, *, loss: Cal
       rest: further arguments of the loss.
 
     A gradient is as large as its parameter, and cut as it is.
+
+    >>> import optax
+    >>> run = weathermixer.open_run("runs/quickstart")
+    >>> frames, state = run.open_frames("dry.archive"), weathermixer.make_state(run.params, optax.adam(1e-4), ema=False)
+    >>> batch = weathermixer.Batch(frames.read_stored(np.arange(2)), frames.read_stored(np.arange(2) + 1))
+    >>> loss = weathermixer.make_loss(run.apply, area=np.ones(16), channel=np.ones(4), repeats=1)
+    >>> rest = (frames.standardization, None)
+    >>> with jax.set_mesh(run.mesh):
+    ...     [entry.part for entry in weathermixer.account_step(run.mesh, state, batch, loss=loss, rest=rest)]
+    ['parameters', 'gradients', 'moments', 'copies', 'batch', 'activations']
     """
     activations, copies = kept_for_backward(loss, state.params, batch, *rest, mesh=mesh)
     own = {"parameters": state.params, "gradients": state.params, "moments": state.moments, "ema": state.ema}

@@ -45,6 +45,14 @@ class Run:
 
     What a method is not given it takes from the settings. Data is matched by the names of channels, brought to SI units
     and standardized with the run's own statistics, whatever the data's are.
+
+    >>> run = weathermixer.open_run("runs/quickstart")
+    >>> forecast = run.forecast("dry.zarr", starts=[np.datetime64("2000-01-18")], hours=24)  # an xarray.Dataset
+    >>> dict(forecast.temperature.sizes)
+    {'time': 1, 'prediction_timedelta': 4, 'level': 2, 'latitude': 16, 'longitude': 32}
+    >>> scores = run.evaluate("dry.archive", period=("2000-01-17", "2000-01-18"), lead_hours=[6])
+    >>> scores.rmse.sel(source="model").dims
+    ('lead_hours', 'channel')
     """
 
     path: pathlib.Path
@@ -218,6 +226,10 @@ def open_run(path: str | os.PathLike, *, mesh: Mesh | None = None, step: int | N
     `mesh` is any; None: the one of its settings. `step` is that of a checkpoint; None: the last. The archive that
     trained it is not looked at. Raises ValueError where the path holds no run or no checkpoint, and for runs of older
     software that kept no statistics.
+
+    >>> run = weathermixer.open_run("runs/quickstart", mesh=weathermixer.make_mesh(1, 4, 2))  # trained on one device
+    >>> run.step, run.reference.channel_set.names
+    (2, ('temperature_850', 'temperature_500', 'geopotential_850', 'geopotential_500'))
     """
     path = pathlib.Path(path).expanduser()
     settings, archive = read_settings(path)

@@ -31,6 +31,15 @@ def make_loss(
     """The loss(params, batch, standardization, key) of a forecast `repeats` steps ahead (weathermixer.training.losses).
 
     `augmentation` is one of augment.py's; without a key, as on data that is not trained on, nothing is turned.
+
+    >>> frames = weathermixer.open_run("runs/quickstart").open_frames("dry.archive")
+    >>> weights = dict(area=weathermixer.area_weights(frames.reference.grid.latitude), channel=np.ones(4))
+    >>> persistence = lambda params, x, *, repeats, key: params * x
+    >>> loss = weathermixer.make_loss(persistence, **weights, repeats=1)
+    >>> batch = weathermixer.Batch(frames.read_stored(np.arange(2)), frames.read_stored(np.arange(2) + 1))
+    >>> with jax.set_mesh(frames.mesh):
+    ...     0 < jax.jit(loss)(1.0, batch, frames.standardization, None) < 1
+    Array(True, dtype=bool)
     """
     if augmentation not in AUGMENTATIONS:
         raise ValueError(f"augmentation={augmentation!r} is not one of {AUGMENTATIONS}")
@@ -72,6 +81,18 @@ def make_train_step(
       ema_decay: of the parameters' moving average, ema = decay * ema + (1 - decay) * params; None where none is kept.
       seed: of dropout and augmentation, which are drawn anew from (seed, step); None for neither.
       zero: as the state was made with: where it is not "none" each instance updates its part alone.
+
+    >>> import optax
+    >>> run, optimizer = weathermixer.open_run("runs/quickstart"), optax.adam(1e-4)
+    >>> frames, state = run.open_frames("dry.archive"), weathermixer.make_state(run.params, optimizer, ema=False)
+    >>> loss = weathermixer.make_loss(run.apply, area=np.ones(16), channel=np.ones(4), repeats=1)
+    >>> options = dict(learning_rate=lambda step: 1e-4, ema_decay=None, seed=None)
+    >>> train_step = weathermixer.make_train_step(loss, optimizer, **options)
+    >>> batch = weathermixer.Batch(frames.read_stored(np.arange(2)), frames.read_stored(np.arange(2) + 1))
+    >>> with jax.set_mesh(run.mesh):
+    ...     state, metrics = train_step(state, batch, frames.standardization)
+    >>> int(state.step), sorted(metrics)
+    (1, ['grad_norm', 'learning_rate', 'loss'])
     """
 
     def train_step(state: TrainState, batch: Batch, standardization: Standardization):

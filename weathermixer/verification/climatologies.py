@@ -83,6 +83,11 @@ def make_climatology(
 
     Frames that span at least two years give the terms annual harmonics (hour of day x day of year); fewer give the mean
     by hour of day. Raises ValueError without frames.
+
+    >>> frames = weathermixer.open_run("runs/quickstart").open_frames("dry.archive")
+    >>> climatology = weathermixer.make_climatology(frames, indices=np.arange(60), batch_size=20)
+    >>> climatology.description, climatology.coefficients.shape
+    ('mean of the training period by hour of day', (4, 4, 16, 32))
     """
     if not len(indices):
         raise ValueError(

@@ -44,6 +44,14 @@ def evaluate(
     positive multiple of the step, a lead beyond the record, a batch that does not divide.
 
     Returns a Dataset with rmse, bias, acc [source, lead_hours, channel] in physical units, and samples [lead_hours].
+
+    >>> run = weathermixer.open_run("runs/quickstart")
+    >>> frames = run.open_frames("dry.archive")
+    >>> climatology = weathermixer.make_climatology(frames, indices=np.arange(60), batch_size=20)
+    >>> options = dict(starts=np.arange(60, 68), lead_hours=[6, 12], batch_size=4, climatology=climatology)
+    >>> scores = weathermixer.evaluate(run.apply, run.params, frames, **options)
+    >>> scores.rmse.dims, scores.samples.values.tolist()
+    (('source', 'lead_hours', 'channel'), [8, 8])
     """
     lead_hours = sorted({int(lead) for lead in lead_hours})
     channel_set, step_hours = frames.reference.channel_set, frames.reference.step_hours

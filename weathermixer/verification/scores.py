@@ -22,6 +22,13 @@ def format_scores(scores: xr.Dataset) -> str:
 
     `ratio` is the model's RMSE over the better baseline's: below 1 the forecast is worth its name. The model's bias and
     ACC follow. Leads are set three abreast, so that the table fits a terminal of 120 columns.
+
+    >>> run = weathermixer.open_run("runs/quickstart")
+    >>> scores = run.evaluate("dry.archive", period=("2000-01-17", "2000-01-18"), lead_hours=[6])
+    >>> print("\\n".join(weathermixer.format_scores(scores).splitlines()[2:5]))
+    RMSE             |         6 h (7 samples)
+                     |   model persist  climat   ratio
+    t850           K | ...
     """
     attributes = scores.attrs
     lines = [
