@@ -13,6 +13,7 @@ from jaxtyping import Float
 @dataclasses.dataclass(frozen=True, eq=False)
 class Grid:
     """A regular grid: latitudes [lat] in degrees north, descending; longitudes [lon] in degrees east, in [0, 360).
+    Raises ValueError for latitudes that do not descend, and longitudes that are not equally spaced around the globe.
 
     >>> grid = weathermixer.Grid(np.array([67.5, 22.5, -22.5, -67.5]), np.arange(0.0, 360.0, 45.0))
     >>> grid.shape

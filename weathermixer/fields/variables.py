@@ -102,6 +102,7 @@ class Channel:
 @dataclasses.dataclass(frozen=True)
 class ChannelSet:
     """The channels of a run in order, by role (see above); `output_only` are names of some of the dynamic ones.
+    Raises ValueError for no dynamic channel, a name that is there twice, a multiple below 1 and unknown forcings.
 
     >>> channels = weathermixer.ChannelSet.from_names(["2m_temperature", "geopotential_500"], ["soil_type"], multiple=4)
     >>> channels.size, channels.predicted.tolist()

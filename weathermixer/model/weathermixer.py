@@ -49,6 +49,8 @@ class ModelShape:
       dropout_rate: in the MLPs.
       history: frames that the model sees: 1 as published, or 2, the state and the one a step before it.
 
+    Raises ValueError for a patch that does not divide the grid, an unknown head, and counts that cannot be.
+
     >>> shape = weathermixer.ModelShape(grid=(32, 64), channels=8, predicted=6, patch=(2, 4), embed=64)
     >>> shape.tokens, shape.features
     (256, 64)

@@ -105,6 +105,7 @@ def spec(*names: str | None) -> PartitionSpec:
 
 def sharding(mesh: Mesh | AbstractMesh, *names: str | None) -> NamedSharding:
     """The NamedSharding on `mesh` of an array whose dimensions have these logical names.
+    Raises KeyError for a name that the table does not have.
 
     >>> mesh = weathermixer.make_mesh(1, 4, 2)
     >>> fields = jax.device_put(np.zeros((1, 6, 32, 64)), weathermixer.sharding(mesh, "batch", "channel", "lat", "lon"))

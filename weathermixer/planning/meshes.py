@@ -67,6 +67,8 @@ class StepOptions:
       stored_bytes: of a number in the archive.
       frames: read per sample, the input and its targets.
 
+    Raises ValueError for a batch or repeats below 1, an unknown dtype and an unknown zero.
+
     >>> options = weathermixer.StepOptions(batch=16, rematerialize="block", zero="moments")
     >>> options.compute_bytes
     2

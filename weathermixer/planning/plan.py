@@ -92,6 +92,7 @@ def plan_meshes(
     """Judges every mesh of so many devices: the plans by time per sample, fastest first, and the refusals.
 
     `samples_per_instance`, where given, makes the batch grow with the mesh's data axis and replaces options.batch.
+    Raises ValueError where `devices` is not positive.
 
     >>> options, h100 = weathermixer.StepOptions(batch=8, rematerialize="block"), weathermixer.find_hardware("h100")
     >>> plans, refusals = weathermixer.plan_meshes(weathermixer.ModelShape(), 16, options, h100)

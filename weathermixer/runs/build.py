@@ -174,6 +174,8 @@ def make_training(
       latitude: [lat] degrees north, for the loss's weights.
       tendency: [channel] standardized 6 h tendency standard deviation.
 
+    Raises ValueError, with the numbers, for sizes that do not divide over the mesh and settings that do not fit them.
+
     >>> model = {"patch": (2, 4), "embed": 16, "token_hidden": 16, "embed_hidden": 16, "blocks": 1}
     >>> settings = weathermixer.make_settings({"model": model, "training": {"steps": 10}})
     >>> channels, mesh = weathermixer.ChannelSet.from_names(["temperature_850"]), weathermixer.make_mesh(1, 2, 1)

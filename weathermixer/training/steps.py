@@ -31,6 +31,7 @@ def make_loss(
     """The loss(params, batch, standardization, key) of a forecast `repeats` steps ahead (weathermixer.training.losses).
 
     `augmentation` is one of augment.py's; without a key, as on data that is not trained on, nothing is turned.
+    Raises ValueError for an unknown augmentation.
 
     >>> frames = weathermixer.open_run("runs/quickstart").open_frames("dry.archive")
     >>> weights = dict(area=weathermixer.area_weights(frames.reference.grid.latitude), channel=np.ones(4))
