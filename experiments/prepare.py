@@ -53,7 +53,7 @@ def make_parser() -> command_line.Parser:
     take = parser.add_argument_group("what to take from the source").add_argument
     about = "a ready set instead of --variables and --levels: era5 = 69 + 3"
     take("--channels", choices=["era5"], help=about)
-    about = "WeatherBench 2 names; default: all that are known"
+    about = "WeatherBench 2's names or the source's, with a level or without; default: all that are known"
     take("--variables", type=words, metavar="NAME,...", help=about)
     take("--levels", type=command_line.integers, metavar="HPA,...", help="pressure levels; default: all there are")
     about = "static fields, --static= for none; default: those known that are there"
@@ -66,7 +66,11 @@ def make_parser() -> command_line.Parser:
     take("--crop_south_pole", action="store_true", help="drop the last row: 721 -> 720, as published")
     take("--coarsen", type=count, default=1, metavar="K", help="average blocks of K x K cells")
     about = "one entry of other dimensions: number=0; of a forecast's leads, in hours: step=6"
-    take("--select", type=selection, default={}, metavar="DIM=VALUE,...", help=about)
+    take("--select", type=pairs, default={}, metavar="DIM=VALUE,...", help=about)
+    about = "what the source calls NAME is a variable of WeatherBench 2's name: hgt=geopotential,T850=temperature_850"
+    take("--rename", type=pairs, default={}, metavar="NAME=VARIABLE,...", help=about)
+    about = "the unit of a variable or of levels where the source says none, or a wrong one: t2m=degC,lev=hPa"
+    take("--units", type=pairs, default={}, metavar="NAME=UNIT,...", help=about)
     take("--days", type=count, metavar="N", help=f"of `simulated`; default: {DAYS}")
     take("--anonymous", action="store_true", help="public bucket: no credentials are looked for")
     keep = parser.add_argument_group("how to keep it").add_argument
@@ -93,13 +97,13 @@ def dates(text: str) -> tuple[str, ...]:
     return command_line.words(text)
 
 
-def selection(text: str) -> dict[str, str]:
+def pairs(text: str) -> dict[str, str]:
     """{"number": "0"} from "number=0"."""
     found = {}
-    for setting in command_line.words(text):
-        name, equals, value = setting.partition("=")
-        if not equals:
-            raise argparse.ArgumentTypeError(f"{setting!r} is not DIM=VALUE, such as number=0")
+    for word in command_line.words(text):
+        name, _, value = word.partition("=")
+        if not (name and value):
+            raise argparse.ArgumentTypeError(f"{word!r} is not NAME=VALUE, such as number=0")
         if name in found:
             raise argparse.ArgumentTypeError(f"{text!r} has {name} twice")
         found[name] = value
@@ -179,6 +183,8 @@ def source_options(options: argparse.Namespace) -> dict[str, Any]:
         "coarsen": options.coarsen,
         "exclude": options.exclude,
         "select": options.select,
+        "rename": options.rename,
+        "units": options.units,
         "storage_options": storage,
     }
 
@@ -221,7 +227,7 @@ def describe_archive(archive: Archive) -> str:
         f"climatology {attributes['climatology']}",
         "",
         f"{'':<98}rounding / {hours}, %",
-        f"{'channel':<32}{columns}{'float16':>11}{'int16':>8}",
+        f"{'channel':<25}{'units':<7}{columns}{'float16':>11}{'int16':>8}",
     ]
     for index, channel in enumerate(archive.channels):
         names = ("mean", "std", "tendency_std", "minimum", "maximum")
@@ -229,7 +235,8 @@ def describe_archive(archive: Archive) -> str:
         rounding = [
             100 * attributes["rounding"][d][index] / statistics.tendency_std[index] for d in ("float16", "int16")
         ]
-        lines.append(f"{channel.name:<32}{row}{statistics.missing[index]:>11}{rounding[0]:>11.3f}{rounding[1]:>8.3f}")
+        name = f"{channel.name:<25}{channel.units.replace('**', ''):<7}"
+        lines.append(f"{name}{row}{statistics.missing[index]:>11}{rounding[0]:>11.3f}{rounding[1]:>8.3f}")
     if attributes["faults"]:
         faults = attributes["faults"]
         lines += ["", f"{len(faults)} faulty fields were kept, the first:", *(f"  {fault}" for fault in faults[:10])]

@@ -85,7 +85,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, source, options, message, c
         (["--coarsen=0"], "--coarsen: '0': give an integer of at least 1"),
         (["--exclude=yesterday"], "--exclude: 'yesterday': give times"),
         (["--exclude=2020-02-30"], "--exclude: '2020-02-30': give times"),
-        (["--select=number"], "--select: 'number' is not DIM=VALUE"),
+        (["--select=number"], "--select: 'number' is not NAME=VALUE"),
         (["--select=number=1,number=2"], "has number twice"),
         (["--period=2020,2019"], "the last date is before the first"),
         (["--channels=era5", "--levels=500"], "--channels is a set of variables, levels and static fields"),

@@ -15,8 +15,8 @@ import numpy as np
 import scipy.io
 import xarray as xr
 
+from weathermixer.prepare.coordinates import DIMENSIONS, rename_dimensions
 from weathermixer.prepare.grib import is_grib, open_grib
-from weathermixer.prepare.names import DIMENSIONS, rename_dimensions
 from weathermixer.prepare.times import Note, at_valid_times, read_lead, with_dates
 
 Spec = str | os.PathLike | xr.Dataset
@@ -200,7 +200,7 @@ def _as_number(text: str) -> float | str:
 
 
 def make_canonical(dataset: xr.Dataset, notes: list[Note]) -> list[xr.Dataset]:
-    """The dataset, a part for each lead of a forecast, with the project's names of dimensions and no other dimensions.
+    """The dataset, a part for each lead of a forecast, with the project's names of dimensions (see `coordinates`).
 
     What was made of its times is added to `notes`. Raises ValueError for what cannot be read as dates or a grid.
     """
@@ -208,7 +208,6 @@ def make_canonical(dataset: xr.Dataset, notes: list[Note]) -> list[xr.Dataset]:
     canonical = []
     for part in at_valid_times(dataset, notes, source=source):
         part = with_dates(rename_dimensions(part, source=source), notes, source=source)
-        part = part.squeeze([name for name, size in part.sizes.items() if size == 1 and name not in DIMENSIONS])
         part.encoding["source"] = source
         canonical.append(part)
     return canonical

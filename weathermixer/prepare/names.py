@@ -1,25 +1,15 @@
-"""What sources call things: names of variables and dimensions, units, and their translation to WeatherBench 2 and SI.
+"""What sources call variables, and their translation to WeatherBench 2's names.
 
-WeatherBench 2, ARCO-ERA5, the Copernicus climate data store, GRIB through cfgrib and common netCDF files are known.
+WeatherBench 2, ARCO-ERA5, the Copernicus climate data store, GRIB through cfgrib and CMIP6 are known; names of other
+sources are given with --rename, as MERRA-2's and NCEP's (`T=temperature`, `hgt=geopotential`).
 """
 
 import re
+from collections.abc import Collection, Mapping, Sequence
 
-import numpy as np
-import xarray as xr
+from weathermixer.fields.variables import ERA5_STATIC, ERA5_UPPER, VARIABLES, parse_channel
 
-from weathermixer.fields.variables import VARIABLES
-
-GRAVITY = 9.80665  # m s-2, the standard one, which turns geopotential metres into geopotential
-
-DIMENSIONS = {
-    "time": ("time", "valid_time"),
-    "level": ("level", "isobaricInhPa", "isobaricInPa", "pressure_level", "plev", "isobaric", "lev"),
-    "latitude": ("latitude", "lat"),
-    "longitude": ("longitude", "lon"),
-}
-
-# WeatherBench 2 name -> what else it is called; a name shared by surface and upper-air fields is told by its levels
+# WeatherBench 2 name -> what else it is called, the most usual first; a name shared by two is told by its levels
 ALIASES = {
     "mean_sea_level_pressure": ("msl", "prmsl", "mslet", "psl"),
     "surface_pressure": ("sp", "ps"),
@@ -36,112 +26,67 @@ ALIASES = {
     "soil_type": ("slt",),
     "geopotential_at_surface": ("orography", "orog", "hsurf", "z", "surface_geopotential", "z_surface"),
 }
-STATIC = ("land_sea_mask", "soil_type", "geopotential_at_surface")
+STATIC = ERA5_STATIC
+UPPER = (*ERA5_UPPER, "vertical_velocity")
 SURFACE = tuple(name for name in VARIABLES if name not in STATIC and (name[0].isdigit() or "pressure" in name))
-_HEIGHTS = ("gh", "geopotential_height", "zg", "orography", "orog", "hsurf")  # in metres where units are not given
-
-# (units as written, units wanted) -> factor, shift
-_CONVERSIONS = {
-    ("m", "m**2 s**-2"): (GRAVITY, 0.0),
-    ("gpm", "m**2 s**-2"): (GRAVITY, 0.0),
-    ("hPa", "Pa"): (100.0, 0.0),
-    ("mbar", "Pa"): (100.0, 0.0),
-    ("millibars", "Pa"): (100.0, 0.0),
-    ("degC", "K"): (1.0, 273.15),
-    ("celsius", "K"): (1.0, 273.15),
-    ("g kg**-1", "kg kg**-1"): (1e-3, 0.0),
-    ("%", "1"): (1e-2, 0.0),
-}
-_SAME_UNITS = {"m s-1": "m s**-1", "m/s": "m s**-1", "kg/kg": "kg kg**-1", "kg kg-1": "kg kg**-1"}
-_SAME_UNITS |= {"m2 s-2": "m**2 s**-2", "m2/s2": "m**2 s**-2", "m^2 s^-2": "m**2 s**-2", "Pa s-1": "Pa s**-1"}
-_SAME_UNITS |= {"Pa/s": "Pa s**-1", "g/kg": "g kg**-1", "Kelvin": "K", "kelvin": "K", "K": "K", "1 1": "1", "": ""}
-_SAME_UNITS |= {"(0 - 1)": "1", "~": "1", "-": "1", "meter": "m", "metre": "m", "meters": "m"}
+HEIGHTS = ("gh", "geopotential_height", "zg", "orography", "orog", "hsurf")  # in metres where units are not given
+_WITH_LEVEL = re.compile(r"(.*[A-Za-z])_?(\d{1,4})(?:_?(?:hPa|mb))?")
+_LOWEST_IN_SHORT_NAME = 20  # t2 and q2 are 2 m above the ground, not on 2 hPa
 
 
-def find_variable(dataset: xr.Dataset, name: str) -> str | None:
-    """The name under which a dataset holds a WeatherBench 2 variable, None where it does not."""
-    surface = name in SURFACE or name in STATIC
-    for candidate in (name, *ALIASES.get(name, ())):
-        if candidate not in dataset:
-            continue
-        has_level = "level" in dataset[candidate].dims
-        if candidate == name or (has_level != surface and ("time" in dataset[candidate].dims or name in STATIC)):
-            return candidate
-    return None
+def possible_names(variables: Sequence[str] | None, rename: Mapping[str, str]) -> list[str]:
+    """What a source may call the variables that are asked for, without their levels; None: all that are known."""
+    names = [name for name in VARIABLES if name not in STATIC] if variables is None else list(variables)
+    for name in [*names]:
+        names += [split_level(name)[0], parse_channel(name).variable]
+        names += [variable for variable, others in ALIASES.items() if name in others]
+    return list(dict.fromkeys([*names, *rename]))
 
 
-def conversion(array: xr.DataArray, name: str) -> tuple[float, float]:
-    """(factor, shift) that turn an array, called `array.name` in its source, into the units of variable `name`.
+def rank(variable: str, given: str) -> int:
+    """Which of a variable's names comes first where a file has several: its own, then in the order of ALIASES."""
+    names = (variable, *ALIASES.get(variable, ()))
+    return names.index(given) if given in names else len(names)
 
-    Raises ValueError for units that are known not to be those wanted and have no conversion.
+
+def is_height(name: str) -> bool:
+    """Whether what is called so is a height rather than a geopotential."""
+    return re.sub(r"_?\d+$", "", name) in HEIGHTS
+
+
+def identify(name: str, *, levels: Sequence[float], beside: Collection[float]) -> tuple[str, float | None]:
+    """(variable, level in hPa that its name or a scalar beside it tells) of what a source calls `name`.
+
+    levels: of its own vertical dimension; beside: what stands beside it, which counts where it is one. Names that are
+    not known stay. Raises ValueError with the reason why a known name is not taken for what it says.
     """
-    if name not in VARIABLES:
-        return 1.0, 0.0
-    wanted = VARIABLES[name].units
-    units = str(array.attrs.get("units", "")).strip()
-    units = _SAME_UNITS.get(units, units)
-    if not units:
-        return (GRAVITY, 0.0) if array.name in _HEIGHTS else (1.0, 0.0)
-    if units == wanted:
-        return 1.0, 0.0
-    if (units, wanted) in _CONVERSIONS:
-        return _CONVERSIONS[units, wanted]
-    known = {variable.units for variable in VARIABLES.values()} | {pair[0] for pair in _CONVERSIONS}
-    if units in known and wanted != "1":
-        raise ValueError(f"variable {array.name!r} is in {units!r}, {name} is kept in {wanted!r}: convert it first")
-    return 1.0, 0.0
+    scalar = next(iter(beside)) if len(beside) == 1 else None
+    known = [name] if name in VARIABLES else [variable for variable, names in ALIASES.items() if name in names]
+    for variable in known:
+        if variable in UPPER and (levels or scalar):
+            return variable, None if levels else scalar
+        if variable not in UPPER and not levels:
+            return variable, None
+    if known and known[0] in UPPER:
+        raise ValueError(f"no pressure level: name it if there is one, --rename {name}={known[0]}_500")
+    if known:
+        raise ValueError(f"it has pressure levels, and {known[0]} has none")
+    base, level = split_level(name)
+    if level is None:
+        return name, None
+    if levels or (scalar and scalar != level):
+        raise ValueError(f"its name says {level:g} hPa, and its levels are {[*levels, *beside]}")
+    if name in ("u100", "v100") and not scalar:
+        wind = f"{name[0]}_component_of_wind"
+        raise ValueError(f"100 m or 100 hPa? --rename {name}=100m_{wind} or --rename {name}={wind}_100")
+    return base, level
 
 
-def rename_dimensions(dataset: xr.Dataset, *, source: str) -> xr.Dataset:
-    """The dataset with dimensions called time, level (hPa), latitude and longitude, and a time dimension.
-
-    Raises ValueError for grids that are not regular in latitude and longitude.
-    """
-    _refuse_other_grids(dataset, source)
-    new = {}
-    for canonical, names in DIMENSIONS.items():
-        found = [name for name in names if name in dataset.dims or name in dataset.coords]
-        if found and found[0] != canonical:
-            new[found[0]] = canonical
-    dataset = dataset.rename(new)
-    for name in ("latitude", "longitude"):
-        if name not in dataset.dims:
-            raise ValueError(f"{source} has no {name} dimension; it has {dict(dataset.sizes)}")
-    if "level" in dataset.coords:
-        dataset = _levels_in_hpa(dataset)
-    if "time" in dataset.coords and "time" not in dataset.dims:
-        dataset = _spread_over_time(dataset)
-    return dataset
-
-
-def _refuse_other_grids(dataset: xr.Dataset, source: str) -> None:
-    kinds = {array.attrs.get("GRIB_gridType", "regular_ll") for array in dataset.data_vars.values()}
-    remedy = "interpolate it to a regular latitude-longitude grid first, with `cdo remapbil` or ECMWF's `mir`"
-    reasons = {"sh": "spherical harmonics", "reduced_gg": "a reduced Gaussian grid", "reduced_ll": "a reduced grid"}
-    for kind in kinds - {"regular_ll", "regular_gg"}:
-        raise ValueError(f"{source} is on {reasons.get(kind, 'another grid')} (gridType {kind}): {remedy}")
-    latitude = next((name for name in DIMENSIONS["latitude"] if name in dataset.variables), None)
-    if latitude is not None and dataset[latitude].ndim == 2:
-        raise ValueError(f"{source} has two-dimensional latitudes: {remedy}")
-    if "values" in dataset.dims or "cell" in dataset.dims or "ncells" in dataset.dims:
-        raise ValueError(f"{source} is not on a regular latitude-longitude grid: {remedy}")
-
-
-def _levels_in_hpa(dataset: xr.Dataset) -> xr.Dataset:
-    values = np.atleast_1d(dataset["level"].values).astype(np.float64)
-    if re.fullmatch("Pa|pascal", str(dataset["level"].attrs.get("units", ""))) or values.max() > 2000:
-        values = values / 100
-    dims = dataset["level"].dims
-    dataset = dataset.assign_coords(level=(dims, values) if dims else values[0])
-    if dims:
-        return dataset
-    return dataset.map(lambda array: array if _is_surface(array) else array.expand_dims("level"))
-
-
-def _is_surface(array: xr.DataArray) -> bool:
-    return array.name in SURFACE + STATIC or any(array.name in ALIASES.get(name, ()) for name in SURFACE)
-
-
-def _spread_over_time(dataset: xr.Dataset) -> xr.Dataset:
-    static = {name for canonical in STATIC for name in (canonical, *ALIASES[canonical]) if name != "z"}
-    return dataset.map(lambda array: array if array.name in static else array.expand_dims("time"))
+def split_level(name: str) -> tuple[str, float | None]:
+    """(variable, level in hPa) of a name such as z500, ta850 or geopotential_500; (name, None) where it is none."""
+    match = _WITH_LEVEL.fullmatch(name)
+    for variable in UPPER if match else ():
+        short = match[1] != variable
+        if not short or (match[1] in ALIASES[variable] and int(match[2]) >= _LOWEST_IN_SHORT_NAME):
+            return variable, float(match[2])
+    return name, None

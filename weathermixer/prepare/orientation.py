@@ -1,13 +1,16 @@
 """Turns fields as a source holds them into the project's order, north to south and east from 0; crops and coarsens."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import numpy as np
-import xarray as xr
 from jaxtyping import Float, Int
 
 from weathermixer.fields.grid import Grid, area_weights
+from weathermixer.prepare.parts import Part
+
+# steps between latitudes may differ by this share: those of a Gaussian grid do by 1 %
+UNEVEN = 0.05
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,14 +35,45 @@ class Orientation:
         return np.ascontiguousarray(field, np.float32)
 
 
-def make_orientation(pieces: Sequence[xr.Dataset], *, crop_south_pole: bool, coarsen: int, source: str) -> Orientation:
-    """Finds the grid of a source; ValueError where its pieces differ or the grid is not global and regular."""
-    latitude, longitude = (np.asarray(pieces[0][name].values, np.float64) for name in ("latitude", "longitude"))
-    for piece in pieces[1:]:
-        for name, values in (("latitude", latitude), ("longitude", longitude)):
-            if piece.sizes[name] != len(values) or not np.allclose(piece[name].values, values, atol=1e-4):
-                other = piece.encoding.get("source", "another piece")
-                raise ValueError(f"{source}: {other} is on another grid: its {name} has {piece.sizes[name]} values")
+def make_orient(first: Part, *, crop_south_pole: bool, coarsen: int) -> Callable[[Part], Orientation]:
+    """A function that finds how a part lies on the grid of the first: each is turned by its own coordinates.
+
+    Raises ValueError where the first part's grid is not global and regular, and the function for parts on another grid.
+    """
+    made: dict[tuple[bytes, bytes], Orientation] = {}
+
+    def make(part: Part) -> Orientation:
+        key = part.latitude.tobytes(), part.longitude.tobytes()
+        if key not in made:  # shared by all parts that lie the same way
+            made[key] = make_orientation(
+                part.latitude, part.longitude, crop_south_pole=crop_south_pole, coarsen=coarsen, source=part.file
+            )
+        return made[key]
+
+    grid = make(first).grid
+
+    def orient(part: Part) -> Orientation:
+        orientation = make(part)
+        lies = [(orientation.grid.latitude, grid.latitude), (orientation.grid.longitude, grid.longitude)]
+        if not all(len(a) == len(b) and np.allclose(a, b, rtol=0, atol=1e-4) for a, b in lies):
+            raise ValueError(
+                f"{part.file} is on another grid than {first.file}: {part.given} has {_describe(part)}, not "
+                f"{_describe(first)}"
+            )
+        return orientation
+
+    return orient
+
+
+def make_orientation(
+    latitude: Float[np.ndarray, " row"],
+    longitude: Float[np.ndarray, " column"],
+    *,
+    crop_south_pole: bool,
+    coarsen: int,
+    source: str,
+) -> Orientation:
+    """How rows and columns at these places lie on the grid; ValueError where it is not global and regular."""
     rows = np.argsort(-latitude, kind="stable")
     # decimals of float32 coordinates are not meant: 0.1 degrees is 0.1, and 360 is 0
     east = np.round(longitude, 5) % 360
@@ -47,6 +81,9 @@ def make_orientation(pieces: Sequence[xr.Dataset], *, crop_south_pole: bool, coa
     if np.any(np.diff(east[columns]) == 0):
         _, columns = np.unique(east, return_index=True)  # a cyclic column, 0 and 360
     try:
+        _check_latitudes(latitude[rows])
+        if len(columns) < 2:
+            raise ValueError(f"it has one longitude, {longitude[0]:g}")
         grid = Grid(np.round(latitude[rows], 5), east[columns])
     except ValueError as error:
         raise ValueError(f"{source} is not on a global regular grid: {error}") from None
@@ -56,6 +93,31 @@ def make_orientation(pieces: Sequence[xr.Dataset], *, crop_south_pole: bool, coa
     if coarsen > 1:
         grid = _coarse_grid(grid, coarsen, source)
     return Orientation(grid, rows, columns, coarsen, weights)
+
+
+def _check_latitudes(latitude: np.ndarray) -> None:
+    """Raises ValueError where latitudes from north to south are not evenly spaced, or end before the poles.
+
+    Rows of a full Gaussian grid are even enough; at a pole one row may be cut off.
+    """
+    if len(latitude) < 2 or not np.all(np.isfinite(latitude)):
+        raise ValueError(f"its latitudes are {latitude.tolist()}")
+    steps = -np.diff(latitude)
+    step = float(np.median(steps))
+    odd = np.flatnonzero(np.abs(steps - step) > UNEVEN * step)
+    if len(odd):
+        a, b = latitude[odd[0] : odd[0] + 2]
+        raise ValueError(f"latitudes {a:g} and {b:g} lie {steps[odd[0]]:g} degrees apart, most others {step:g}")
+    for gap in (90 - latitude[0], 90 + latitude[-1]):
+        if gap > (1 + UNEVEN) * step:
+            raise ValueError(f"latitudes run from {latitude[0]:g} to {latitude[-1]:g}, in steps of {step:g}")
+
+
+def _describe(part: Part) -> str:
+    return ", ".join(
+        f"{len(values)} {name} from {values.min():g} to {values.max():g}"
+        for name, values in (("latitudes", part.latitude), ("longitudes", part.longitude % 360))
+    )
 
 
 def _coarse_grid(grid: Grid, k: int, source: str) -> Grid:

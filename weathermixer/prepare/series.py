@@ -1,15 +1,16 @@
-"""One variable over time, as it lies in the pieces of a source."""
+"""One variable over time, as it lies in the parts of a source."""
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import xarray as xr
 from jaxtyping import Float, Int
 
-from weathermixer.prepare.names import conversion, find_variable
-from weathermixer.prepare.orientation import take
+from weathermixer.fields.variables import Channel
+from weathermixer.prepare.orientation import Orientation, take
+from weathermixer.prepare.parts import Part
 
 HOUR = np.timedelta64(1, "h")
 REPEATS_READ = 64  # of the times that lie in a source twice
@@ -18,120 +19,141 @@ RETRIES = 4  # of a remote read that failed, after 1, 2, 4 and 8 seconds
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Series:
-    """One variable over time: entry t is entry `position[t]` of `pieces[piece[t]]`, times `factor` plus `shift`."""
+    """Some channels of one variable over time: entry t is entry `position[t]` of `parts[part[t]]`.
 
-    pieces: tuple[xr.DataArray, ...]
-    names: tuple[str, ...]
-    piece: Int[np.ndarray, " time"]
+    channels: their places among those of the variable; levels_hpa: theirs, none at the surface. conversions and
+    orientations [parts] turn what is read into the units and the grid wanted.
+    """
+
+    parts: tuple[Part, ...]
+    conversions: tuple[tuple[float, float], ...]
+    orientations: tuple[Orientation, ...]
+    channels: tuple[int, ...]
+    levels_hpa: tuple[int, ...]
+    times: np.ndarray
+    part: Int[np.ndarray, " time"]
     position: Int[np.ndarray, " time"]
-    factor: float
-    shift: float
+
+    def take(self, index: np.ndarray) -> "Series":
+        """The series at some of its entries."""
+        return dataclasses.replace(self, times=self.times[index], part=self.part[index], position=self.position[index])
+
+    def read(self, index: Int[np.ndarray, " time"]) -> Float[np.ndarray, "time channel lat lon"]:
+        """Reads some entries as float32, oriented and in the units wanted."""
+        blocks = []
+        for run in np.split(index, np.flatnonzero(np.diff(self.part[index])) + 1):
+            part = self.part[run[0]]
+            values = self.orientations[part].apply(_read_part(self.parts[part], self.position[run], self.levels_hpa))
+            factor, shift = self.conversions[part]
+            if (factor, shift) != (1.0, 0.0):
+                values = values * np.float32(factor)
+                values += np.float32(shift)
+            blocks.append(values)
+        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
 def find_series(
-    pieces: Sequence[xr.Dataset], variable: str, *, source: str
-) -> tuple[np.ndarray, Series, np.ndarray, Series]:
-    """All times of a variable, ascending, with where each lies first; and those that are there again, with where.
+    parts: Sequence[Part], channels: Sequence[Channel], orient: Callable[[Part], Orientation]
+) -> list[tuple[Series, Series]]:
+    """Where a variable's channels lie, first and again, ascending in time: a pair for all levels of the same parts.
 
-    Raises ValueError for more dimensions than time, level, latitude and longitude.
+    Raises ValueError for units that cannot be converted and for parts on another grid.
     """
-    arrays, names, times = [], [], []
-    for piece in pieces:
-        found = find_variable(piece, variable)
-        if found is None:
-            continue
-        array = piece[found]
-        other = [dim for dim in array.dims if dim not in ("time", "level", "latitude", "longitude")]
-        if other:
-            sizes = {dim: array.sizes[dim] for dim in other}
-            raise ValueError(f"{variable} in {source} has more dimensions, {sizes}: select one entry, {other[0]}=VALUE")
-        if "time" not in array.dims:
-            raise ValueError(f"{variable} in {source} has no time dimension: it has {array.dims}")
-        arrays.append(array)
-        names.append(str(piece.encoding.get("source", source)))
-        times.append(array["time"].values)
-    everything = np.concatenate(times)
-    order = np.argsort(everything, kind="stable")
-    piece = np.concatenate([np.full(len(t), index) for index, t in enumerate(times)])[order]
-    position = np.concatenate([np.arange(len(t)) for t in times])[order]
-    everything = everything[order]
-    whole = Series(tuple(arrays), tuple(names), piece, position, *conversion(arrays[0], variable))
-    first = np.diff(everything, prepend=everything[:1] - np.timedelta64(1, "ns")) > np.timedelta64(0, "ns")
-    return (
-        everything[first],
-        dataclasses.replace(whole, piece=piece[first], position=position[first]),
-        everything[~first],
-        dataclasses.replace(whole, piece=piece[~first], position=position[~first]),
-    )
+    holders: dict[tuple[int, ...], list[int]] = {}
+    for place, channel in enumerate(channels):
+        found = [n for n, part in enumerate(parts) if channel.level_hpa is None or channel.level_hpa in part.levels_hpa]
+        holders.setdefault(tuple(found), []).append(place)
+    pairs = []
+    for numbers, places in holders.items():
+        some = tuple(parts[number] for number in numbers)
+        times = np.concatenate([part.times for part in some])
+        order = np.argsort(times, kind="stable")
+        series = Series(
+            parts=some,
+            conversions=tuple(part.conversion(channels[0].units) for part in some),
+            orientations=tuple(orient(part) for part in some),
+            channels=tuple(places),
+            levels_hpa=tuple(channels[place].level_hpa for place in places if channels[place].level_hpa is not None),
+            times=times,
+            part=np.concatenate([np.full(len(part.times), number) for number, part in enumerate(some)]),
+            position=np.concatenate([np.arange(len(part.times)) for part in some]),
+        ).take(order)
+        first = np.diff(series.times, prepend=series.times[:1] - np.timedelta64(1, "ns")) > np.timedelta64(0, "ns")
+        pairs.append((series.take(first), series.take(~first)))
+    return pairs
 
 
-def compare_repeats(
-    variable: str,
-    times: np.ndarray,
-    series: Series,
-    again_times: np.ndarray,
-    again: Series,
-    levels: Sequence[int | None],
-) -> str | None:
-    """Reads what lies in a source twice for `times`: a line of what was taken once, None where there is nothing.
+def compare_repeats(variable: str, series: Series, again: Series) -> str | None:
+    """Reads what lies in a source again at a series' times: a line of what was taken once, None where there is nothing.
 
     Of many repeated times REPEATS_READ are compared, evenly spread. Raises ValueError naming time and files where
     values differ by more than another packing makes them differ.
     """
-    wanted = np.flatnonzero(np.isin(again_times, times))
+    wanted = np.flatnonzero(np.isin(again.times, series.times))
     if not len(wanted):
         return None
     compared = np.unique(wanted[np.linspace(0, len(wanted) - 1, REPEATS_READ).round().astype(int)])
     for other in compared:
-        one = np.searchsorted(times, again_times[other])
-        places = (series.piece[one], series.position[one]), (again.piece[other], again.position[other])
-        a, b = (
-            read_piece(series.pieces[n], np.array([at]), levels, remote="://" in series.names[n]) for n, at in places
-        )
+        one = int(np.searchsorted(series.times, again.times[other]))
+        a, b = series.read(np.array([one])), again.read(np.array([other]))
         tolerance = 3e-5 * np.ptp(a[np.isfinite(a)]) if np.isfinite(a).any() else 0
         if not np.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True):
-            what = f"{variable} at {again_times[other]:.16} lies twice in the source, with different values"
-            raise ValueError(f"{what}: {_tell_apart(series, places[0][0], places[1][0], again_times[other])}")
-    files = sorted({series.names[n] for n in again.piece[wanted]})
+            what = f"{variable} at {again.times[other]:.16} lies twice in the source, with different values"
+            where = _tell_apart(series.parts[series.part[one]], again.parts[again.part[other]], again.times[other])
+            raise ValueError(f"{what}: {where}")
+    files = sorted({again.parts[n].file for n in again.part[wanted]})
     some = files[0] + f" and {len(files) - 1} more" * (len(files) > 1)
     what = f"{len(wanted)} times of {variable} are there again with the same values ({len(compared)} compared)"
     return f"{what}, taken once: {some}"
 
 
-def _tell_apart(series: Series, a: int, b: int, time: np.datetime64) -> str:
-    """Where two pieces lie, by what they differ, and how to choose one."""
-    where = f"in {series.names[a]} and {series.names[b]}" if a != b else f"in {series.names[a]}"
-    for name, coordinate in series.pieces[a].coords.items():
-        other = series.pieces[b].coords.get(name)
-        if coordinate.ndim or other is None or other.ndim or coordinate.values == other.values:
+def _tell_apart(a: Part, b: Part, time: np.datetime64) -> str:
+    """Where two parts lie, by what they differ, and how to choose one."""
+    where = f"in {' and '.join(dict.fromkeys((a.file, b.file)))}"
+    for name, coordinate in a.array.coords.items():
+        other = b.array.coords.get(name)
+        if other is None or coordinate.values == other.values:
             continue
         values = [f"{c.values / HOUR:g}h" if c.dtype.kind == "m" else str(c.values) for c in (coordinate, other)]
         return f"{where}, of {name} {' and '.join(values)}: choose one (--select {name}={values[0]})"
     return f"{where}: leave one out, or the time (--exclude {time:.16})"
 
 
-def take_times(times: np.ndarray, series: Series, wanted: np.ndarray) -> Series:
-    """The part of a series at some of its times."""
-    index = np.searchsorted(times, wanted)
-    return dataclasses.replace(series, piece=series.piece[index], position=series.position[index])
+def check_levels(variable: str, series: Sequence[Series], times: np.ndarray) -> None:
+    """Raises ValueError where some levels of a variable are not there at times that others are, naming one's file."""
+    for one in series:
+        absent = np.setdiff1d(times, one.times)
+        if not len(absent):
+            continue
+        other = next(other for other in series if absent[0] in other.times)
+        part = other.parts[other.part[np.searchsorted(other.times, absent[0])]]
+        levels = ", ".join(f"{level} hPa" for level in one.levels_hpa)
+        raise ValueError(
+            f"{variable} on {levels} is absent at {len(absent)} of {len(times)} times, first {absent[0]:.16}, where "
+            f"{part.file} has {', '.join(f'{level:g}' for level in part.levels_hpa)} hPa: leave out levels, --levels, "
+            "or times, --period"
+        )
 
 
-def read_piece(
-    array: xr.DataArray, position: np.ndarray, levels: Sequence[int | None], *, remote: bool
-) -> Float[np.ndarray, "time channel lat lon"]:
-    """Reads times and levels of an array, in the order asked for, rows and columns as they lie there.
+def _read_part(
+    part: Part, position: np.ndarray, levels: Sequence[int]
+) -> Float[np.ndarray, "time channel latitude longitude"]:
+    """Reads times and levels of a part, in the order asked for, rows and columns as they lie there.
 
-    Where the array is remote, a read that fails is tried again, with a pause that doubles.
+    Where the part is remote, a read that fails is tried again, with a pause that doubles.
     """
-    array = array.isel(time=_as_slice(position))
-    order = None
+    array, order = part.array, None
+    if "time" in array.dims:
+        array = array.isel(time=_as_slice(position))
     if "level" in array.dims:
-        wanted = [int(np.flatnonzero(np.isclose(array["level"].values, level))[0]) for level in levels]
+        wanted = [part.levels_hpa.index(level) for level in levels]
         unique = np.unique(wanted)
         array, order = array.isel(level=_as_slice(unique)), np.searchsorted(unique, wanted)
-    values = _load(array, remote=remote)
+    values = _load(array, remote="://" in part.file)
     axes = [array.dims.index(name) for name in ("time", "level", "latitude", "longitude") if name in array.dims]
     values = values.transpose(axes)
+    if "time" not in array.dims:
+        values = values[None]
     return values[:, None] if order is None else take(values, order, axis=1)
 
 

@@ -15,12 +15,14 @@ import xarray as xr
 from jaxtyping import Float, Int
 
 from weathermixer.fields.grid import Grid
-from weathermixer.fields.variables import Channel, group_by_variable, parse_channel
+from weathermixer.fields.variables import VARIABLES, Channel, group_by_variable
 from weathermixer.prepare.formats import Spec, open_pieces
-from weathermixer.prepare.names import ALIASES, STATIC, conversion, find_variable
-from weathermixer.prepare.orientation import Orientation, make_orientation
-from weathermixer.prepare.selection import choose_channels, describe_contents
-from weathermixer.prepare.series import Series, compare_repeats, find_series, read_piece, take_times
+from weathermixer.prepare.names import possible_names
+from weathermixer.prepare.orientation import Orientation, make_orient
+from weathermixer.prepare.parts import LeftOut, Part, make_notes, take_apart
+from weathermixer.prepare.selection import choose_channels
+from weathermixer.prepare.series import Series, check_levels, compare_repeats, find_series
+from weathermixer.prepare.static import read_static
 from weathermixer.prepare.times import choose_times, gather_notes
 
 
@@ -29,7 +31,8 @@ class Source:
     """An open source: what it holds of what was asked for, and `read` for its frames.
 
     times [time] are datetime64[ns], ascending, whole steps apart; missing_times are the steps between that are absent.
-    `account` tells what was taken of the source, what was not and why, a line for each.
+    `account` tells what was taken of the source, what was not and why, a line for each; orientation is
+    that of the first variable's first file.
     """
 
     name: str
@@ -41,7 +44,7 @@ class Source:
     static: dict[str, Float[np.ndarray, "lat lon"]]
     attributes: dict[str, Any]
     account: tuple[str, ...]
-    series: Mapping[str, Series]
+    series: Mapping[str, tuple[Series, ...]]
     orientation: Orientation
 
     @property
@@ -52,14 +55,14 @@ class Source:
     @property
     def time_chunk(self) -> int:
         """How many of these times lie in one of the source's chunks: reading fewer at once decodes it repeatedly."""
-        chunks = [s.pieces[0].encoding.get("preferred_chunks", {}).get("time", 1) for s in self.series.values()]
-        stride = int(np.median(np.diff(next(iter(self.series.values())).position))) if len(self.times) > 1 else 1
+        first = [series[0] for series in self.series.values()]
+        chunks = [one.parts[0].array.encoding.get("preferred_chunks", {}).get("time", 1) for one in first]
+        stride = int(np.median(np.diff(first[0].position))) if len(self.times) > 1 else 1
         return max(1, max(chunks) // max(1, stride))
 
     def decoded_bytes(self, variable: str, times: int) -> int:
         """Bytes of the source's chunks that hold some consecutive times of a variable, all of their levels included."""
-        series = self.series[variable]
-        array = series.pieces[0]
+        array = self.series[variable][0].parts[0].array
         chunks = array.encoding.get("preferred_chunks", {})
         wanted = {"level": sum(channel.variable == variable for channel in self.channels), "time": times}
         count = array.dtype.itemsize
@@ -79,7 +82,7 @@ class Source:
         names = self.variables if variables is None else variables
         if not len(times):
             return np.empty((0, sum(c.variable in names for c in self.channels), *self.grid.shape), np.float32)
-        frames = [_read_series(self, name, times) for name in names]
+        frames = [_read_variable(self, name, times) for name in names]
         return frames[0] if len(frames) == 1 else np.concatenate(frames, axis=1)
 
 
@@ -95,13 +98,16 @@ def open_source(
     coarsen: int = 1,
     exclude: Sequence[str] = (),
     select: Mapping[str, Any] | None = None,
+    rename: Mapping[str, str] | None = None,
+    units: Mapping[str, str] | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Source:
     """Opens a source and picks what is wanted from it.
 
     Args:
       spec: path, glob, folder, address, or a dataset that is open, or several of these (see `formats.open_pieces`).
-      variables: WeatherBench 2 names, on all of `levels_hpa`, or with a level: `geopotential_500`. None: all known.
+      variables: WeatherBench 2's names or the source's, on all of `levels_hpa` or with a level, `geopotential_500`;
+        None: all that are known.
       levels_hpa: pressure levels of upper-air variables. None: all, from the ground up.
       static: names of static fields. None: those of land_sea_mask, soil_type, geopotential_at_surface that are there.
       period: first and last date, both inclusive.
@@ -110,6 +116,8 @@ def open_source(
       coarsen: averages blocks of coarsen x coarsen cells, weighted by area.
       exclude: times to leave out: every one within a year, month, day or hour, as 2020-02-29.
       select: entries of other dimensions, {"number": 0}; of a forecast's lead in hours, {"step": 6}.
+      rename: name in the source -> name, {"hgt": "geopotential", "T850": "temperature_850"}.
+      units: name of a variable or of levels -> unit, in the place of what the source says: {"t2m": "degC"}.
 
     Raises ValueError that names what is missing and what there is instead.
 
@@ -121,23 +129,34 @@ def open_source(
     """
     specs = [spec] if isinstance(spec, str | os.PathLike | xr.Dataset) else list(spec)
     name = ", ".join(str(s.encoding.get("source", "dataset") if isinstance(s, xr.Dataset) else s) for s in specs)
-    asked = None if variables is None else [parse_channel(variable).variable for variable in variables]
+    rename, units = dict(rename or {}), dict(units or {})
+    asked = None if variables is None and not rename else possible_names(variables, rename)
     pieces, notes = open_pieces(specs, variables=asked, select=select, storage_options=storage_options)
-    channels = choose_channels(pieces, variables, levels_hpa, source=name)
-    orientation = make_orientation(pieces, crop_south_pole=crop_south_pole, coarsen=coarsen, source=name)
-    found = {variable: find_series(pieces, variable, source=name) for variable in group_by_variable(channels)}
+    parts, left_out = _take_apart(pieces, rename, units, name)
+    channels = choose_channels(parts, left_out, variables, levels_hpa, source=name)
+    wanted = {variable: [p for p in parts if p.variable == variable] for variable in group_by_variable(channels)}
+    orient = make_orient(wanted[channels[0].variable][0], crop_south_pole=crop_south_pole, coarsen=coarsen)
+    found = {
+        variable: find_series(some, [channel for channel in channels if channel.variable == variable], orient)
+        for variable, some in wanted.items()
+    }
     times, missing, step_hours, account = choose_times(
-        {variable: its_times for variable, (its_times, *_) in found.items()},
+        {variable: np.unique(np.concatenate([one.times for one, _ in pairs])) for variable, pairs in found.items()},
         period=period,
         step_hours=step_hours,
         exclude=exclude,
         source=name,
     )
     series, repeats = {}, []
-    for variable, (its_times, whole, *again) in found.items():
-        series[variable] = take_times(its_times, whole, times)
-        levels = [channel.level_hpa for channel in channels if channel.variable == variable]
-        repeats.append(compare_repeats(variable, times, series[variable], *again, levels))
+    for variable, pairs in found.items():
+        check_levels(variable, [one for one, _ in pairs], times)
+        series[variable] = tuple(one.take(np.searchsorted(one.times, times)) for one, _ in pairs)
+        repeats += [compare_repeats(variable, one, again) for one, (_, again) in zip(series[variable], pairs)]
+    fields, refused = read_static(parts, static, orient, source=name)
+    if variables is None:
+        unknown = [p for p in parts if p.variable not in VARIABLES]
+        refused += [LeftOut(p.given, p.file, "not known by name (--variables, --rename)") for p in unknown]
+    orientation = next(iter(series.values()))[0].orientations[0]
     return Source(
         name=name,
         times=times,
@@ -145,60 +164,48 @@ def open_source(
         step_hours=step_hours,
         grid=orientation.grid,
         channels=channels,
-        static=_read_static(pieces, static, orientation, name),
+        static=fields,
         attributes={str(key): _plain(value) for key, value in pieces[0].attrs.items()},
-        account=(*gather_notes(notes), *filter(None, repeats), *account),
+        account=(*gather_notes([*notes, *make_notes(left_out + refused)]), *filter(None, repeats), *account),
         series=series,
         orientation=orientation,
     )
 
 
-def _read_static(pieces, names, orientation: Orientation, source: str) -> dict[str, np.ndarray]:
-    fields = {}
-    for name in STATIC if names is None else names:
-        holders = [piece for piece in pieces if find_variable(piece, name)]
-        if not holders and names is None:
-            continue
-        if not holders:
-            raise ValueError(
-                f"{source} has no static field {name!r} (or {ALIASES.get(name, ())}); {describe_contents(pieces)}"
-            )
-        array = holders[0][find_variable(holders[0], name)]
-        if "time" in array.dims:
-            array = array.isel(time=0)  # WeatherBench 2 has it once, other sources repeat it
-        if set(array.dims) != {"latitude", "longitude"}:
-            raise ValueError(f"static field {name} in {source} has dimensions {array.dims}, not (latitude, longitude)")
-        factor, shift = conversion(array, name)
-        values = orientation.apply(array.transpose("latitude", "longitude").to_numpy()) * factor + shift
-        if not np.all(np.isfinite(values)):
-            raise ValueError(
-                f"static field {name} in {source} has {np.sum(~np.isfinite(values))} values that are missing"
-            )
-        fields[name] = values.astype(np.float32)
-    return fields
+def _take_apart(
+    pieces: Sequence[xr.Dataset], rename: Mapping[str, str], units: Mapping[str, str], source: str
+) -> tuple[list[Part], list[LeftOut]]:
+    """All parts of a source; ValueError for names to translate, or units to set right, that are not there."""
+    parts, left_out = [], []
+    for piece in pieces:
+        more, less = take_apart(piece, rename=rename, units=units)
+        parts += more
+        left_out += less
+    there = {str(name) for piece in pieces for name in piece.variables}
+    for option, names in (
+        ("rename", rename.keys() - there),
+        ("units", units.keys() - there - {p.variable for p in parts}),
+    ):
+        if names:
+            raise ValueError(f"{option}: {source} has no {', '.join(sorted(names))}; it has {', '.join(sorted(there))}")
+    return parts, left_out
 
 
-def _read_series(source: Source, variable: str, times: np.ndarray) -> Float[np.ndarray, "time channel lat lon"]:
+def _read_variable(source: Source, variable: str, times: np.ndarray) -> Float[np.ndarray, "time channel lat lon"]:
     series = source.series[variable]
-    levels = [channel.level_hpa for channel in source.channels if channel.variable == variable]
-    parts = []
-    breaks = np.flatnonzero(np.diff(series.piece[times])) + 1
-    for run in np.split(times, breaks):
-        try:
-            number = series.piece[run[0]]
-            remote = "://" in series.names[number]
-            block = read_piece(series.pieces[number], series.position[run], levels, remote=remote)
-        except Exception as error:
-            if len(run) > 1:
-                for time_index in run:  # find the first time that is at fault; its error names it
-                    _read_series(source, variable, np.array([time_index]))
-            what = f"{source.name}: {variable} at {source.times[run[0]]} cannot be read"
-            raise ValueError(f"{what}: {type(error).__name__}: {error}") from error
-        parts.append(source.orientation.apply(block))
-    frames = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    if (series.factor, series.shift) != (1.0, 0.0):
-        frames = frames * np.float32(series.factor)
-        frames += np.float32(series.shift)
+    try:
+        blocks = [one.read(times) for one in series]
+    except Exception as error:
+        if len(times) > 1:
+            for time in times:  # find the first time that is at fault; its error names it
+                _read_variable(source, variable, np.array([time]))
+        what = f"{source.name}: {variable} at {source.times[times[0]]} cannot be read"
+        raise ValueError(f"{what}: {type(error).__name__}: {error}") from error
+    if len(blocks) == 1:
+        return blocks[0]
+    frames = np.empty((len(times), sum(len(one.channels) for one in series), *source.grid.shape), np.float32)
+    for one, block in zip(series, blocks):
+        frames[:, one.channels] = block
     return frames
 
 

@@ -1,0 +1,151 @@
+"""What the dimensions of a file are: time, latitude, longitude and pressure levels, told by names and as CF says.
+
+Levels are known by units, standard_name and positive, never by their size. Levels that are no pressures (of a model's
+own, heights, depths) are named, and so is what has none of either.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+import numpy as np
+import xarray as xr
+
+from weathermixer.fields.units import conversion, is_pressure
+
+DIMENSIONS = {
+    "time": ("time", "valid_time"),
+    "level": ("level", "isobaricInhPa", "isobaricInPa", "pressure_level", "plev", "isobaric", "lev", "pressure"),
+    "latitude": ("latitude", "lat"),
+    "longitude": ("longitude", "lon"),
+}
+_DEGREES = {"latitude": r"degrees?_?n(orth)?", "longitude": r"degrees?_?e(ast)?"}
+# what WeatherBench 2, ARCO-ERA5 and cfgrib call pressures, which may come without units: the names tell them
+_UNITS_BY_NAME = {"level": "hPa", "pressure_level": "hPa", "isobaricInhPa": "hPa", "isobaricInPa": "Pa"}
+_VERTICAL = re.compile(
+    r"p?levs?\d*$|i?lev$|levels?|pressure|isobaric|pfull|phalf|hybrid|eta\b|sigma|height|altitude|depth|layer|isentropic",
+    re.IGNORECASE,
+)
+_OTHER_LEVELS = re.compile(
+    r"hybrid|sigma|model|\beta\b|ref full|ref half|height|altitude|depth|layer|isentropic|theta|potential",
+    re.IGNORECASE,
+)
+_HIGHEST_HPA = 1100
+_REGRID = "interpolate it to a regular latitude-longitude grid first, with `cdo remapbil` or ECMWF's `mir`"
+
+
+@dataclasses.dataclass(frozen=True)
+class Levels:
+    """A vertical coordinate: its pressures in hPa, or the reason why it has none; `beside` where it is a scalar."""
+
+    hpa: tuple[float, ...] = ()
+    reason: str = ""
+    beside: bool = False
+
+
+def rename_dimensions(dataset: xr.Dataset, *, source: str) -> xr.Dataset:
+    """The dataset with dimensions called time, latitude and longitude, and without those of one entry and no level.
+
+    Raises ValueError for grids that are not regular in latitude and longitude, and coordinates that are not there.
+    """
+    _refuse_other_grids(dataset, source)
+    for canonical in ("time", "latitude", "longitude"):
+        found = [name for name in dataset.variables if dataset[name].ndim <= 1 and _is_called(dataset, name, canonical)]
+        found.sort(key=lambda name: (name not in DIMENSIONS[canonical], name not in dataset.dims))
+        if not found:
+            continue
+        dims = dataset[found[0]].dims
+        if dims and dims[0] != found[0]:  # lat(y)
+            dataset = dataset.set_coords(found[0]).swap_dims({dims[0]: found[0]})
+        if found[0] != canonical:
+            dataset = dataset.drop_vars(canonical, errors="ignore").rename({found[0]: canonical})
+    for canonical in ("latitude", "longitude"):
+        if canonical not in dataset.dims or canonical not in dataset.coords:
+            lacks = "no coordinate for its" if set(DIMENSIONS[canonical]) & set(dataset.dims) else "no"
+            raise ValueError(f"{source} has {lacks} {canonical} dimension; it has {dict(dataset.sizes)}")
+    single = [name for name, size in dataset.sizes.items() if size == 1 and name not in DIMENSIONS]
+    return dataset.squeeze([name for name in single if _read_levels(dataset, name, {}) is None])
+
+
+def find_levels(dataset: xr.Dataset, units: Mapping[str, str]) -> dict[str, Levels]:
+    """The vertical dimensions and scalar coordinates of a dataset, by name; `units` override what the file says."""
+    found = {}
+    for name in [*dataset.dims, *(name for name, coordinate in dataset.coords.items() if not coordinate.ndim)]:
+        levels = None if name in ("time", "latitude", "longitude") else _read_levels(dataset, str(name), units)
+        if levels is not None:
+            found[str(name)] = dataclasses.replace(levels, beside=name not in dataset.dims)
+    return found
+
+
+def _is_called(dataset: xr.Dataset, name: str, canonical: str) -> bool:
+    attributes = dataset[name].attrs
+    return (
+        name in DIMENSIONS[canonical]
+        or (attributes.get("standard_name") == canonical and name in dataset[name].dims)
+        or (
+            canonical in _DEGREES
+            and bool(re.fullmatch(_DEGREES[canonical], str(attributes.get("units")), re.IGNORECASE))
+        )
+    ) and attributes.get("axis") not in {"latitude": ("X",), "longitude": ("Y",)}.get(canonical, ())
+
+
+def _refuse_other_grids(dataset: xr.Dataset, source: str) -> None:
+    kinds = {array.attrs.get("GRIB_gridType", "regular_ll") for array in dataset.data_vars.values()}
+    reasons = {"sh": "spherical harmonics", "reduced_gg": "a reduced Gaussian grid", "reduced_ll": "a reduced grid"}
+    for kind in kinds - {"regular_ll", "regular_gg"}:
+        raise ValueError(f"{source} is on {reasons.get(kind, 'another grid')} (gridType {kind}): {_REGRID}")
+    latitude = next((name for name in DIMENSIONS["latitude"] if name in dataset.variables), None)
+    if latitude is not None and dataset[latitude].ndim == 2:
+        raise ValueError(f"{source} has two-dimensional latitudes: {_REGRID}")
+    if "values" in dataset.dims or "cell" in dataset.dims or "ncells" in dataset.dims:
+        raise ValueError(f"{source} is not on a regular latitude-longitude grid: {_REGRID}")
+
+
+def _read_levels(dataset: xr.Dataset, name: str, units: Mapping[str, str]) -> Levels | None:
+    """The levels that a dimension or a scalar coordinate has; None where it is no vertical coordinate."""
+    if name not in dataset.coords:
+        remedy = f"give it its pressures, dataset.assign_coords({name}=[...]) in hPa"
+        return Levels(reason=f"its dimension {name!r} has no coordinate: {remedy}") if _VERTICAL.match(name) else None
+    coordinate = dataset[name]
+    attributes = coordinate.attrs
+    standard, long = (str(attributes.get(key, "")) for key in ("standard_name", "long_name"))
+    unit = str(units.get(name, attributes.get("units", ""))).strip()
+    is_vertical = _VERTICAL.match(name) or attributes.get("axis") == "Z" or attributes.get("positive") in ("up", "down")
+    if not is_vertical and not is_pressure(unit) and standard != "air_pressure":
+        return None
+    what = f"its levels, {name!r}, are {(standard or long or unit or 'without units')!r}"
+    pressures = name in units or standard == "air_pressure"
+    if not pressures and (standard or "formula_terms" in attributes or _OTHER_LEVELS.search(f"{name} {long}")):
+        return Levels(reason=f"{what}, not pressures")
+    values, unit_of_text = _read_values(coordinate)
+    unit = unit_of_text or unit or _UNITS_BY_NAME.get(name, "")
+    if values is None:
+        return Levels(reason=f"its levels, {name!r}, are {np.atleast_1d(coordinate.values).tolist()}, not pressures")
+    if not unit:
+        return Levels(reason=f"{what}: say their unit, --units {name}=hPa")
+    if not is_pressure(unit):
+        return Levels(reason=f"{what} in {unit!r}, not pressures" if standard or long else f"{what}, not pressures")
+    if unit != attributes.get("units") and name not in units and len(values) > 1 and np.all(np.diff(values) == 1):
+        # WeatherBench 2 gives no units, and neither does who counts the levels of a model
+        return Levels(
+            reason=f"its levels, {name!r}, count {values[0]:g}, {values[1]:g}: if these are hPa, --units {name}=hPa"
+        )
+    hpa = np.round(values * conversion(unit, "hPa")[0], 6)
+    if not np.all((hpa > 0) & (hpa <= _HIGHEST_HPA)) or len(np.unique(hpa)) < len(hpa):
+        return Levels(
+            reason=f"its levels, {name!r}, are {values.tolist()} {unit}: set right what they are, as --units {name}=Pa"
+        )
+    return Levels(tuple(hpa.tolist()))
+
+
+def _read_values(coordinate: xr.DataArray) -> tuple[np.ndarray | None, str]:
+    """A coordinate's numbers, None where they are none, and the unit in them where they are text such as 500hPa."""
+    values = np.atleast_1d(coordinate.values)
+    if values.dtype.kind in "iuf":
+        return values.astype(np.float64), ""
+    texts = [value.decode() if isinstance(value, bytes) else str(value) for value in values.tolist()]
+    matches = [re.fullmatch(r"\s*p?(\d+(?:\.\d+)?)[ _]*([A-Za-z]*)\s*", text, re.IGNORECASE) for text in texts]
+    units = {match[2] for match in matches if match}
+    if not all(matches) or len(units) > 1:
+        return None, ""
+    return np.array([float(match[1]) for match in matches if match]), units.pop()
