@@ -36,6 +36,10 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None):
         """As argparse's; exits with status 2 after one line where the arguments are not the program's."""
+        args = sys.argv[1:] if args is None else args
+        for text in (*args, os.getcwd()):
+            if not text.isascii() and sys.getfilesystemencoding() != "utf-8":  # TensorStore names files in UTF-8
+                self.error(f"{text!r} needs UTF-8 in this locale: set PYTHONUTF8=1 in the environment")
         options, unknown = self.parse_known_args(args, namespace)
         for word in unknown:
             name, _, text = word.removeprefix("--").partition("=")
@@ -77,7 +81,8 @@ def run(main: Callable[[Sequence[str] | None], int | None], arguments: Sequence[
     except EXPECTED as error:
         if os.environ.get("WEATHERMIXER_TRACEBACK"):
             raise
-        print(f"{_short(main.__globals__['__spec__'].name)}: {error}", file=sys.stderr)
+        line = " ".join(str(error).split("\n"))
+        print(f"{_short(main.__globals__['__spec__'].name)}: {line}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print(f"{_short(main.__globals__['__spec__'].name)}: interrupted", file=sys.stderr)
@@ -104,6 +109,22 @@ def integer(least: int) -> Callable[[str], int]:
 def integers(text: str) -> tuple[int, ...]:
     """(6, 24, 72) from "6,24,72": positive integers."""
     return _integers(text, "positive integers with commas between them, as 6,24,72", 1)
+
+
+def pair(text: str) -> tuple[int, ...]:
+    """(8, 2) from "8,2": positive integers."""
+    return _integers(text, "two positive integers with a comma between them, as 8,2", 1, 2)
+
+
+def positive(text: str) -> float:
+    """Reads a finite number that is more than nothing."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number of more than 0")
+    return number
 
 
 def mesh(text: str) -> tuple[int, ...]:
@@ -144,9 +165,12 @@ def period(text: str) -> tuple[str, ...]:
 def times(text: str) -> tuple[np.datetime64, ...]:
     """Times from "2018-01-01T00,2018-01-01T12"."""
     try:
-        return tuple(np.datetime64(word, "ns") for word in words(text))
+        found = tuple(np.datetime64(word, "ns") for word in words(text))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: give times with commas between them, as 2018-01-01T00") from None
+        found = (np.datetime64("NaT", "ns"),)
+    if np.isnat(found).any():
+        raise argparse.ArgumentTypeError(f"{text!r}: give times with commas between them, as 2018-01-01T00")
+    return found
 
 
 def output_file(text: str) -> pathlib.Path:
@@ -254,11 +278,11 @@ def _find_config(where: str) -> pathlib.Path:
     path, names = pathlib.Path(where).expanduser(), config_names()
     shipped = CONFIGS / f"{path.stem}.py"
     if path.suffix == ".py" and path.is_file():
-        return path
+        return path.resolve()
     if path.parts[-3:-1] in ((), ("experiments", "configs")) and path.stem in (*names, "base"):
         return shipped  # a name, or the file of a checkout that is elsewhere
-    if path.suffix != ".py" and path.with_suffix(".py").is_file():
-        hint = f"did you mean {path.with_suffix('.py')}?"
+    if pathlib.Path(f"{path}.py").is_file():
+        hint = f"did you mean {path}.py?"
     else:
         near = difflib.get_close_matches(path.stem, names, 1)
         hint = f"did you mean {near[0]}?" if near else f"give {', '.join(names)} or the path of a file"

@@ -163,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     problem = dict(data=options.data, grid=options.grid, steps=options.steps)
     for dtype in ("float32", "bfloat16"):
         settings = command_line.read_settings(options).replace({"model.compute_dtype": dtype})
-        there, here = (measure(settings, sizes, **problem) for sizes in (options.against, options.mesh))
+        here, there = (measure(settings, sizes, **problem) for sizes in (options.mesh, options.against))
         measured[dtype] = there
         rounding = None if dtype == "float32" else differences(there, measured["float32"])
         rows = compare(differences(here, measured["float32"]), rounding)

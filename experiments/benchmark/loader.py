@@ -82,27 +82,31 @@ def main(argv: list[str] | None = None) -> list[dict]:
 def make_parser() -> command_line.Parser:
     """The command line's options."""
     parser = command_line.make_parser("experiments.benchmark loader", __doc__)
-    add, numbers = parser.add_argument, command_line.integers
+    add, count = parser.add_argument, dict(type=command_line.integer(1), metavar="N")
+    cuts = dict(type=meshes, metavar="DOMAIN,TENSOR:...")
     about = "degrees between points, as 0.25, or latitudes,longitudes"
     add("--grid", type=command_line.grid, default=(720, 1440), help=about)
-    add("--channels", type=int, default=72)
-    add("--frames", type=int, default=2 * (stores.AHEAD + 1), help="times in the stores")
-    add("--made_for", type=numbers, default=(8, 2), help="domain,tensor of the mesh that the archives are made for")
-    add("--meshes", type=meshes, default=MESHES, help="1,1:4,1: domain,tensor; default: all of up to 8 devices")
-    add("--compressed", type=meshes, default=((4, 1),), help="meshes that compressed archives are read for too")
-    add("--processes", type=numbers, default=(1, 2, 4), help="how many processes read at the same time")
-    add("--seconds", type=float, default=0.3, help="how long a source reads at a time")
-    add("--rounds", type=int, default=3, help="how often it is its turn; the median counts")
-    add("--cold", type=meshes, default=((1, 1), (4, 1), (8, 1), (4, 2)), help="meshes with an empty page cache too")
-    add("--folder", type=Path, help="where the stores lie, deleted afterwards; default: the system's temporary folder")
+    add("--channels", **count, default=72, help="default: 72")
+    add("--frames", **count, default=2 * (stores.AHEAD + 1), help="times in the stores")
+    about = "the largest mesh that the archives are made for; default: 8,2"
+    add("--made_for", type=command_line.pair, default=(8, 2), metavar="DOMAIN,TENSOR", help=about)
+    add("--meshes", **cuts, default=MESHES, help="as 1,1:4,1; default: all of up to 8 devices")
+    add("--compressed", **cuts, default=((4, 1),), help="meshes that compressed archives are read for too")
+    about = "how many processes read at the same time; default: 1,2,4"
+    add("--processes", type=command_line.integers, default=(1, 2, 4), metavar="N,...", help=about)
+    add("--seconds", type=command_line.positive, default=0.3, help="how long a source reads at a time; default: 0.3")
+    add("--rounds", **count, default=3, help="how often it is its turn; the median counts")
+    add("--cold", **cuts, default=((1, 1), (4, 1), (8, 1), (4, 2)), help="meshes with an empty page cache too")
+    about = "where the stores lie, deleted afterwards; default: the system's temporary folder"
+    add("--folder", type=Path, metavar="DIR", help=about)
     add("--without_amplification", action="store_true", help="leave out the table of bytes read over bytes needed")
-    add("--csv", type=command_line.output_file, help="the rows are written to this file")
+    add("--csv", type=command_line.output_file, metavar="FILE", help="the rows are written to this file")
     return parser
 
 
 def meshes(text: str) -> tuple[tuple[int, ...], ...]:
     """((1, 1), (4, 1)) from "1,1:4,1"."""
-    return tuple(command_line.integers(part) for part in text.split(":") if part)
+    return tuple(command_line.pair(part) for part in text.split(":") if part)
 
 
 def measure(folder: Path, args: argparse.Namespace, processes: int, *, cold: bool = False) -> list[dict]:

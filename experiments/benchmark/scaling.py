@@ -80,7 +80,8 @@ def make_parser() -> command_line.Parser:
     add, file = parser.add_argument, dict(type=command_line.output_file, metavar="FILE")
     add("--size", default="3.2b", choices=sorted(SIZES), help="of the published model, as in --config=reference:SIZE")
     add("--batch_size", type=command_line.integer(1), default=8, metavar="N", help="samples of a step, strong scaling")
-    add("--samples_per_device", type=float, default=1.0, help="in weak scaling; below 1 instances span devices")
+    about = "in weak scaling; below 1 instances span devices; default: 1"
+    add("--samples_per_device", type=command_line.positive, default=1.0, metavar="N", help=about)
     add("--output", **file, default=Path("scaling.png"), help="image of the figure; default: scaling.png")
     add("--csv", **file, help="the rows are written to this file")
     add("--validate", action="store_true", help="count the bytes of compiled programs as well")

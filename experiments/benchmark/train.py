@@ -25,11 +25,11 @@ from experiments import command_line
 from weathermixer.archive.loader import Batch
 from weathermixer.archive.standardization import Standardization
 from weathermixer.fields.grid import cosine_weights
-from weathermixer.model.weathermixer import ModelShape, WeatherMixer
+from weathermixer.model.weathermixer import HEADS, REMATERIALIZE, ModelShape, WeatherMixer
 from weathermixer.parallel.mesh import instances, make_mesh, sharding, use_mesh
 from weathermixer.parallel.schedule import SCHEDULES
 from weathermixer.parallel.zero import ZERO
-from weathermixer.planning.hardware import find_hardware
+from weathermixer.planning.hardware import HARDWARE, find_hardware
 from weathermixer.planning.hlo import hidden_transfers
 from weathermixer.planning.work import train_flops
 from weathermixer.training.optimizer import make_optimizer
@@ -67,28 +67,29 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 def make_parser() -> command_line.Parser:
     """The command line's options."""
     parser = command_line.make_parser("experiments.benchmark train", __doc__)
-    add, numbers = parser.add_argument, command_line.integers
+    add, count = parser.add_argument, dict(type=command_line.integer(1), metavar="N")
     about = "degrees between points, as 0.25, or latitudes,longitudes"
     add("--grid", type=command_line.grid, default=(720, 1440), help=about)
-    add("--patch", type=numbers, default=(1, 60), help="rows,columns of a token")
-    add("--channels", type=int, default=72, help="the last three are static fields")
-    add("--embed", type=int, default=4896)
-    add("--embed_hidden", type=int, help="default: as embed")
-    add("--token_hidden_ratio", type=float, default=0.5, help="hidden size of token mixing over the number of tokens")
-    add("--blocks", type=int, default=3)
-    add("--head", default="blend", choices=("blend", "increment"))
-    about = "samples per step, all instances together; default: one per instance"
-    add("--batch_size", type=command_line.integer(1), metavar="N", help=about)
+    add("--patch", type=command_line.pair, default=(1, 60), metavar="ROWS,COLUMNS", help="of a token; default: 1,60")
+    add("--channels", **count, default=72, help="the last three are static fields; default: 72")
+    add("--embed", **count, default=4896, help="features of a token; default: 4896")
+    add("--embed_hidden", **count, help="default: as embed")
+    about = "hidden size of token mixing over the number of tokens; default: 0.5"
+    add("--token_hidden_ratio", type=command_line.positive, default=0.5, metavar="RATIO", help=about)
+    add("--blocks", **count, default=3, help="default: 3")
+    add("--head", default="blend", choices=HEADS, help="default: blend")
+    add("--batch_size", **count, help="samples per step, all instances together; default: one per instance")
     add("--mesh", type=command_line.mesh, default=(1, 1, 1), metavar=command_line.MESH, help="default: 1,1,1")
-    add("--compute_dtype", default="bfloat16", choices=("bfloat16", "float32"))
-    add("--schedule", default="auto", choices=SCHEDULES)
-    add("--rematerialize", default="none", choices=("none", "block"))
+    about = "of activations and products; default: bfloat16"
+    add("--compute_dtype", default="bfloat16", choices=("bfloat16", "float32"), help=about)
+    add("--schedule", default="auto", choices=SCHEDULES, help="of the distributed contractions; default: auto")
+    add("--rematerialize", default="none", choices=REMATERIALIZE, help="default: none")
     add("--zero", default="none", choices=ZERO, help="what is cut over the instances too")
-    add("--steps", type=int, default=40)
-    add("--device", default="h200", help="row of the hardware table, for the share of peak")
-    add("--csv", type=command_line.output_file, help="the row is added to this file")
-    add("--hlo", type=command_line.output_file, help="the compiled program is written to this file")
-    add("--profile", help="a profile of three steps is written to this directory")
+    add("--steps", **count, default=40, help="default: 40")
+    add("--device", default="h200", choices=sorted(HARDWARE), help="whose peak the share is of; default: h200")
+    add("--csv", type=command_line.output_file, metavar="FILE", help="the row is added to this file")
+    add("--hlo", type=command_line.output_file, metavar="FILE", help="the compiled program is written to this file")
+    add("--profile", metavar="DIR", help="a profile of three steps is written to this directory")
     return parser
 
 

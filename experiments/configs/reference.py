@@ -21,7 +21,7 @@ SIZES = {
 def get_config(size: str = "1b") -> ConfigDict:
     """base.get_config(), whose defaults are the published ones, on the published channels and with their dropout."""
     if size not in SIZES:
-        raise ValueError(f"reference:{size}: choose one of {sorted(SIZES)}")
+        raise ValueError(f"size {size!r} is not one of {', '.join(SIZES)}")
     config = base.get_config()
     config.model.update(SIZES[size])
     config.data.static = ("land_sea_mask", "soil_type", "geopotential_at_surface")

@@ -207,7 +207,7 @@ def check_period(period: Sequence[str]) -> tuple[str, str]:
     try:
         first, last = (np.datetime64(date, "ns") for date in period)
     except ValueError:
-        first = last = np.datetime64("NaT")
+        first = last = np.datetime64("NaT", "ns")
     if np.isnat(first) or np.isnat(last):
         raise ValueError(f"{given!r} is not a first and a last date, as 2018-01-01,2018-12-31")
     if last < first:

@@ -1,0 +1,204 @@
+"""How programs speak: --help with an example, bad input in one line, configs by name from any folder."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import command_line
+
+ROOT = Path(__file__).parent.parent.parent
+BENCHMARKS = [f"benchmark.{name}" for name in ("__main__", "loader", "scaling", "train")]
+PROGRAMS = [
+    *sorted(p.stem for p in (ROOT / "experiments").glob("*.py") if "command_line.run(main)" in p.read_text()),
+    *BENCHMARKS,
+]
+TRAIN = ["--config=quickstart", "--workdir=run"]
+
+OWN = """
+from experiments.configs import base
+def get_config(blocks="3"):
+    config = base.get_config()
+    config.model.blocks = int(blocks)
+    {line}
+    return config
+"""
+
+
+def program(name):
+    return importlib.import_module(f"experiments.{name}")
+
+
+def end(capsys, name, arguments):
+    """(status, the line on stderr) of a program that bad input ends."""
+    with pytest.raises(SystemExit) as stopped:
+        command_line.run(program(name).main, arguments)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.endswith("\n"), error
+    assert error.startswith(name.split(".")[0]) and stopped.value.code in (1, 2)
+    return stopped.value.code, error
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_help_shows_an_example_and_ends_well(name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        program(name).main(["--help"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    example = "python -m experiments." + name.removesuffix(".__main__").replace(".", " ")
+    assert example in printed.partition("options:")[2]
+    assert "config.model" not in printed.partition("options:")[0]  # the fields would fill a page
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_options_have_underscores(name):
+    options = [option for action in program(name).make_parser()._actions for option in action.option_strings]
+    assert all("-" not in option.removeprefix("--") for option in options if option not in ("-h",))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "status", "message"),
+    [
+        ("train", ["--workdir=run"], 2, "required: --config"),
+        ("train", [*TRAIN, "--config.model.blokcs=2"], 2, "is not an option: did you mean --config.model.blocks?"),
+        ("train", [*TRAIN, "--config.model.blocks=0"], 1, "config.model.blocks=0 must be at least 1"),
+        ("train", [*TRAIN, "--config.model.blocks=two"], 1, "config.model.blocks='two' must be an integer"),
+        ("train", [*TRAIN, "--config.model.patch=(0,4)"], 1, "config.model.patch=(0, 4) must be at least 1"),
+        ("train", [*TRAIN, "--config.evaluation.final=maybe"], 1, "final='maybe' must be True or False"),
+        ("train", [*TRAIN, "--config.data.test=2001-13-01,2002"], 1, "data.test: '2001-13-01,2002' is not a first"),
+        ("train", ["--workdir=run", "--config=quikstart"], 1, "no such config: did you mean quickstart?"),
+        ("train", ["--workdir=run", "--config=no/own.py"], 1, "no such config: give gfs_wind"),
+        ("train", ["--workdir=run", "--config=."], 1, "--config=.: there is no such config"),
+        ("train", ["--workdir=run", "--config=reference:5b"], 1, "size '5b' is not one of 1b, 3.2b, 10b"),
+        ("train", ["--workdir=run", "--config=quickstart:big"], 1, "get_config() takes 0 positional arguments"),
+        ("train", ["run", *TRAIN], 2, "'run' is one word too many"),
+        ("prepare", ["a.nc", "dest", "--levels", "850", "500"], 2, "'500' is one word too many: lists are"),
+        ("prepare", ["a.nc", "dest", "--dry-run"], 2, "--dry-run is not an option: did you mean --dry_run?"),
+        ("prepare", ["a.nc", "dest", "--period=2000-13-01,2001"], 2, "--period: '2000-13-01,2001' is not a first"),
+        ("prepare", ["a.nc", "dest", "--select=number"], 2, "--select: 'number' is not DIM=VALUE"),
+        ("prepare", ["a.nc", "dest", "--coarsen=0"], 2, "--coarsen: '0': give an integer of at least 1"),
+        ("evaluate", ["--workdir=nowhere"], 1, "nowhere holds no run"),
+        ("evaluate", ["--workdir=w", "--leads=6;24"], 2, "--leads: '6;24': give positive integers with commas"),
+        ("evaluate", ["--workdir=w", "--mesh=2,2"], 2, "--mesh: '2,2': give three integers, data,domain,tensor"),
+        ("evaluate", ["--workdir=w", "--mesh=1,0,1"], 2, "--mesh: '1,0,1': give three integers"),
+        ("forecast", ["--workdir=w", "--start=yesterday"], 2, "--start: 'yesterday': give times"),
+        ("forecast", ["--workdir=w", "--mode=both"], 2, "--mode: invalid choice: 'both'"),
+        ("plan", [], 2, "--config says which model to plan"),
+        ("plan", ["--config=reference", "--grid=0.7"], 2, "--grid: '0.7': give degrees that divide 180"),
+        ("plan", ["--config=reference", "--hardware=read_rate"], 2, "--hardware: 'read_rate' is not NAME=NUMBER"),
+        ("plan", ["--config=reference", "--hardware=speed=3"], 1, "hardware has no field ['speed']"),
+        ("plan", ["--config=reference", "--devices=0"], 2, "--devices: '0': give an integer of at least 1"),
+        ("plan", ["--config=reference", "--csv=no/plans.csv"], 2, "--csv: 'no/plans.csv': there is no folder no"),
+        ("parity", ["--config=quickstart", "--mesh=1,3,1"], 1, "not divisible by domain=3"),
+        ("compiled", ["nowhere.hlo"], 1, "No such file or directory: 'nowhere.hlo'"),
+        ("benchmark.__main__", ["speed"], 2, "invalid choice: 'speed' (choose from"),
+        ("benchmark.loader", ["--meshes=1,1:4"], 2, "--meshes: '4': give two positive integers"),
+        ("benchmark.scaling", ["--samples_per_device=-1"], 2, "'-1': give a number of more than 0"),
+        ("benchmark.train", ["--patch=7"], 2, "--patch: '7': give two positive integers"),
+    ],
+)  # fmt: skip
+def test_bad_input_ends_with_one_line(name, arguments, status, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found, error = end(capsys, name, arguments)
+    assert found == status and message in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("config.data.trian = ('2000', '2001')", "config.data.trian is not a field"),
+        ("config.model.blocks = 0", "config.model.blocks=0 must be at least 1"),
+        ("config.model.blocks = config.model.blokcs", "own.py, line 6: AttributeError: "),
+        ("config.model.blocks = (", "own.py: SyntaxError: '(' was never closed (own.py, line 6)"),
+        ("return 3", "returns int, not a ConfigDict"),
+        ("import nothing_of_that_name", "own.py, line 6: ModuleNotFoundError: No module named 'nothing_of_that_name'"),
+    ],
+)  # fmt: skip
+def test_a_config_of_ones_own_is_checked_like_a_flag(line, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(OWN.format(line=line))
+    _, error = end(capsys, "train", ["--config=own.py", "--workdir=run"])
+    assert message in error
+    assert not Path("run").exists()
+
+
+def test_a_config_without_its_py_is_found_out(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(OWN.format(line=""))
+    assert "did you mean own.py?" in end(capsys, "train", ["--config=own", "--workdir=run"])[1]
+    Path("empty.py").write_text("x = 1\n")
+    assert "no attribute 'get_config'" in end(capsys, "train", ["--config=empty.py", "--workdir=run"])[1]
+
+
+def settings(*arguments):
+    parser = command_line.make_parser("experiments.test", "A test.")
+    command_line.add_config(parser)
+    return command_line.read_settings(parser.parse_args(arguments))
+
+
+def test_configs_by_name_or_path_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = settings("--config=quickstart")
+    assert small.data.source == "simulated"
+    for path in ("experiments/configs/quickstart.py", str(ROOT / "experiments/configs/quickstart.py"), "quickstart.py"):
+        assert settings(f"--config={path}") == small
+    assert settings("--config=reference:3.2b").model.embed == 14336
+    assert settings("--config=experiments/configs/reference.py:10b").model.blocks == 6
+    Path("own.py").write_text(OWN.format(line="config.seed = 7"))
+    assert settings("--config=own.py:5").model.blocks == 5 and settings("--config", "own.py").seed == 7
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert settings("--config=~/own.py").model.blocks == 3
+
+
+def test_fields_of_a_config_are_options_of_every_kind():
+    changes = ["--config.model.patch=2,4", "--config.data.channels=a,b", "--config.data.train=2000,2001-06-30"]
+    changes += ["--config.evaluation.lead_hours=24", "--config.evaluation.final=false", "--config.training.epochs=3"]
+    changes += ["--config.optimizer.peak_rate", "1e-4", "--config.data.source=$HOME/x=y.zarr"]
+    found = settings("--config=quickstart", *changes, "--config.data.static=")
+    assert found.model.patch == (2, 4) and found.data.channels == ("a", "b") and found.data.static == ()
+    assert found.data.train == ("2000", "2001-06-30") and found.evaluation.lead_hours == (24,)
+    assert found.evaluation.final is False and found.training.epochs == 3.0 and found.optimizer.peak_rate == 1e-4
+    assert found.data.source == "$HOME/x=y.zarr"
+    assert settings("--config=quickstart", "--config.model.patch=(2, 4)", "--config.data.channels=('a',)").model.patch
+
+
+def test_a_part_that_depends_on_a_field_follows_it(tmp_path):
+    line = "config.model.token_hidden = config.model.get_ref('embed') * 2; config.model.embed = 8"
+    (tmp_path / "own.py").write_text(OWN.format(line=line))
+    assert settings(f"--config={tmp_path}/own.py", "--config.model.embed=16").model.token_hidden == 32
+
+
+def test_values():
+    assert command_line.mesh("-1,4,2") == (-1, 4, 2) and command_line.pair("8,2") == (8, 2)
+    assert command_line.grid("0.25") == (720, 1440) and command_line.grid("32,64") == (32, 64)
+    assert command_line.words("") == () and command_line.words("a, b") == ("a", "b")
+    hours = np.datetime64("2000-01-01T06", "ns"), np.datetime64("2000-01-02", "ns")
+    assert command_line.times("2000-01-01T06,2000-01-02") == hours
+
+
+def test_where_it_was_raised_is_shown_when_asked_for(monkeypatch):
+    monkeypatch.setenv("WEATHERMIXER_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="no such config"):
+        command_line.run(program("train").main, ["--config=quikstart", "--workdir=run"])
+
+
+def test_names_that_the_locale_cannot_say_are_refused():
+    """TensorStore would write elsewhere than Python."""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "LC_ALL": "C"}
+    command = [
+        sys.executable,
+        "-c",
+        "from experiments import command_line as c; c.make_parser('x', '').parse_args()",
+        "ü",
+    ]
+    plain = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    run = subprocess.run(command, env=environment | plain, capture_output=True, text=True)
+    assert run.returncode == 2 and run.stderr.endswith("set PYTHONUTF8=1 in the environment\n")
+    assert run.stderr.count("\n") == 1
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert "one word too many" in run.stderr
