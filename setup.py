@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "weathermixer" / "__init__.py").read_text()).group(1)
 
+DASK = ["distributed>=2025.2"]
 NOTEBOOKS = ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"]
 GRIB = ["cfgrib>=0.9.15", "eccodes>=2.40"]
 CLOUD = ["fsspec>=2025.2", "aiohttp>=3.10", "gcsfs>=2025.2", "s3fs>=2025.2"]
@@ -57,6 +58,7 @@ setup(
         "notebooks": NOTEBOOKS,
         "grib": GRIB,
         "cloud": CLOUD,
+        "dask": DASK,
         "test": [
             "pytest>=8.4",
             "pytest-timeout>=2.4",
@@ -71,6 +73,7 @@ setup(
             "aiobotocore[boto3]>=3.0",  # the boto3 that s3fs's aiobotocore goes with: pip does not find it by itself
             *GRIB,
             *CLOUD,
+            *DASK,
             *NOTEBOOKS,
         ],
     },

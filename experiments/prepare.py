@@ -36,6 +36,7 @@ from weathermixer.fields.variables import ERA5, group_by_variable
 from weathermixer.prepare.prepare import prepare_archive
 from weathermixer.prepare.sizes import ArchivePlan, plan_archive
 from weathermixer.prepare.sources import Source, open_source
+from weathermixer.prepare.workers import open_workers
 from weathermixer.prepare.writer import check_destination, is_published
 from weathermixer.simulation.simulate import DAYS, simulate
 
@@ -84,7 +85,9 @@ def make_parser() -> command_line.Parser:
     keep("--area_weighted", action="store_true", help="weigh the statistics by the cells' area")
     keep("--keep_faults", action="store_true", help="keep missing, infinite and constant fields, and name them")
     keep("--climatology", choices=["auto", "yes", "no"], default="auto", help=CLIMATOLOGY_HELP)
-    keep("--threads", type=count, metavar="N", help="variables read at once; default: cores, at most 8")
+    who = parser.add_argument_group("who makes it; the archive is the same").add_argument
+    who("--workers", type=count, metavar="N", help="processes; default: cores, or one for each GB where that is less")
+    who("--dask", metavar="ADDRESS", help="instead: the workers of a Dask scheduler, or local:N")
     parser.add_argument("--dry_run", action="store_true", help="print what would be made, and stop")
     about = "read DEST again, made now or before, and check every byte"
     parser.add_argument("--verify", action="store_true", help=about)
@@ -136,21 +139,23 @@ def _prepare(options: argparse.Namespace) -> bool:
         "domain": options.domain,
         "tensor": options.tensor,
         "times_per_shard": options.times_per_shard,
-        "threads": options.threads,
     }
-    plan = plan_archive(source, **layout)
-    print(describe_plan(source, plan, options.dest), flush=True)
+    plan = plan_archive(source, **layout, workers=options.workers)
+    workers = f"Dask's workers at {options.dask}" if options.dask else f"{plan.workers} workers"
+    print(describe_plan(source, plan, options.dest, workers), flush=True)
     if options.dry_run:
         return False
-    archive = prepare_archive(
-        source,
-        options.dest,
-        **layout,
-        statistics_period=options.statistics_period,
-        area_weighted=options.area_weighted,
-        keep_faults=options.keep_faults,
-        climatology={"auto": None, "yes": True, "no": False}[options.climatology],
-    )
+    with open_workers(plan.workers, dask=options.dask) as workers:
+        archive = prepare_archive(
+            source,
+            options.dest,
+            **layout,
+            statistics_period=options.statistics_period,
+            area_weighted=options.area_weighted,
+            keep_faults=options.keep_faults,
+            climatology={"auto": None, "yes": True, "no": False}[options.climatology],
+            workers=workers,
+        )
     print(describe_archive(archive))
     return True
 
@@ -189,7 +194,7 @@ def source_options(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def describe_plan(source: Source, plan: ArchivePlan, dest: str | os.PathLike) -> str:
+def describe_plan(source: Source, plan: ArchivePlan, dest: str | os.PathLike, workers: str) -> str:
     """What will be made, before it is made."""
     lat, lon = source.grid.shape
     lines = [
@@ -210,8 +215,8 @@ def describe_plan(source: Source, plan: ArchivePlan, dest: str | os.PathLike) ->
         f"          made for meshes up to domain={plan.domain} tensor={plan.tensor}",
         f"          {plan.shards} files of {plan.times_per_shard} times, up to {_size(plan.shard_bytes)} each",
         f"          chunks of {' x '.join(map(str, plan.chunk))} (time, channel, latitude, longitude)",
-        f"reading   {_size(plan.frame_bytes * len(source.times))} as float32 with {plan.threads} threads, in at most "
-        f"{_size(plan.memory_bytes)} of memory beyond a bare process",
+        f"reading   {_size(plan.frame_bytes * len(source.times))} as float32 by {workers}, which take up to "
+        f"{_size(plan.worker_bytes)} of memory each",
     ]
     return "\n".join(lines)
 

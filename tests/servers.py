@@ -52,6 +52,7 @@ def serve(folder: pathlib.Path, mood: Callable[[str, int], int | float | None] =
 
     server = http.server.ThreadingHTTPServer(("localhost", 0), Handler)
     server.daemon_threads = True
+    server.handle_error = lambda *_: None  # clients that are killed say no goodbye
     thread = threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=0.01), daemon=True)
     thread.start()
     try:

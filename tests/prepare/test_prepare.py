@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-import weathermixer.prepare.prepare as module
 from tests.prepare.written_sources import TIMES, frames_of, make_dataset, write_zarr
 from weathermixer.archive.archive import open_archive
 from weathermixer.archive.layout import COMPRESSORS
+from weathermixer.prepare import shards
 from weathermixer.prepare.prepare import prepare_archive
 from weathermixer.prepare.sizes import plan_archive
 from weathermixer.prepare.sources import Source, open_source
@@ -80,7 +80,7 @@ def test_xarray_opens_it(tmp_path, source):
 
 
 def test_values_do_not_depend_on_the_cut(tmp_path, source):
-    options = [{}, {"times_per_shard": 1}, {"times_per_shard": 7, "domain": 8, "tensor": 4, "threads": 1}]
+    options = [{}, {"times_per_shard": 1}, {"times_per_shard": 7, "domain": 8, "tensor": 4}]
     archives = [prepare_archive(source, tmp_path / str(n), **option) for n, option in enumerate(options)]
     sums = [archive.attributes["manifest"]["checksum"] for archive in archives]
     assert sums == [sums[0]] * 3
@@ -121,35 +121,39 @@ class Stopped(Exception):
 
 def stop_after(monkeypatch, count: int) -> list[int]:
     """Lets a prepare stop when it makes shard number `count`; returns the list of first times of shards it makes."""
-    made, make_shard = [], module.make_shard
+    made, make_shard = [], shards._make_shard
 
-    def counting(job, part, tails, pool):
+    def counting(task, times, blocks, earlier):
         if len(made) == count:
             raise Stopped
-        made.append(part.start)
-        return make_shard(job, part, tails, pool)
+        made.append(task.first + times.start)
+        return make_shard(task, times, blocks, earlier)
 
-    monkeypatch.setattr(module, "make_shard", counting)
+    monkeypatch.setattr(shards, "_make_shard", counting)
     return made
 
 
 def test_it_goes_on_where_it_stopped(tmp_path, source, monkeypatch):
     whole = prepare_archive(source, tmp_path / "whole", times_per_shard=3)
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        stop_after(patch, 4)
+        stop_after(patch, 3)
         prepare_archive(source, tmp_path / "a", times_per_shard=3)
     assert not os.path.exists(tmp_path / "a")
     with pytest.raises(ValueError, match="incomplete.*run prepare again"):
         open_archive(tmp_path / "a")
     made = stop_after(monkeypatch, 99)
     read, original = [], Source.read
-    monkeypatch.setattr(Source, "read", lambda self, times, **k: read.append(times) or original(self, times, **k))
+
+    def reading(self, times, **options):
+        read.append(self.times[times])
+        return original(self, times, **options)
+
+    monkeypatch.setattr(Source, "read", reading)
     archive = prepare_archive(source, tmp_path / "a", times_per_shard=3)
-    # three are in the journal: the fourth was being written when the fifth stopped. Of what is finished one time alone
-    # is read again, the one that the first pair needs
-    assert made == [9, 12, 15, 18]
-    times = np.unique(np.concatenate([np.arange(20)[part] for part in read]))
-    np.testing.assert_array_equal(times, np.arange(8, 20))
+    # two are in the journal: the third was being written when the fourth stopped. Of what is finished one time alone is
+    # read again, the one that the first pair needs
+    assert made == [6, 9, 12, 15, 18]
+    np.testing.assert_array_equal(np.unique(np.concatenate(read)), source.times[5:])
     assert archive.attributes["checksum"] == whole.attributes["checksum"]
 
 
@@ -179,7 +183,7 @@ def test_two_at_once_are_refused(tmp_path, source, monkeypatch):
     def again(*_):
         prepare_archive(source, tmp_path / "a")
 
-    monkeypatch.setattr(module, "make_shard", again)
+    monkeypatch.setattr(shards, "_make_shard", again)
     with pytest.raises(ValueError, match="another prepare is writing .*a.partial"):
         prepare_archive(source, tmp_path / "a")
 

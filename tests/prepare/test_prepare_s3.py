@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-import weathermixer.prepare.prepare as module
 from tests.prepare.written_sources import frames_of, make_dataset, write_zarr
 from weathermixer.archive.archive import open_archive
 from weathermixer.archive.verify import verify_archive
+from weathermixer.prepare import shards
 from weathermixer.prepare.prepare import prepare_archive
 from weathermixer.prepare.sources import open_source
 
@@ -29,15 +29,15 @@ def test_an_archive_on_s3_is_that_on_disk(tmp_path, s3_bucket):
 
 def test_it_goes_on_there_and_is_not_read_before(s3_bucket, monkeypatch):
     source = open_source(make_dataset())
-    make_shard = module.make_shard
+    make_shard = shards._make_shard
 
-    def stopping(job, part, tails, pool):
-        if part.start == 15:
+    def stopping(task, times, blocks, earlier):
+        if task.first + times.start == 15:
             raise InterruptedError
-        return make_shard(job, part, tails, pool)
+        return make_shard(task, times, blocks, earlier)
 
     with monkeypatch.context() as patch, pytest.raises(InterruptedError):
-        patch.setattr(module, "make_shard", stopping)
+        patch.setattr(shards, "_make_shard", stopping)
         prepare_archive(source, f"{s3_bucket}/a", times_per_shard=5)
     with pytest.raises(ValueError, match="s3://weather/a is incomplete"):
         open_archive(f"{s3_bucket}/a")

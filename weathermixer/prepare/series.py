@@ -38,6 +38,26 @@ class Series:
         """The series at some of its entries."""
         return dataclasses.replace(self, times=self.times[index], part=self.part[index], position=self.position[index])
 
+    def narrow(self, index: Int[np.ndarray, " time"]) -> "Series":
+        """The series at some of its entries, with no more of its parts than that takes: to be sent about."""
+        numbers, part = np.unique(self.part[index], return_inverse=True)
+        position, parts = self.position[index].copy(), []
+        for number in numbers:
+            array, here = self.parts[number].array, self.part[index] == number
+            if "time" in array.dims:
+                first, last = position[here].min(), position[here].max()
+                array = array.isel(time=slice(first, last + 1))
+                position[here] -= first
+            parts.append(dataclasses.replace(self.parts[number], array=array, times=None))
+        return dataclasses.replace(
+            self.take(index),
+            parts=tuple(parts),
+            conversions=tuple(self.conversions[number] for number in numbers),
+            orientations=tuple(self.orientations[number] for number in numbers),
+            part=part,
+            position=position,
+        )
+
     def read(self, index: Int[np.ndarray, " time"]) -> Float[np.ndarray, "time channel lat lon"]:
         """Reads some entries as float32, oriented and in the units wanted."""
         blocks = []

@@ -1,135 +1,191 @@
-"""Makes one shard of an archive from a source: reads, checks, packs, sums up. Nothing is written here."""
+"""Makes shards of an archive from a source: reads, checks, packs, sums up, writes. Nothing else need be at hand."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt32
 
+from weathermixer.archive import storage
 from weathermixer.archive.checksums import checksums
 from weathermixer.archive.packing import UnpackableError, pack
 from weathermixer.archive.sampling import in_period
 from weathermixer.fields.variables import group_by_variable
-from weathermixer.prepare.checks import check_frames
-from weathermixer.prepare.sizes import FEW_BYTES, ArchivePlan
+from weathermixer.prepare.checks import check_fields, describe_faults
+from weathermixer.prepare.journal import Journal
+from weathermixer.prepare.sizes import ArchivePlan
 from weathermixer.prepare.sources import Source
-from weathermixer.prepare.statistics import Partial, compute_partial, concatenate_partials, merge_partials, no_partial
+from weathermixer.prepare.statistics import ROWS, add_sums, measure, no_sums
+from weathermixer.prepare.workers import GO_ON, in_order
+
+PIECE_BYTES = 2**17  # of float32 that is measured and packed at once: it and its copies stay in a core's cache
+MISSING, MINIMUM, MAXIMUM = (ROWS.index(name) for name in ("missing", "minimum", "maximum"))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Job:
-    """What making a shard needs. partner [time] is the index of the time 6 h earlier, -1 where there is none."""
+class Task:
+    """Consecutive shards, and all that making them takes.
 
+    source holds their times and, before those, the ones that pairs reach back to; first is the archive's index of its
+    first time. partner [time] is the index in source of the time 6 h earlier, -1 where there is none.
+    """
+
+    target: str
+    recipe: str
     source: Source
     plan: ArchivePlan
+    shards: range
+    first: int
     scale: Float[np.ndarray, " channel"]
     offset: Float[np.ndarray, " channel"]
     shift: Float[np.ndarray, " channel"]
     row_weights: Float[np.ndarray, " lat"]
     counted: Bool[np.ndarray, " time"]
     partner: Int[np.ndarray, " time"]
-    lag: int
+    keep_faults: bool
+
+    def times_of(self, shard: int) -> range:
+        """The times of a shard, as indices in source."""
+        part = self.plan.times_of(shard)
+        return range(part.start - self.first, part.stop - self.first)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shard:
-    """A shard that is ready to be written: frames as stored, statistics, checksums [time, channel], faults found."""
+    """A shard that is ready to be written: frames as stored, sums [row, channel], checksums, faults found."""
 
     frames: np.ndarray
-    partial: Partial
+    sums: Float[np.ndarray, "row channel"]
     checksums: UInt32[np.ndarray, "time channel"]
     faults: list[str]
-    tails: dict[str, np.ndarray]
 
 
 def find_pairs(
-    source: Source, period: tuple[str, str] | None
-) -> tuple[Bool[np.ndarray, " time"], Int[np.ndarray, " time"], int]:
-    """(times that count, index of the time 6 h earlier or -1, how many times back that can be).
-
-    Where the source's step does not divide 6 h, one step stands for them. ValueError where no time lies in the period.
-    """
-    times, step = source.times, source.step_hours
+    source: Source, lag: int, period: tuple[str, str] | None
+) -> tuple[Bool[np.ndarray, " time"], Int[np.ndarray, " time"]]:
+    """(times that count, index of the time `lag` steps earlier or -1); ValueError where no time lies in the period."""
+    times = source.times
     counted = np.ones(len(times), bool)
     if period is not None:
         counted = in_period(times, period)
         if not counted.any():
             raise ValueError(f"no time lies in the statistics' period {period}; there are {times[0]} ... {times[-1]}")
-    lag = 6 // step if 6 % step == 0 else 1
-    earlier = times - lag * step * np.timedelta64(1, "h")
+    earlier = times - lag * source.step_hours * np.timedelta64(1, "h")
     index = np.minimum(np.searchsorted(times, earlier), len(times) - 1)
-    partner = np.where((times[index] == earlier) & counted & counted[index], index, -1)
-    return counted, partner, lag
+    return counted, np.where((times[index] == earlier) & counted & counted[index], index, -1)
 
 
-def make_shard(job: Job, part: slice, tails: Mapping[str, np.ndarray], pool: ThreadPoolExecutor) -> Shard:
-    """Reads, checks and packs the frames of one shard; `tails` are the last frames before it where they are at hand."""
-    times = np.arange(part.start, min(part.stop, len(job.source.times)))
-    frames = np.empty((len(times), len(job.source.channels), *job.source.grid.shape), job.plan.dtype)
+def make_shards(task: Task) -> int:
+    """Makes and writes the shards of a task, each marked in the journal once it is committed; returns their times.
 
-    def make(variable: str, channels: list[int]):
-        return _make_variable(job, variable, channels, times, tails.get(variable), frames)
-
-    groups = group_by_variable(job.source.channels)
-    made = list(pool.map(make, groups, groups.values()))
-    return Shard(
-        frames=frames,
-        partial=concatenate_partials([partial for partial, *_ in made]),
-        checksums=np.concatenate([sums for _, sums, *_ in made], axis=1),
-        faults=[fault for _, _, faults, _ in made for fault in faults],
-        tails={variable: tail for variable, (*_, tail) in zip(groups, made)},
-    )
-
-
-def _make_variable(job: Job, variable: str, channels: list[int], times, tail: np.ndarray | None, frames: np.ndarray):
-    """One variable of a shard, a block of times after another: fills `frames[:, channels]`."""
-    source, first = job.source, times[0]
-    some = slice(channels[0], channels[-1] + 1)
-    names = [source.channels[channel].name for channel in channels]
-    if tail is None:
-        needed = first > 0 and np.any(job.partner[times[times < first + job.lag]] >= 0)
-        tail = source.read(slice(max(0, first - job.lag), first) if needed else slice(0, 0), variables=[variable])
-    partial, sums, faults = no_partial(len(channels)), [], []
-    for start in range(0, len(times), job.plan.times_per_block):
-        block = times[start : start + job.plan.times_per_block]
-        values = source.read(block, variables=[variable])
-        # the steps below make copies: they take few times at once, which is quicker too, for the cores' caches
-        for few in _split(len(block), values[0].nbytes):
-            earlier = _earlier_frames(job, block[few], values, tail, first=int(block[0]))
-            faults += check_frames(values[few], source.times[block[few]], names)
-            part = compute_partial(
-                values[few],
-                earlier,
-                counted=job.counted[block[few]],
-                paired=job.partner[block[few]] >= 0,
-                shift=job.shift[some],
-                row_weights=job.row_weights,
-            )
-            partial = merge_partials(partial, part)
-            stored = _pack(job, values[few], some, source.times[block[few]], names)
-            frames[start + few.start : start + few.stop, some] = stored
-            sums.append(checksums(stored))
-        tail = np.concatenate([tail, values[-job.lag :]])[-job.lag :]
-    return partial, np.concatenate(sums), faults, tail
+    The next shard is made while one is written, and what comes next is read meanwhile.
+    """
+    store = storage.open_array(storage.join(task.target, "fields"), write=True)
+    journal = Journal(task.target)
+    pending = None
+    with ThreadPoolExecutor(task.plan.reads) as pool:
+        blocks = in_order(pool, lambda block: _read(task, *block), _list_blocks(task), ahead=task.plan.reads)
+        earlier = _read_earlier(task, blocks)
+        for number in task.shards:
+            shard = _make_shard(task, task.times_of(number), blocks, earlier)
+            _finish(journal, pending, task)
+            if shard.faults and not task.keep_faults:
+                raise ValueError(describe_faults(shard.faults, task.target.removesuffix(".partial")))
+            journal.check_recipe(task.recipe)
+            pending = number, shard, store[task.plan.times_of(number)].write(shard.frames)
+        _finish(journal, pending, task)
+    return sum(len(task.times_of(number)) for number in task.shards)
 
 
-def _split(times: int, frame_bytes: int) -> list[slice]:
-    step = max(1, FEW_BYTES // frame_bytes)
-    return [slice(start, min(start + step, times)) for start in range(0, times, step)]
-
-
-def _earlier_frames(job: Job, times: np.ndarray, values: np.ndarray, tail: np.ndarray, *, first: int) -> np.ndarray:
-    """The frames 6 h before those of `times`, of `values` or of the `tail` before them; any where there is none."""
-    partner = job.partner[times] - first
-    if partner[0] >= 0 and np.all(np.diff(partner) == 1):
-        return values[partner[0] : partner[-1] + 1]
-    return np.stack([values[max(n, 0)] if n >= 0 or -n > len(tail) else tail[n] for n in partner.tolist()])
-
-
-def _pack(job: Job, values: np.ndarray, some: slice, times: np.ndarray, names: list[str]) -> np.ndarray:
+def _finish(journal: Journal, pending: tuple[int, Shard, storage.WriteFutures] | None, task: Task) -> None:
+    """Waits until a shard is committed, then marks it as finished: never the other way round."""
+    if pending is None:
+        return
+    number, shard, write = pending
     try:
-        return pack(values, job.scale[some], job.offset[some], job.plan.dtype)
+        write.result()
+    except Exception as error:
+        raise ValueError(
+            f"{task.target} cannot be written: {error}\nmake room, or mend what is wrong: {GO_ON}"
+        ) from None
+    faults = np.array(shard.faults, np.str_)
+    journal.write_entry(number, sums=shard.sums, checksums=shard.checksums, faults=faults)
+
+
+def _list_blocks(task: Task) -> Iterator[tuple[str, np.ndarray]]:
+    """What is read, in this order: the frames that come before, then of each shard one variable after another."""
+    before = _times_before(task)
+    if len(before):
+        yield from ((variable, before) for variable in task.source.variables)
+    for number in task.shards:
+        times, step = np.array(task.times_of(number)), task.plan.times_per_block
+        for variable in task.source.variables:
+            yield from ((variable, times[start : start + step]) for start in range(0, len(times), step))
+
+
+def _times_before(task: Task) -> np.ndarray:
+    first = task.times_of(task.shards[0]).start
+    partners = task.partner[first:]
+    return np.unique(partners[(partners >= 0) & (partners < first)])
+
+
+def _read(task: Task, variable: str, times: np.ndarray) -> tuple[list[int], np.ndarray]:
+    return times.tolist(), task.source.read(times, variables=[variable])
+
+
+Earlier = dict[str, dict[int, np.ndarray]]  # of each variable, its last frames by time
+
+
+def _read_earlier(task: Task, blocks: Iterator) -> Earlier:
+    if not len(_times_before(task)):
+        return {variable: {} for variable in task.source.variables}
+    return {variable: dict(zip(*next(blocks))) for variable in task.source.variables}
+
+
+def _make_shard(task: Task, times: range, blocks: Iterator, earlier: Earlier) -> Shard:
+    """Makes a shard from the blocks that come next; `earlier` is brought up to the shard's end."""
+    groups = group_by_variable(task.source.channels)
+    frames = np.empty((len(times), len(task.source.channels), *task.source.grid.shape), task.plan.dtype)
+    sums, faults = no_sums(frames.shape[1]), []
+    for variable, channels in groups.items():
+        some, last = slice(channels[0], channels[-1] + 1), earlier[variable]
+        while times.stop - 1 not in last:
+            for time, fields in zip(*next(blocks)):
+                part = _make_fields(task, fields, last.get(task.partner[time]), some, time, frames[time - times.start])
+                faults += part[1]
+                if task.counted[time]:
+                    sums[:, some] = add_sums(sums[:, some], part[0])
+                last[time] = fields
+                last.pop(time - task.plan.lag, None)
+    return Shard(frames, sums, checksums(frames), faults)
+
+
+def _make_fields(
+    task: Task, fields: np.ndarray, before: np.ndarray | None, some: slice, time: int, out: np.ndarray
+) -> tuple[np.ndarray, list[str]]:
+    """The fields [channel, lat, lon] of one variable at one time: fills out[some], returns sums and faults."""
+    channels, lat, lon = fields.shape
+    sums = no_sums(channels)
+    rows = min(lat, max(1, PIECE_BYTES // (4 * lon)))
+    group = max(1, PIECE_BYTES // (4 * lon * rows)) if rows == lat else 1
+    for channel in range(0, channels, group):
+        part = slice(channel, min(channel + group, channels))
+        here = slice(some.start + part.start, some.start + part.stop)
+        for row in range(0, lat, rows):
+            piece = part, slice(row, row + rows)
+            weights = {"shift": task.shift[here], "row_weights": task.row_weights[piece[1]]}
+            found = measure(fields[piece], None if before is None else before[piece], **weights)
+            sums[:, part] = add_sums(sums[:, part], found)
+            out[here, piece[1]] = _pack(task, fields[piece], here, time)
+    names = [channel.name for channel in task.source.channels[some]]
+    return sums, check_fields(fields, task.source.times[time], names, *sums[[MISSING, MINIMUM, MAXIMUM]])
+
+
+def _pack(task: Task, fields: np.ndarray, some: slice, time: int) -> np.ndarray:
+    try:
+        return pack(fields[None], task.scale[some], task.offset[some], task.plan.dtype)[0]
     except UnpackableError as error:
-        what = f"{names[error.channel]} at {times[error.time]}: value {error.value}"
-        raise ValueError(f"{what} cannot be stored as {job.plan.dtype}: prepare with float16 or float32") from None
+        name = task.source.channels[some][error.channel].name
+        what = f"{name} at {task.source.times[time]}: value {error.value}"
+        raise ValueError(f"{what} cannot be stored as {task.plan.dtype}: prepare with float16 or float32") from None

@@ -14,15 +14,18 @@ from weathermixer.prepare.sources import Source
 SHARD_BYTES = 256 * 2**20  # of one file before compression: few enough files, small enough to hold some in memory
 SHARD_TIMES = 64  # the index of a shard, 16 bytes for each chunk, is read before the first of its chunks
 SHARD_TIMES_AT_MOST = 512
-BLOCK_BYTES = 64 * 2**20  # of float32 of one variable, read at once by one thread
-FEW_BYTES = 4 * 2**20  # of frames that are checked, summed and packed at once
-THREADS = 8
-BASE_BYTES = 128 * 2**20  # thread pools, buffers of libraries, and what the allocator keeps
+BLOCK_BYTES = 64 * 2**20  # of float32 of one variable, read at once
+READS, REMOTE_READS = 1, 4  # blocks in flight in each worker beside the one that is packed
+TASK_TIMES = 16  # shards are made one after another for so many times at least, as each start reads one more
+PROCESS_BYTES = 384 * 2**20  # a bare process, thread pools, buffers of libraries, and what the allocator keeps
 
 
 @dataclasses.dataclass(frozen=True)
 class ArchivePlan:
-    """Layout and limits. Sizes are of float32, but shard_bytes and total_bytes: as stored, before compression."""
+    """Layout and limits. Sizes are of float32, but shard_bytes and total_bytes: as stored, before compression.
+
+    lag counts times back to 6 h earlier; where the source's step does not divide 6 h, one step stands for them.
+    """
 
     dtype: str
     compressor: str
@@ -31,13 +34,14 @@ class ArchivePlan:
     times_per_shard: int
     times_per_block: int
     shards: int
-    threads: int
+    workers: int
+    reads: int
+    lag: int
     chunk: tuple[int, int, int, int]
     shape: tuple[int, int, int, int]
     frame_bytes: int
     block_bytes: int
     decoded_bytes: int
-    tail_bytes: int
 
     @property
     def shard_bytes(self) -> int:
@@ -49,15 +53,21 @@ class ArchivePlan:
         return stored_bytes(self.shape, self.chunk, self.dtype, self.times_per_shard)
 
     @property
-    def memory_bytes(self) -> int:
-        """What a prepare adds to the memory of a bare process, at most.
+    def worker_bytes(self) -> int:
+        """The memory of one worker, at most.
 
-        Each thread holds its block as decoded and in order, the source's chunks it is decoded from, and ten copies of a
-        few frames. There are five of a shard: being filled, written, cut into chunks, compressed and put together.
+        It holds blocks as decoded and in order, the source's chunks they are decoded from, the frames that pairs reach
+        back to, and four of a shard: being filled, written, cut into chunks and put together.
         """
-        few = max(FEW_BYTES, self.block_bytes // self.times_per_block)
-        threads = self.threads * (2 * self.block_bytes + 2 * self.decoded_bytes + 10 * few)
-        return BASE_BYTES + threads + 5 * self.shard_bytes + 2 * self.tail_bytes
+        blocks = (self.reads + 1) * (2 * self.block_bytes + 2 * self.decoded_bytes)
+        return PROCESS_BYTES + blocks + self.lag * self.frame_bytes + 4 * self.shard_bytes
+
+    @property
+    def shards_per_task(self) -> int:
+        """So many that little is read twice, and that the last tasks end together."""
+        enough = -(-TASK_TIMES * self.lag // self.times_per_shard)
+        rounds = -(-self.shards // (enough * self.workers))
+        return -(-self.shards // (rounds * self.workers))
 
     def times_of(self, shard: int) -> slice:
         """The times that lie in a shard."""
@@ -88,9 +98,9 @@ def plan_archive(
     domain: int,
     tensor: int,
     times_per_shard: int | None = None,
-    threads: int | None = None,
+    workers: int | None = None,
 ) -> ArchivePlan:
-    """Chooses shards and blocks for a source; ValueError where the sizes do not fit the mesh."""
+    """Chooses shards, blocks and workers for a source; ValueError where the sizes do not fit the mesh."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} must be one of {DTYPES}")
     if compressor not in COMPRESSORS:
@@ -103,7 +113,6 @@ def plan_archive(
         raise ValueError(f"latitude={lat} is not divisible by domain={domain}{remedy}")
     channels = len(source.channels)
     itemsize = np.dtype(dtype).itemsize
-    threads = threads or min(THREADS, os.cpu_count() or 1, len(source.variables))
     chunk = chunk_shape(channels, len(source.static), lat, lon, itemsize=itemsize, domain=domain, tensor=tensor)
     times_per_shard = times_per_shard or _times_per_shard(channels * lat * lon * itemsize, source)
     widest = max(sum(c.variable == variable for c in source.channels) for variable in source.variables)
@@ -111,7 +120,6 @@ def plan_archive(
     times_per_block = max(1, min(times_per_shard, BLOCK_BYTES // variable_bytes))
     if times_per_block > source.time_chunk:
         times_per_block -= times_per_block % source.time_chunk  # a source's chunk is decoded once
-    lag = max(1, 6 // source.step_hours)
     return ArchivePlan(
         dtype=dtype,
         compressor=compressor,
@@ -120,14 +128,19 @@ def plan_archive(
         times_per_shard=times_per_shard,
         times_per_block=times_per_block,
         shards=-(-len(source.times) // times_per_shard),
-        threads=threads,
+        workers=workers or min(_cores(), 1 + len(source.times) * channels * lat * lon * 4 // 2**30),
+        reads=REMOTE_READS if "://" in source.name else READS,
+        lag=6 // source.step_hours if 6 % source.step_hours == 0 else 1,
         chunk=chunk,
         shape=(len(source.times), channels, lat, lon),
         frame_bytes=channels * lat * lon * 4,
         block_bytes=times_per_block * variable_bytes,
         decoded_bytes=max(source.decoded_bytes(variable, times_per_block) for variable in source.variables),
-        tail_bytes=lag * channels * lat * lon * 4,
     )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _times_per_shard(frame_bytes: int, source: Source) -> int:

@@ -71,6 +71,21 @@ class Source:
             count *= -(-min(wanted.get(dim, size), size) // chunk) * chunk
         return count
 
+    def narrow(self, times: slice | Int[np.ndarray, " time"], *, variables: Sequence[str] | None = None) -> "Source":
+        """A source of some of the times and variables that holds nothing else, to be sent to other processes."""
+        index = np.arange(len(self.times))[times]
+        names = self.variables if variables is None else variables
+        return dataclasses.replace(
+            self,
+            times=self.times[index],
+            channels=tuple(channel for channel in self.channels if channel.variable in names),
+            missing_times=self.missing_times[:0],
+            static={},
+            attributes={},
+            account=(),
+            series={name: tuple(one.narrow(index) for one in self.series[name]) for name in names},
+        )
+
     def read(
         self, times: slice | Sequence[int] | Int[np.ndarray, " time"], *, variables: Sequence[str] | None = None
     ) -> Float[np.ndarray, "time channel lat lon"]:

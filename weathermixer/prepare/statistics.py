@@ -1,176 +1,105 @@
-"""Statistics of channels in one pass over the frames: moments per shard, merged in order, stable for any length.
+"""Statistics of channels from sums over single fields, of deviations from a value near the mean, in float64.
 
-Deviations from a value near the mean are taken in float32, exact to their own rounding, and summed in float64; moments
-are merged by Chan's formula, so nothing cancels (Chan, Golub and LeVeque 1983, The American Statistician 37).
+    d = x - shift     mean = shift + sum w d / sum w     std^2 = (sum w d^2 - (sum w d)^2 / sum w) / sum w
+
+A field's sums are the same wherever it is read and with whatever else, and they are added in the order of the times:
+statistics do not depend on how many processes make an archive, nor on which of them makes what.
 """
 
-import dataclasses
-
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 
 from weathermixer.archive.archive import Statistics
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Moments:
-    """Sum of weights, weighted mean and weighted sum of squared deviations, per channel, in float64."""
-
-    weight: Float[np.ndarray, " channel"]
-    mean: Float[np.ndarray, " channel"]
-    squares: Float[np.ndarray, " channel"]
-
-    @property
-    def std(self) -> Float[np.ndarray, " channel"]:
-        """sqrt(squares / weight), NaN where there is no value."""
-        return np.sqrt(np.divide(self.squares, self.weight, out=np.full(len(self.mean), np.nan), where=self.weight > 0))
+# Rows of a table of sums: of the values that are finite, of their changes over 6 h, how many are not finite, the range
+ROWS = ("weight", "first", "second", "pair_weight", "pair_first", "pair_second", "missing", "minimum", "maximum")
+_MINIMUM, _MAXIMUM = ROWS.index("minimum"), ROWS.index("maximum")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Partial:
-    """Statistics of some frames: moments of x(t) and of x(t + lag) - x(t), range, and count of values not finite."""
-
-    state: Moments
-    tendency: Moments
-    minimum: Float[np.ndarray, " channel"]
-    maximum: Float[np.ndarray, " channel"]
-    missing: Int[np.ndarray, " channel"]
+def no_sums(channels: int) -> Float[np.ndarray, "row channel"]:
+    """The sums over no fields."""
+    sums = np.zeros((len(ROWS), channels))
+    sums[_MINIMUM], sums[_MAXIMUM] = np.inf, -np.inf
+    return sums
 
 
-def no_moments(channels: int) -> Moments:
-    """The moments of nothing."""
-    return Moments(*(np.zeros(channels) for _ in range(3)))
+def add_sums(
+    a: Float[np.ndarray, "row channel"], b: Float[np.ndarray, "row channel"]
+) -> Float[np.ndarray, "row channel"]:
+    """The sums over both; adding in the same order gives the same bits."""
+    total = a + b
+    total[_MINIMUM] = np.minimum(a[_MINIMUM], b[_MINIMUM])
+    total[_MAXIMUM] = np.maximum(a[_MAXIMUM], b[_MAXIMUM])
+    return total
 
 
-def no_partial(channels: int) -> Partial:
-    """The statistics of no frames."""
-    empty = np.full(channels, np.inf)
-    return Partial(no_moments(channels), no_moments(channels), empty, -empty, np.zeros(channels, np.int64))
-
-
-def compute_moments(
-    frames: Float[np.ndarray, "time channel lat lon"],
-    shift: Float[np.ndarray, " channel"],
-    row_weights: Float[np.ndarray, " lat"],
-) -> Moments:
-    """Moments per channel of the values that are finite, each weighted by its row.
-
-        d = x - shift    weight = sum w    mean = shift + sum w d / weight    squares = sum w d^2 - (sum w d)^2 / weight
-
-    `shift` has to lie near the mean, within some standard deviations.
-    """
-    time, _, _, lon = frames.shape
-    shift = shift.astype(np.float32)
-    deviation = frames - shift[:, None, None]
-    rows = deviation.sum(axis=-1, dtype=np.float64)
-    if np.all(np.isfinite(rows)):
-        weight = np.full(len(shift), row_weights.sum() * lon * time)
-    else:
-        finite = np.isfinite(deviation)
-        deviation = np.where(finite, deviation, np.float32(0))
-        rows = deviation.sum(axis=-1, dtype=np.float64)
-        weight = (finite.sum(axis=-1) * row_weights).sum(axis=(0, 2))
-    first = (rows * row_weights).sum(axis=(0, 2))
-    second = (np.square(deviation, out=deviation).sum(axis=-1, dtype=np.float64) * row_weights).sum(axis=(0, 2))
-    mean = np.divide(first, weight, out=np.zeros_like(first), where=weight > 0)
-    return Moments(weight, np.where(weight > 0, shift + mean, 0.0), np.maximum(second - mean * first, 0.0))
-
-
-def merge_moments(a: Moments, b: Moments) -> Moments:
-    """The moments of both together.
-
-    delta = mean_b - mean_a     mean = mean_a + delta w_b / w     squares = squares_a + squares_b + delta^2 w_a w_b / w
-    """
-    weight = a.weight + b.weight
-    share = np.divide(b.weight, weight, out=np.zeros_like(weight), where=weight > 0)
-    delta = b.mean - a.mean
-    return Moments(weight, a.mean + delta * share, a.squares + b.squares + delta**2 * a.weight * share)
-
-
-def compute_partial(
-    frames: Float[np.ndarray, "time channel lat lon"],
-    earlier: Float[np.ndarray, "time channel lat lon"],
+def measure(
+    fields: Float[np.ndarray, "channel lat lon"],
+    earlier: Float[np.ndarray, "channel lat lon"] | None,
     *,
-    counted: Bool[np.ndarray, " time"],
-    paired: Bool[np.ndarray, " time"],
     shift: Float[np.ndarray, " channel"],
     row_weights: Float[np.ndarray, " lat"],
-) -> Partial:
-    """Statistics of a block of frames.
+) -> Float[np.ndarray, "row channel"]:
+    """The sums over one time, or over some of its rows.
 
     Args:
-      earlier: the frames `lag` times before those of `frames`.
-      counted: frames that belong to the statistics' period.
-      paired: frames whose earlier one lies the right number of hours before, and belongs to the period too.
+      earlier: the fields 6 h earlier; None where they are not there or do not count.
       shift: a value near each channel's mean.
       row_weights: weight of each latitude row.
     """
-    if not counted.any():
-        return no_partial(len(shift))
-    chosen = frames if counted.all() else frames[counted]
-    state = compute_moments(chosen, shift, row_weights)
-    minimum, maximum = chosen.min(axis=(0, 2, 3)), chosen.max(axis=(0, 2, 3))
-    missing = np.zeros(len(shift), np.int64)
-    if not (np.all(np.isfinite(minimum)) and np.all(np.isfinite(maximum))):
-        finite = np.isfinite(chosen)
-        missing = (~finite).sum(axis=(0, 2, 3))
-        minimum = np.where(finite, chosen, np.inf).min(axis=(0, 2, 3))
-        maximum = np.where(finite, chosen, -np.inf).max(axis=(0, 2, 3))
-    tendency = no_moments(len(shift))
-    if paired.any():
-        with np.errstate(invalid="ignore"):  # infinity minus infinity is found above
-            difference = frames[paired] - earlier[paired]
-        tendency = compute_moments(difference, np.zeros(len(shift)), row_weights)
-    return Partial(state, tendency, minimum.astype(np.float64), maximum.astype(np.float64), missing)
+    sums = no_sums(len(fields))
+    low, high = fields.min(axis=(1, 2)), fields.max(axis=(1, 2))
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        finite = np.isfinite(fields)
+        sums[ROWS.index("missing")] = (~finite).sum(axis=(1, 2))
+        low = np.where(finite, fields, np.inf).min(axis=(1, 2))
+        high = np.where(finite, fields, -np.inf).max(axis=(1, 2))
+    sums[_MINIMUM], sums[_MAXIMUM] = low, high
+    sums[:3] = _moments(fields, shift, row_weights)
+    if earlier is not None:
+        with np.errstate(invalid="ignore"):  # infinity minus infinity is counted as missing
+            change = fields - earlier
+        sums[3:6] = _moments(change, np.zeros(len(fields)), row_weights)
+    return sums
 
 
-def merge_partials(a: Partial, b: Partial) -> Partial:
-    """The statistics of both together; merging in the same order gives the same bits."""
-    return Partial(
-        merge_moments(a.state, b.state),
-        merge_moments(a.tendency, b.tendency),
-        np.minimum(a.minimum, b.minimum),
-        np.maximum(a.maximum, b.maximum),
-        a.missing + b.missing,
-    )
+def _moments(values: np.ndarray, shift: np.ndarray, row_weights: np.ndarray) -> np.ndarray:
+    """(sum w, sum w d, sum w d^2) per channel, of the values that are finite."""
+
+    def total(of: np.ndarray) -> np.ndarray:
+        return (of.sum(axis=-1) * row_weights).sum(axis=-1)
+
+    deviation = values.astype(np.float64)
+    deviation -= shift[:, None, None]
+    with np.errstate(invalid="ignore"):
+        first = total(deviation)
+    weight = np.full(len(values), row_weights.sum() * values.shape[-1])
+    if not np.isfinite(first).all():
+        finite = np.isfinite(values)
+        deviation = np.where(finite, deviation, 0.0)
+        first, weight = total(deviation), total(finite)
+    return np.stack([weight, first, total(np.square(deviation, out=deviation))])
 
 
-def concatenate_partials(partials: list[Partial]) -> Partial:
-    """Partials of different channels side by side."""
-
-    def join(pick):
-        return np.concatenate([pick(partial) for partial in partials])
-
-    def moments(pick):
-        names = [field.name for field in dataclasses.fields(Moments)]
-        return Moments(*(join(lambda p, name=name: getattr(pick(p), name)) for name in names))
-
-    state, tendency = moments(lambda p: p.state), moments(lambda p: p.tendency)
-    return Partial(state, tendency, join(lambda p: p.minimum), join(lambda p: p.maximum), join(lambda p: p.missing))
-
-
-def make_statistics(partial: Partial) -> Statistics:
+def make_statistics(sums: Float[np.ndarray, "row channel"], shift: Float[np.ndarray, " channel"]) -> Statistics:
     """Mean, standard deviation, the tendency's standard deviation, range and count of missing values, per channel.
 
     The tendency's is NaN where no two times lie that far apart, all are NaN where a channel has no value.
     """
-    some = partial.state.weight > 0
+    table = dict(zip(ROWS, sums))
+    some = table["weight"] > 0
+
+    def ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.divide(a, b, out=np.full(len(a), np.nan), where=b > 0)
+
+    def std(weight: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        return np.sqrt(ratio(np.maximum(second - first * np.nan_to_num(ratio(first, weight)), 0.0), weight))
+
     return Statistics(
-        mean=np.where(some, partial.state.mean, np.nan),
-        std=partial.state.std,
-        tendency_std=partial.tendency.std,
-        minimum=np.where(some, partial.minimum, np.nan),
-        maximum=np.where(some, partial.maximum, np.nan),
-        missing=partial.missing,
+        mean=shift + ratio(table["first"], table["weight"]),
+        std=std(*sums[:3]),
+        tendency_std=std(*sums[3:6]),
+        minimum=np.where(some, table["minimum"], np.nan),
+        maximum=np.where(some, table["maximum"], np.nan),
+        missing=table["missing"].astype(np.int64),
     )
-
-
-def flatten_partial(partial: Partial) -> Float[np.ndarray, "row channel"]:
-    """The partial as one float64 table, for the journal; counts are exact to 2^53."""
-    state, tendency = (dataclasses.astuple(moments) for moments in (partial.state, partial.tendency))
-    return np.stack([*state, *tendency, partial.minimum, partial.maximum, partial.missing.astype(np.float64)])
-
-
-def unflatten_partial(table: Float[np.ndarray, "row channel"]) -> Partial:
-    """What `flatten_partial` made a table of."""
-    return Partial(Moments(*table[:3]), Moments(*table[3:6]), table[6], table[7], table[8].astype(np.int64))
