@@ -12,18 +12,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.io
 import xarray as xr
 
 from weathermixer.prepare.coordinates import DIMENSIONS, rename_dimensions
 from weathermixer.prepare.grib import is_grib, open_grib
+from weathermixer.prepare.netcdf3 import length_by_header
 from weathermixer.prepare.times import Note, at_valid_times, read_lead, with_dates
 
 Spec = str | os.PathLike | xr.Dataset
 
 FILE_SUFFIXES = (".nc", ".nc4", ".netcdf", ".cdf", ".h5", ".grib", ".grib1", ".grib2", ".grb", ".grb2")
-_NETCDF3 = (b"CDF\x01", b"CDF\x02")
-_NETCDF = (*_NETCDF3, b"CDF\x05", b"\x89HDF\r\n\x1a\n")
+_NETCDF3 = (b"CDF\x01", b"CDF\x02", b"CDF\x05")
+_NETCDF = (*_NETCDF3, b"\x89HDF\r\n\x1a\n")
 _PACKED = {
     b"PK": "a zip archive, as the CDS sends some netCDF: unzip it",
     b"\x1f\x8b": "packed by gzip: gunzip it",
@@ -108,17 +108,19 @@ def _describe(head: bytes) -> str:
     for magic, what in _PACKED.items():
         if head.startswith(magic):
             return f"is {what}, and give what comes out"
-    text = head.decode("utf-8", "replace")
-    if text.isprintable() or all(letter.isprintable() or letter.isspace() for letter in text[:60]):
-        return f"is text, {' '.join(text.split())[:60]!r}, in the place of data: fetch it again"
+    text = head.decode("utf-8", "replace")[:60]
+    if "\ufffd" not in text and all(letter.isprintable() or letter.isspace() for letter in text):
+        return f"is text, {' '.join(text.split())!r}, in the place of data: fetch it again"
     return f"is neither netCDF nor GRIB: it begins with {head[:8]!r}"
 
 
 def _open_netcdf(path: str, head: bytes) -> xr.Dataset:
     try:
-        if head.startswith(_NETCDF3):  # cut off, these open as if whole, and read as zeros: scipy looks at the length
-            with scipy.io.netcdf_file(path, mmap=True):
-                pass
+        if head.startswith(_NETCDF3):
+            with open(path, "rb") as file:
+                whole, there = length_by_header(file), os.path.getsize(path)
+            if there < whole:
+                raise EOFError(f"{there} of {whole} bytes")
         dataset = xr.open_dataset(path, engine="netcdf4", chunks=None, decode_cf=False)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -135,8 +135,8 @@ def _tell_apart(a: Part, b: Part, time: np.datetime64) -> str:
         if other is None or coordinate.values == other.values:
             continue
         values = [f"{c.values / HOUR:g}h" if c.dtype.kind == "m" else str(c.values) for c in (coordinate, other)]
-        return f"{where}, of {name} {' and '.join(values)}: choose one (--select {name}={values[0]})"
-    return f"{where}: leave one out, or the time (--exclude {time:.16})"
+        return f"{where}, of {name} {' and '.join(values)}: choose one (--select={name}={values[0]})"
+    return f"{where}: leave one out, or the time (--exclude={time:.13})"
 
 
 def check_levels(variable: str, series: Sequence[Series], times: np.ndarray) -> None:

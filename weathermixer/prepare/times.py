@@ -17,6 +17,7 @@ HOUR = np.timedelta64(1, "h")
 EPOCH = np.datetime64("1970-01-01T00", "ns")
 NEAR = np.timedelta64(3, "m")  # so near to a whole hour, that hour is meant: days in float32 are as inexact
 LONGEST_STEP = np.timedelta64(28, "D")  # months and years are not equally long
+_RANGE = "are not between the years 1678 and 2262: shift them, as with `cdo shifttime,1000years`"
 STARTS = ("forecast_reference_time", "init_time", "initial_time", "initialization_time", "reference_time", "start_time")
 LEADS = ("prediction_timedelta", "step", "lead_time", "leadtime", "lead", "forecast_period", "forecast_hour")
 
@@ -85,6 +86,8 @@ def _dates_beside(dataset: xr.Dataset, source: str) -> xr.Dataset:
 
 def with_dates(dataset: xr.Dataset, notes: list[Note], *, source: str) -> xr.Dataset:
     """The dataset with times as datetime64[ns], those within NEAR of a whole hour on it."""
+    if "time" in dataset.dims and "time" not in dataset.coords:
+        raise ValueError(f"{source} has a dimension time without dates: give it a coordinate")
     if "time" not in dataset.coords:
         return dataset
     times = read_dates(dataset["time"], notes, source=source)
@@ -104,6 +107,8 @@ def read_dates(coordinate: xr.DataArray, notes: list[Note], *, source: str) -> n
         try:
             times = xr.CFTimeIndex(values.ravel()).to_datetimeindex(unsafe=True, time_unit="ns").to_numpy()
         except ValueError as error:
+            if "overflow" in str(error):
+                raise ValueError(f"times of {source}, from {first}, {_RANGE}") from None
             reason = str(error).partition(". ")[0]
             remedy = "convert it, as with xarray's dataset.convert_calendar('standard', align_on='date')"
             raise ValueError(f"times of {source}, calendar {first.calendar}: {reason}; {remedy}") from None
@@ -115,7 +120,7 @@ def read_dates(coordinate: xr.DataArray, notes: list[Note], *, source: str) -> n
         raise ValueError(f"times of {source} are {values.dtype}, such as {first}, not dates: {remedy}")
     times = np.asarray(values, "datetime64[ns]")
     if np.any(times.astype(values.dtype) != values):  # not-a-time differs from itself, dates beyond 1678 to 2262 wrap
-        raise ValueError(f"times of {source} are missing, or not between the years 1678 and 2262")
+        raise ValueError(f"times of {source} are missing (NaT), or {_RANGE}")
     return times
 
 
