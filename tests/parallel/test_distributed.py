@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -11,7 +10,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import yaml
 
 from weathermixer.parallel.distributed import Place, check_devices, find_place, first_host, slurm_devices
 from weathermixer.parallel.mesh import make_mesh, sharding
@@ -160,58 +158,3 @@ def test_one_process_stops_on_sigterm():
         run.send_signal(signal.SIGTERM)
         assert run.stdout.read() == "stopped\n"
     assert run.returncode == 0
-
-
-@pytest.mark.parametrize(("processes", "shares"), [(2, ["0,1", "2,3"]), (4, ["0", "1", "2", "3"]), (3, None)])
-def test_local_script_shares_the_gpus(tmp_path, processes, shares):
-    """On a machine whose nvidia-smi lists four."""
-    listing = tmp_path / "nvidia-smi"
-    listing.write_text("#!/bin/sh\nprintf '0\\n1\\n2\\n3\\n'\n")
-    listing.chmod(0o755)
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES")
-    }
-    environment["PATH"] = f"{tmp_path}:{os.path.dirname(sys.executable)}:{environment['PATH']}"
-    command = ["bash", str(ROOT / "launch/local.sh"), str(processes), "printenv", "JAX_LOCAL_DEVICE_IDS"]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if shares is None:
-        assert run.returncode == 2
-        assert run.stderr == "4 GPUs cannot be shared by 3 processes evenly\n"
-    else:
-        assert sorted(run.stdout.split()) == shares
-
-
-def test_local_script_stops_all_when_one_fails():
-    program = "import os, sys, time; sys.exit(3) if os.environ['JAX_PROCESS_ID'] == '1' else time.sleep(60)"
-    run = subprocess.run(["bash", str(ROOT / "launch/local.sh"), "2", sys.executable, "-c", program], timeout=30)
-    assert run.returncode == 3
-    usage = subprocess.run(["bash", str(ROOT / "launch/local.sh"), "two"], capture_output=True, text=True)
-    assert usage.returncode == 2
-    assert usage.stderr.startswith("usage: ")
-
-
-@pytest.mark.parametrize("script", ["local.sh", "slurm.sbatch"])
-def test_scripts_are_valid_bash(script):
-    subprocess.run(["bash", "-n", str(ROOT / "launch" / script)], check=True)
-
-
-def test_slurm_directives():
-    """They stand before the first command, where sbatch looks for them, and say one task per node."""
-    lines = (ROOT / "launch/slurm.sbatch").read_text().splitlines()
-    first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
-    directives = [shlex.split(line.removeprefix("#SBATCH")) for line in lines if line.startswith("#SBATCH")]
-    assert all(line.startswith("#SBATCH") for line in lines[first_command - len(directives) : first_command])
-    options = dict(option.removeprefix("--").partition("=")[::2] for (option,) in directives)
-    assert options["ntasks-per-node"] == "1"
-    assert options["signal"] == "TERM@180"
-
-
-def test_kubernetes_places_agree():
-    service, job = yaml.safe_load_all((ROOT / "launch/kubernetes.yaml").read_text())
-    pods = job["spec"]["template"]["spec"]
-    variables = {entry["name"]: entry.get("value") for entry in pods["containers"][0]["env"]}
-    assert set(variables) == {"JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"}
-    assert int(variables["JAX_NUM_PROCESSES"]) == job["spec"]["completions"] == job["spec"]["parallelism"]
-    assert variables["JAX_COORDINATOR_ADDRESS"].startswith(f"{job['metadata']['name']}-0.{pods['subdomain']}:")
-    assert pods["subdomain"] == service["metadata"]["name"]
-    assert service["spec"]["selector"].items() <= job["spec"]["template"]["metadata"]["labels"].items()

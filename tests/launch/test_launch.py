@@ -1,0 +1,162 @@
+"""The launch scripts: several processes on this machine end together, and what SLURM and Kubernetes are told agrees."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+LAUNCH = Path(__file__).parent.parent.parent / "launch"
+
+
+def start(processes, program, **environment):
+    """launch/local.sh with a Python program."""
+    command = ["bash", str(LAUNCH / "local.sh"), str(processes), sys.executable, "-c", program]
+    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "JAX_PLATFORMS": "cpu", **environment}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def is_alive(pid):
+    """Whether a process runs; one that ended and was not asked how does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for_the_end(pids, seconds=20):
+    end = time.monotonic() + seconds
+    while any(map(is_alive, pids)):
+        assert time.monotonic() < end, f"still there: {[pid for pid in pids if is_alive(pid)]}"
+        time.sleep(0.05)
+
+
+# Says its process id and its child's, then sleeps; STUBBORN ones do not mind SIGTERM.
+SLEEP = """
+import os, signal, subprocess, sys, time
+if "STUBBORN" in os.environ: signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(os.getpid(), child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def read_pids(run, processes):
+    return [int(pid) for _ in range(processes) for pid in run.stdout.readline().split()]
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_all_end_well(processes):
+    place = "f\"{os.environ['JAX_PROCESS_ID']} {os.environ['JAX_NUM_PROCESSES']}\\n\".encode()"
+    with start(processes, f"import os; os.write(1, {place})") as run:
+        said = sorted(run.stdout.read().splitlines())
+    assert run.returncode == 0 and said == [f"{process} {processes}" for process in range(processes)]
+
+
+def test_all_that_fail_at_once_end_the_script():
+    """Their ends come as one: it must not wait for another."""
+    for _ in range(3):
+        with start(4, "import sys; sys.exit(3)") as run:
+            assert run.wait(timeout=30) == 3
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_where_one_fails_the_others_are_ended_and_its_status_is_the_scripts(stubborn):
+    environment = {"GRACE_SECONDS": "1", **({"STUBBORN": "1"} if stubborn else {})}
+    fails = f"import os, sys, time\nif os.environ['JAX_PROCESS_ID'] == '1': time.sleep(1); sys.exit(5)\n{SLEEP}"
+    with start(3, fails, **environment) as run:
+        pids = read_pids(run, 2)
+        assert run.wait(timeout=30) == 5
+    wait_for_the_end(pids)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_reaches_all(sent):
+    with start(2, SLEEP) as run:
+        pids = read_pids(run, 2)
+        run.send_signal(sent)
+        assert run.wait(timeout=30) == 128 + signal.SIGTERM
+    wait_for_the_end(pids)
+
+
+def test_a_second_signal_kills():
+    with start(2, SLEEP, STUBBORN="1") as run:
+        pids = read_pids(run, 2)
+        run.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        run.send_signal(signal.SIGINT)
+        assert run.wait(timeout=30) == 128 + signal.SIGKILL
+    wait_for_the_end(pids)
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_none_outlives_a_script_that_is_killed(stubborn):
+    environment = {"GRACE_SECONDS": "1", **({"STUBBORN": "1"} if stubborn else {})}
+    with start(2, SLEEP, **environment) as run:
+        pids = read_pids(run, 2)
+        run.kill()
+        wait_for_the_end(pids)
+
+
+def test_usage():
+    usage = subprocess.run(["bash", str(LAUNCH / "local.sh"), "two"], capture_output=True, text=True)
+    assert usage.returncode == 2 and usage.stderr.startswith("usage: ")
+
+
+@pytest.mark.parametrize(("processes", "shares"), [(2, ["0,1", "2,3"]), (4, ["0", "1", "2", "3"]), (3, None)])
+def test_local_script_shares_the_gpus(tmp_path, processes, shares):
+    """On a machine whose nvidia-smi lists four."""
+    listing = tmp_path / "nvidia-smi"
+    listing.write_text("#!/bin/sh\nprintf '0\\n1\\n2\\n3\\n'\n")
+    listing.chmod(0o755)
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES")
+    }
+    environment["PATH"] = f"{tmp_path}:{os.path.dirname(sys.executable)}:{environment['PATH']}"
+    command = ["bash", str(LAUNCH / "local.sh"), str(processes), "printenv", "JAX_LOCAL_DEVICE_IDS"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if shares is None:
+        assert run.returncode == 2
+        assert run.stderr == "4 GPUs cannot be shared by 3 processes evenly\n"
+    else:
+        assert sorted(run.stdout.split()) == shares
+
+
+@pytest.mark.parametrize(("given", "cores"), [({"SLURM_CPUS_PER_TASK": "48"}, "48"), ({}, "1")])
+def test_srun_gets_the_cores_that_sbatch_was_given(tmp_path, given, cores):
+    srun = tmp_path / "srun"
+    srun.write_text('#!/bin/sh\necho "$SRUN_CPUS_PER_TASK $*"\n')
+    srun.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", **given}
+    command = ["bash", str(LAUNCH / "slurm.sbatch"), "--config=quickstart", "--workdir=a b"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    said = f"{cores} --kill-on-bad-exit=1 python -u -m experiments.train --config=quickstart --workdir=a b\n"
+    assert run.stdout == said
+
+
+def test_slurm_directives():
+    """They stand before the first command, where sbatch looks for them, and say one task per node."""
+    lines = (LAUNCH / "slurm.sbatch").read_text().splitlines()
+    first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
+    directives = [shlex.split(line.removeprefix("#SBATCH")) for line in lines if line.startswith("#SBATCH")]
+    assert all(line.startswith("#SBATCH") for line in lines[first_command - len(directives) : first_command])
+    options = dict(option.removeprefix("--").partition("=")[::2] for (option,) in directives)
+    assert options["ntasks-per-node"] == "1"
+    assert options["signal"] == "TERM@180"
+
+
+def test_kubernetes_places_agree():
+    service, job = yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())
+    pods = job["spec"]["template"]["spec"]
+    variables = {entry["name"]: entry.get("value") for entry in pods["containers"][0]["env"]}
+    assert set(variables) == {"JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"}
+    assert int(variables["JAX_NUM_PROCESSES"]) == job["spec"]["completions"] == job["spec"]["parallelism"]
+    assert variables["JAX_COORDINATOR_ADDRESS"].startswith(f"{job['metadata']['name']}-0.{pods['subdomain']}:")
+    assert pods["subdomain"] == service["metadata"]["name"]
+    assert service["spec"]["selector"].items() <= job["spec"]["template"]["metadata"]["labels"].items()
