@@ -107,7 +107,7 @@ def _check_latitudes(latitude: np.ndarray) -> None:
     odd = np.flatnonzero(np.abs(steps - step) > UNEVEN * step)
     if len(odd):
         a, b = latitude[odd[0] : odd[0] + 2]
-        raise ValueError(f"latitudes {a:g} and {b:g} lie {steps[odd[0]]:g} degrees apart, most others {step:g}")
+        raise ValueError(f"latitudes {a:g} and {b:g} lie {a - b:g} degrees apart, most others {step:g}")
     for gap in (90 - latitude[0], 90 + latitude[-1]):
         if gap > (1 + UNEVEN) * step:
             raise ValueError(f"latitudes run from {latitude[0]:g} to {latitude[-1]:g}, in steps of {step:g}")
