@@ -131,7 +131,7 @@ def test_static_fields_that_are_repeated_in_time_or_change(tmp_path):
         open_source(tmp_path / "*.nc", static=["lsm"]).static["lsm"], DATASET["land_sea_mask"]
     )
     later = dataset.assign_coords(time=dataset.time + np.timedelta64(30, "D"))
-    later.assign(lsm=1 - repeated).to_netcdf(tmp_path / "c.nc")
+    later.assign(lsm=1 - later.lsm).to_netcdf(tmp_path / "c.nc")
     reason = "left out lsm, changes with time, l.* does not"
     with pytest.raises(ValueError, match=f"no static field 'lsm'; {reason}"):
         open_source(tmp_path / "*.nc", static=["lsm"])
