@@ -47,7 +47,7 @@ setup(
         "etils[epath]>=1.9",
         "numpy>=2.0",
         "netCDF4>=1.7.2",
-        "pint>=0.24",
+        "pint>=0.25",
         "matplotlib>=3.10",
         "tensorboardX>=2.6.4",
         "tqdm>=4.67",
