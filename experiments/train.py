@@ -149,9 +149,9 @@ def _run_steps(
             train_step = training.train_step.lower(state, batch, standardization).compile()
             log.note(_account(settings, training, state, batch, standardization, train_step))
         state, metrics = train_step(state, batch, standardization)
-        guard.watch(step, metrics)
-        if log.step(step, metrics):
+        if log.step(step, metrics):  # of the steps before: this one is still under way
             guard.check()
+        guard.watch(step, metrics)
         last = step == training.steps
         if settings.evaluation.every and (last or step % settings.evaluation.every == 0):
             with open_held_out() as batches:
