@@ -100,7 +100,7 @@ class Work:
 
 
 def test_the_host_is_one_step_ahead(tmp_path, clock):
-    """It waits for the step before the one it sent; what the devices idle is from a step's end to the next one's call."""
+    """It waits for the step before the one it sent; the devices idle from a step's end to the next one's call."""
     first, second, third = steps = [Work(), Work(), Work()]
     first.over.set()
     second.over.set()

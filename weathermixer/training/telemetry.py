@@ -124,7 +124,7 @@ class RunLog:
             yield batch
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> dict[str, float] | None:
-        """Tells that `step` was sent; waits for the one before. Where a line was due for that one, writes and returns it."""
+        """Tells that `step` was sent; waits for the one before. Where a line is due for that one, writes and returns it."""
         if self._files:
             self._bar.update(step - self._bar.n)
         before, self._sent = self._sent, Sent(step, metrics, self._ends.submit(_end, metrics), self._account)
