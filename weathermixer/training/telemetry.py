@@ -6,8 +6,8 @@
             log.step(step, metrics)
 
 The host stays one step ahead: with a step sent, it waits for the one before, and writes that one's line while the
-devices work on. What they idle all the same, from a step's end to the call of the next, is in the line: whatever made
-the host late, the data or the log itself. Process 0 writes; every process may call.
+devices work on. What they idle all the same is in the line: from a step's end until the next one is called and its
+batch is there, whatever was late, the data or the log itself. Process 0 writes; every process may call.
 """
 
 import json
@@ -63,11 +63,13 @@ def open_log(
 
 
 class Sent(NamedTuple):
-    """A step that was sent to the devices: its metrics, when it ended, and the loader's account of what it was read."""
+    """A step that was sent to the devices: when it was called, its batch was there and it ended, and what it gave."""
 
     step: int
-    metrics: Mapping[str, Any]
+    called: float
+    there: Future
     end: Future
+    metrics: Mapping[str, Any]
     account: Any
 
 
@@ -81,8 +83,9 @@ class RunLog:
         self._account: Any = None
         self._files = None
         self._ends = ThreadPoolExecutor(1, thread_name_prefix="ends of steps")
-        self._late = 0.0  # how long the devices have idled before the step that is called next
         self._sent: Sent | None = None  # the step sent last
+        self._called: tuple[float, Future] | None = None  # the next one's call, and its batch's arrival
+        self._ended: float | None = None  # the step before; None where something else came between
         self._restart(first_step, time.perf_counter(), None)
 
     def open_files(self, workdir: Path, last_step: int) -> None:
@@ -112,31 +115,29 @@ class RunLog:
         self._files = None
 
     def watch(self, batches: Iterable[Batch], *, account: Callable[[], Any] | None = None) -> Iterator[Batch]:
-        """Yields the batches, noting how long the devices have idled by then; the batch's step is called next.
+        """Yields the batches, noting when each is handed over, which is when its step is called.
 
         account: tells bytes_read, bytes_needed and skipped samples so far, as the loader's `Batches.account` does.
         """
         for batch in batches:
             if account is not None:
                 self._account = account()
-            idles = self._sent is not None and self._sent.end.done()
-            self._late = time.perf_counter() - self._sent.end.result() if idles else 0.0
+            self._called = time.perf_counter(), self._ends.submit(_end, batch)
             yield batch
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> dict[str, float] | None:
-        """Tells that `step` was sent; waits for the one before. Where a line is due for that one, writes and returns it."""
+        """Tells that `step` was sent; waits for the one before. If its line is due, writes and returns it."""
         if self._files:
             self._bar.update(step - self._bar.n)
-        before, self._sent = self._sent, Sent(step, metrics, self._ends.submit(_end, metrics), self._account)
+        called, there = self._called or (time.perf_counter(), self._ends.submit(time.perf_counter))
+        end = self._ends.submit(_end, metrics)
+        before, self._sent = self._sent, Sent(step, called, there, end, metrics, self._account)
         if not self._compiled:
-            ended = self._sent.end.result()
-            self.note(f"first step, with compilation: {ended - self._since:.1f} s")
+            self._ended = end.result()
+            self.note(f"first step, with compilation: {self._ended - self._since:.1f} s")
             self._compiled = True
-            self._restart(step, ended, self._account)
-            return None
-        line = self._finish(before) if before else None
-        self._idle += self._late  # of this step: after the line of the one before
-        return line
+            self._restart(step, self._ended, self._account)
+        return self._finish(before) if before else None
 
     def flush(self) -> dict[str, float] | None:
         """Waits for the step sent last: to be called where the loop stops for anything else. As `step`, of this one."""
@@ -145,6 +146,9 @@ class RunLog:
 
     def _finish(self, sent: Sent) -> dict[str, float] | None:
         ended = sent.end.result()
+        if self._ended is not None:
+            self._idle += max(0.0, max(sent.called, sent.there.result()) - self._ended)
+        self._ended = ended
         if sent.step % self._every:
             return None
         values = {name: float(value) for name, value in jax.device_get(dict(sent.metrics)).items()}
@@ -158,6 +162,7 @@ class RunLog:
         self.flush()
         values = {name: float(value) for name, value in values.items()}
         self._write(step, values, format_line(step, values))
+        self._ended = None
         self._restart(step, time.perf_counter(), self._account)
 
     def note(self, text: str) -> None:
@@ -232,9 +237,9 @@ def format_line(step: int, values: Mapping[str, float]) -> str:
     return "  ".join([f"step {step}", *(f"{name} {value:.4g}" for name, value in values.items()), *rates])
 
 
-def _end(metrics: Mapping[str, Any]) -> float:
-    """When a step that was sent to the devices ends; the thread that waits for it keeps nobody else waiting."""
-    jax.block_until_ready(metrics)
+def _end(arrays: Any) -> float:
+    """When arrays that are being made are there; the thread that waits for them keeps nobody else waiting."""
+    jax.block_until_ready(arrays)
     return time.perf_counter()
 
 
