@@ -29,6 +29,7 @@ from jax.sharding import Mesh
 from experiments import command_line
 from weathermixer.archive.archive import Archive, open_archive
 from weathermixer.archive.loader import Batch, Batches, make_batches
+from weathermixer.archive.reference import make_reference
 from weathermixer.archive.sampling import valid_starts
 from weathermixer.archive.standardization import Standardization, make_standardization
 from weathermixer.fields.grid import cosine_weights
@@ -59,7 +60,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         train_step, state = make_problem(shape, args)
         if archive:
             batches = stack.enter_context(read_batches(archive, channel_set, mesh, args))
-            fields = next(batches), make_standardization(archive, channel_set, mesh)
+            packing = dict(scale=archive.scale, offset=archive.offset)
+            fields = next(batches), make_standardization(make_reference(archive, channel_set), mesh, **packing)
         else:
             fields = make_fields(shape, args, mesh)
         compiled = train_step.lower(state, *fields).compile()
