@@ -56,6 +56,8 @@ def train(settings: Settings, workdir: pathlib.Path, data: str | None = None, *,
     check_divides(mesh, batch_size=("batch", settings.training.batch_size))
     workdirs.check_workdir(settings, workdir)
     archive = build.open_data(settings, data)
+    if settings.evaluation.final:
+        evaluate.check(settings, archive)
     record = workdirs.make_record(settings, workdir, archive, accept_data=accept_data)
     reference, channel_set = record.reference, record.reference.channel_set
     lead_hours = settings.training.lead_steps * archive.step_hours

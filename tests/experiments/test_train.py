@@ -135,6 +135,24 @@ def test_values_that_are_not_finite_stop_the_run_and_name_the_last_good_checkpoi
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            dict(lead_hours=(6, 9)),
+            r"config.evaluation: lead_hours=\[6, 9\]: \[9\] cannot be forecast with a step of 6 h",
+        ),
+        (dict(lead_hours=(6, 240)), r"config.evaluation: lead_hours=\[240\]: no start from 2000-01-08"),
+        (dict(forecast_hours=27), r"config.evaluation: lead_hours=\[27\]: \[27\] cannot be forecast"),
+    ],
+)
+def test_an_end_that_cannot_be_is_refused_before_the_run(changes, message, archive, tmp_path):
+    changes = {f"evaluation__{name}": value for name, value in changes.items()}
+    with pytest.raises(ValueError, match=message):
+        train.train(make_run_settings(evaluation__final=True, **changes), tmp_path, archive)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
         (dict(data__channels=("2m_temperature", "snow_depth")), r"has no channels \['snow_depth'\]; it has"),
         (dict(data__static=("soil_type",)), r"has no static fields \['soil_type'\]"),
         (dict(data__train=("1990-01-01", "1990-12-31")), "no pair 6 h apart between 1990-01-01 and 1990-12-31"),
