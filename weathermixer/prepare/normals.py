@@ -8,6 +8,7 @@ WeatherBench 2's names and dimensions: a variable is [hour, dayofyear, level, la
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import Channel, group_by_variable
 from weathermixer.prepare.journal import Journal
 from weathermixer.prepare.sources import Source
+from weathermixer.prepare.workers import Workers
 
 DAYS = 366
 WINDOW_DAYS = 61
@@ -108,15 +110,30 @@ def climatology_members(channels: Sequence[Channel]) -> list[str]:
     return [CLIMATOLOGY, *(f"{CLIMATOLOGY}/{name}" for name in names)]
 
 
-def climatology_bytes(store: storage.Array) -> int:
-    """Memory that `write_climatology` takes: a year of one chunk's channels and rows, four times over, and a batch."""
-    _, channels, rows, lon = store.chunk_layout.read_chunk.shape
-    return 4 * DAYS * channels * rows * lon * 4 + 2 * BATCH_BYTES
+@dataclasses.dataclass(frozen=True, eq=False)
+class Block:
+    """One hour, a chunk's channels and rows, and all that making their climatology takes.
+
+    `places` [channel] are each channel's variable and place among the levels, None at the surface. scale, offset and
+    center are of these channels; sums are of deviations from center, a physical value near each channel's mean.
+    """
+
+    target: str
+    recipe: str
+    number: int
+    hour: int
+    terms: Contribution
+    some: slice
+    rows: slice
+    places: list[tuple[str, int | None]]
+    scale: Float[np.ndarray, " channel"]
+    offset: Float[np.ndarray, " channel"]
+    center: Float[np.ndarray, " channel"]
 
 
 def write_climatology(
     target: str,
-    store: storage.Array,
+    recipe: str,
     terms: Sequence[Contribution],
     source: Source,
     *,
@@ -124,46 +141,60 @@ def write_climatology(
     offset: Float[np.ndarray, " channel"],
     center: Float[np.ndarray, " channel"],
     journal: Journal,
+    workers: Workers,
+    memory_bytes: int,
 ) -> None:
     """Writes the group `climatology` of an archive whose fields are complete, chunk by chunk: each is read once.
 
-    Goes on where it was stopped. `center` is a physical value near each channel's mean: sums are of deviations from it.
+    Goes on where it was stopped. So many workers are at it as memory_bytes, that of all, suffices for.
     """
-    matrix = smoothing_matrix(window_weights()).astype(np.float32)
-    _, group, band, _ = store.chunk_layout.read_chunk.shape
-    outputs = _create_group(target, terms, source.grid, source.channels, band)
+    store = storage.open_array(storage.join(target, "fields"))
+    _, group, band, lon = store.chunk_layout.read_chunk.shape
     _, count, lat, _ = store.shape
-    blocks = [
-        (hour, slice(channel, min(channel + group, count)), slice(row, min(row + band, lat)))
-        for hour in range(len(terms))
-        for channel in range(0, count, group)
-        for row in range(0, lat, band)
-    ]
+    places = _create_group(target, terms, source.grid, source.channels, band)
+    pieces = itertools.product(range(len(terms)), range(0, count, group), range(0, lat, band))
+    blocks = []
+    for number, (hour, channel, row) in enumerate(pieces):
+        some, rows = slice(channel, min(channel + group, count)), slice(row, min(row + band, lat))
+        of_some = {"scale": scale[some], "offset": offset[some], "center": center[some]}
+        blocks.append(Block(target, recipe, number, hour, terms[hour], some, rows, places=places[some], **of_some))
     finished = journal.marks(CLIMATOLOGY)
+    # a year of a chunk four times over: summed, smoothed, cut and encoded
+    most = max(1, memory_bytes // (4 * DAYS * group * band * lon * 4 + 2 * BATCH_BYTES))
+    missing = (block for block in blocks if block.number not in finished)
     with Progress("climatology", total=len(blocks), done=len(finished), unit="blocks") as progress:
-        for number, (hour, some, rows) in enumerate(blocks):
-            if number in finished:
-                continue
-            total, weight = _sum_days(store, terms[hour], some, rows, (center - offset) / scale)
-            sums = matrix @ total.reshape(DAYS, -1)
-            with np.errstate(invalid="ignore"):  # NaN where all values are missing
-                mean = sums.reshape(total.shape) / (matrix @ weight.reshape(DAYS, -1)).reshape(weight.shape)
-            mean = mean * scale[some, None, None].astype(np.float32) + center[some, None, None].astype(np.float32)
-            writes = [
-                outputs[channel][hour, :, rows].write(mean[:, position])
-                for position, channel in enumerate(range(count)[some])
-            ]
-            for write in writes:
-                write.result()
-            journal.mark(CLIMATOLOGY, number)
+        for _ in workers.map(_make_block, missing, ahead=most - 1):
             progress.update(1)
+
+
+def _make_block(block: Block) -> None:
+    store = storage.open_array(storage.join(block.target, "fields"))
+    journal = Journal(block.target)
+    matrix = smoothing_matrix(window_weights()).astype(np.float32)
+    scale, offset, center = (values[:, None, None] for values in (block.scale, block.offset, block.center))
+    stored_center = ((center - offset) / scale).astype(np.float32)
+    total, weight = _sum_days(store, block.terms, block.some, block.rows, stored_center)
+    mean = (matrix @ total.reshape(DAYS, -1)).reshape(total.shape)
+    del total
+    with np.errstate(invalid="ignore"):  # NaN where all values are missing
+        mean /= (matrix @ weight.reshape(DAYS, -1)).reshape(weight.shape)
+    mean *= scale.astype(np.float32)
+    mean += center.astype(np.float32)
+    journal.check_recipe(block.recipe)
+    writes = []
+    for position, (variable, level) in enumerate(block.places):
+        output = storage.open_array(storage.join(block.target, CLIMATOLOGY, variable), write=True)
+        output = output if level is None else output[:, :, level]
+        writes.append(output[block.hour, :, block.rows].write(mean[:, position]))
+    for write in writes:
+        write.result()
+    journal.mark(CLIMATOLOGY, block.number)
 
 
 def _sum_days(store: storage.Array, terms: Contribution, some: slice, rows: slice, center: np.ndarray):
     """(sum of stored values less `center`, how many) for each day of the year; counts are per value where some lack."""
     shape = (DAYS, some.stop - some.start, rows.stop - rows.start, store.shape[3])
     total, weight = np.zeros(shape, np.float32), np.zeros((DAYS, 1, 1, 1), np.float32)
-    center = center[some, None, None].astype(np.float32)
     batch = int(np.clip(BATCH_BYTES // (4 * np.prod(shape[1:])), 1, 256))
     for start in range(0, len(terms.index), batch):
         part = slice(start, start + batch)
@@ -183,8 +214,8 @@ def _sum_days(store: storage.Array, terms: Contribution, some: slice, rows: slic
 
 def _create_group(
     target: str, terms: Sequence[Contribution], grid: Grid, channels: Sequence[Channel], band: int
-) -> list[storage.Array]:
-    """Writes metadata and coordinates; returns for each channel its part [hour, day, lat, lon] of an array."""
+) -> list[tuple[str, int | None]]:
+    """Writes metadata and coordinates; returns each channel's variable and its place among the levels, if any."""
     folder = storage.join(target, CLIMATOLOGY)
     levels = sorted({channel.level_hpa for channel in channels if channel.level_hpa is not None})
     coordinates = {
@@ -198,7 +229,6 @@ def _create_group(
     for name, values in coordinates.items():
         storage.write_array(storage.join(folder, name), values, dimensions=[name])
     lat, lon = grid.shape
-    outputs: dict[int, storage.Array] = {}
     for variable, indices in group_by_variable(channels).items():
         upper = channels[indices[0]].level_hpa is not None
         level = ([len(levels)], [1], ["level"]) if upper else ([], [], [])
@@ -207,12 +237,10 @@ def _create_group(
         )
         metadata["dimension_names"] = ["hour", "dayofyear", *level[2], "latitude", "longitude"]
         metadata["attributes"] = {"units": channels[indices[0]].units}
-        array = storage.create_array(storage.join(folder, variable), metadata)
-        for index in indices:
-            outputs[index] = array[:, :, levels.index(channels[index].level_hpa)] if upper else array
+        storage.create_array(storage.join(folder, variable), metadata)
     document = {"zarr_format": 3, "node_type": "group", "attributes": {"window_days": WINDOW_DAYS}}
     storage.write_json(storage.open_folder(folder), "zarr.json", document)
-    return [outputs[index] for index in range(len(channels))]
+    return [(c.variable, None if c.level_hpa is None else levels.index(c.level_hpa)) for c in channels]
 
 
 def _metadata(shape: list[int], shard: list[int], chunk: list[int]) -> dict:

@@ -89,7 +89,7 @@ def prepare_archive(
         description = plan.describe(source) | options
         recipe = journal.open_recipe(description) or _make_recipe(journal, source, plan, description, workers)
         scale, offset, shift = (np.array(recipe[name]) for name in ("scale", "offset", "shift"))
-        store = create_archive(
+        create_archive(
             path,
             times=source.times,
             grid=source.grid,
@@ -115,8 +115,9 @@ def prepare_archive(
         members = ["checksum"]
         if terms:
             write_climatology(
-                working_path(path), store, terms, source, scale=scale, offset=offset, center=shift, journal=journal
-            )
+                whole.target, whole.recipe, terms, source, scale=scale, offset=offset, center=shift, journal=journal,
+                workers=workers, memory_bytes=workers.count * plan.worker_bytes,
+            )  # fmt: skip
             members += climatology_members(source.channels)
         publish(path, attributes=more, members=members)
     remove_journal(path)

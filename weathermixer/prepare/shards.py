@@ -19,7 +19,7 @@ from weathermixer.prepare.sources import Source
 from weathermixer.prepare.statistics import ROWS, add_sums, measure, no_sums
 from weathermixer.prepare.workers import GO_ON, in_order
 
-PIECE_BYTES = 2**17  # of float32 that is measured and packed at once: it and its copies stay in a core's cache
+PIECE_BYTES = 2**19  # of float32 that is measured and packed at once: it and its copies stay in a core's cache
 MISSING, MINIMUM, MAXIMUM = (ROWS.index(name) for name in ("missing", "minimum", "maximum"))
 
 
@@ -158,6 +158,8 @@ def _make_shard(task: Task, times: range, blocks: Iterator, earlier: Earlier) ->
                     sums[:, some] = add_sums(sums[:, some], part[0])
                 last[time] = fields
                 last.pop(time - task.plan.lag, None)
+            if task.plan.times_per_block > task.plan.lag:  # a view would keep all of its block
+                last.update({time: fields.copy() for time, fields in last.items()})
     return Shard(frames, sums, checksums(frames), faults)
 
 

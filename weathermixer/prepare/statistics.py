@@ -59,18 +59,19 @@ def measure(
     if earlier is not None:
         with np.errstate(invalid="ignore"):  # infinity minus infinity is counted as missing
             change = fields - earlier
-        sums[3:6] = _moments(change, np.zeros(len(fields)), row_weights)
+        sums[3:6] = _moments(change, None, row_weights)
     return sums
 
 
-def _moments(values: np.ndarray, shift: np.ndarray, row_weights: np.ndarray) -> np.ndarray:
+def _moments(values: np.ndarray, shift: np.ndarray | None, row_weights: np.ndarray) -> np.ndarray:
     """(sum w, sum w d, sum w d^2) per channel, of the values that are finite."""
 
     def total(of: np.ndarray) -> np.ndarray:
         return (of.sum(axis=-1) * row_weights).sum(axis=-1)
 
     deviation = values.astype(np.float64)
-    deviation -= shift[:, None, None]
+    if shift is not None:
+        deviation -= shift[:, None, None]
     with np.errstate(invalid="ignore"):
         first = total(deviation)
     weight = np.full(len(values), row_weights.sum() * values.shape[-1])
