@@ -21,14 +21,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import xarray as xr
 
 from experiments import command_line
-from weathermixer.forecasting.rollout import MODES
+from weathermixer.archive.archive import Archive
+from weathermixer.archive.sampling import in_period, with_previous
+from weathermixer.forecasting.rollout import MODES, check_leads
 from weathermixer.parallel import distributed
 from weathermixer.parallel.mesh import make_mesh
 from weathermixer.runs import run as runs
 from weathermixer.runs.run import Run
+from weathermixer.runs.settings import Settings
+from weathermixer.verification.evaluation import valid_indices
 from weathermixer.verification.scores import format_scores, write_scores
 
 SCORES_FILE = "scores.json"
@@ -42,6 +47,22 @@ def score(run: Run, data: str | None = None, *, output: str | os.PathLike | None
         print(format_scores(scores), flush=True)
         write_scores(scores, output or run.path / SCORES_FILE)
     return scores
+
+
+def check(settings: Settings, archive: Archive) -> None:
+    """Raises ValueError for scores and a forecast of a config that an archive does not allow, before there is a run."""
+    options, times = settings.evaluation, archive.times
+    period = getattr(settings.data, options.period)
+    starts = np.flatnonzero(in_period(times, period))
+    try:
+        check_leads(options.lead_hours, step_hours=archive.step_hours)
+        if settings.model.history == 2 and len(starts):
+            starts = with_previous(times, starts, step_hours=archive.step_hours)
+        until = times[in_period(times, period)].max(initial=times[0])
+        valid_indices(times, starts, lead_hours=options.lead_hours, until=until)
+        check_leads([options.forecast_hours], step_hours=archive.step_hours)
+    except ValueError as error:
+        raise ValueError(f"config.evaluation: {error}") from None
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:

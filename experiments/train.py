@@ -21,16 +21,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from experiments import command_line, evaluate, forecast
 from weathermixer.archive.archive import Archive
 from weathermixer.archive.boxes import read_amplification
-from weathermixer.archive.frames import archive_frames
+from weathermixer.archive.frames import Frames, archive_frames
 from weathermixer.archive.loader import Batch, Batches, make_batches
-from weathermixer.archive.sampling import valid_starts, with_previous
+from weathermixer.archive.reference import Reference, describe_roles
+from weathermixer.archive.sampling import sample_starts, valid_starts, with_previous
 from weathermixer.archive.standardization import Standardization
-from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel import distributed
 from weathermixer.parallel.mesh import check_divides, make_mesh, use_mesh
 from weathermixer.planning.account import account_step, format_account
@@ -55,6 +56,8 @@ def train(settings: Settings, workdir: pathlib.Path, data: str | None = None, *,
     check_divides(mesh, batch_size=("batch", settings.training.batch_size))
     workdirs.check_workdir(settings, workdir)
     archive = build.open_data(settings, data)
+    if settings.evaluation.final:
+        evaluate.check(settings, archive)
     record = workdirs.make_record(settings, workdir, archive, accept_data=accept_data)
     reference, channel_set = record.reference, record.reference.channel_set
     lead_hours = settings.training.lead_steps * archive.step_hours
@@ -73,7 +76,7 @@ def train(settings: Settings, workdir: pathlib.Path, data: str | None = None, *,
         return make_batches(archive, channel_set, mesh, starts=starts, **options, **steps, **reading)
 
     with use_mesh(mesh):
-        standardization = archive_frames(archive, reference, mesh).standardization
+        frames = archive_frames(archive, reference, mesh)
         training = build.make_training(
             settings,
             latitude=reference.grid.latitude,
@@ -95,26 +98,32 @@ def train(settings: Settings, workdir: pathlib.Path, data: str | None = None, *,
                 _open_log(settings, workdir, training, first_step) as log,
                 open_batches(starts, first_step, training.steps) as batches,
             ):
-                _introduce(log, archive, channel_set, mesh, pairs=len(starts), host_bytes=batches.host_bytes)
+                _introduce(log, archive, reference, mesh, pairs=len(starts), host_bytes=batches.host_bytes)
                 log.note(f"{parameters(training.shape):,} parameters, steps {first_step} to {training.steps}")
 
                 def open_held_out():
                     return open_batches(held_out, 0, settings.evaluation.batches)
 
+                def look(step: int, *, validation: bool = False):
+                    chosen = held_out if validation else starts
+                    _look_for_missing(settings, frames, chosen, step, lead=lead_hours // archive.step_hours)
+
                 steps = enumerate(log.watch(batches, account=batches.account), first_step + 1)
-                state = _run_steps(settings, training, state, standardization, steps, open_held_out, log, checkpoints)
+                feed = (frames.standardization, steps, open_held_out, look)
+                state = _run_steps(settings, training, state, *feed, log, checkpoints)
                 for problem in batches.account().skipped:
                     log.note(f"skipped a sample: {problem}")
     params = state.ema if settings.training.ema_decay else state.params
     return Run(workdir, settings, reference, data, mesh, training.apply, params, training.steps)
 
 
-def _introduce(
-    log: RunLog, archive: Archive, channel_set: ChannelSet, mesh: Mesh, *, pairs: int, host_bytes: int
-) -> None:
+def _introduce(log: RunLog, archive: Archive, reference: Reference, mesh: Mesh, *, pairs: int, host_bytes: int) -> None:
     """The log's first lines: machine, data, and what reading takes."""
+    channel_set = reference.channel_set
     log.note(f"{distributed.describe()}, mesh {dict(mesh.shape)}")
     log.note(f"{archive.path}: {pairs} training pairs of {len(channel_set.dynamic)} channels")
+    for line in describe_roles(reference):
+        log.note(line)
     excess = read_amplification(archive, channel_set, mesh, processes=[mesh.local_devices])
     made_for = f"domain={archive.attributes['domain']}, tensor={archive.attributes['tensor']}"
     log.note(f"an archive for {made_for}: this process reads {excess:.2f} times the bytes that it needs")
@@ -128,23 +137,27 @@ def _run_steps(
     standardization: Standardization,
     steps: Iterable[tuple[int, Batch]],
     open_held_out: Callable[[], Batches],
+    look: Callable[..., None],
     log: RunLog,
     checkpoints: Checkpoints,
 ) -> TrainState:
-    """Trains on every (step, batch), with validation and checkpoints between; SystemExit where it is asked to stop."""
-    train_step, guard = None, _Guard(checkpoints)
+    """Trains on every (step, batch), with validation and checkpoints between; SystemExit where it is asked to stop.
+
+    `look` is asked for faults of the data where a loss is not finite, as look(step) and look(batch, validation=True).
+    """
+    train_step, guard = None, _Guard(checkpoints, look)
     for step, batch in steps:
         if train_step is None:  # compiled here, so that the account tells what the compiler plans for
             train_step = training.train_step.lower(state, batch, standardization).compile()
             log.note(_account(settings, training, state, batch, standardization, train_step))
         state, metrics = train_step(state, batch, standardization)
-        guard.watch(step, metrics)
-        if log.step(step, metrics):
+        if log.step(step, metrics):  # of the steps before: this one is still under way
             guard.check()
+        guard.watch(step, metrics)
         last = step == training.steps
         if settings.evaluation.every and (last or step % settings.evaluation.every == 0):
             with open_held_out() as batches:
-                loss = _mean_loss(training, settings, state, batches, standardization)
+                loss = _mean_loss(training, settings, state, batches, standardization, look)
             log.record(step, {"validation_loss": loss})
         stop = distributed.preempted(step)
         if stop or last or step % settings.training.checkpoint_every == 0:
@@ -159,33 +172,53 @@ def _run_steps(
 class _Guard:
     """Notices a loss that is not finite without waiting for every step, and before such a state is saved."""
 
-    def __init__(self, checkpoints: Checkpoints):
-        self._checkpoints = checkpoints
+    def __init__(self, checkpoints: Checkpoints, look: Callable[[int], None]):
+        self._checkpoints, self._look = checkpoints, look
         self._unseen: dict[int, Any] = {}
 
     def watch(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         self._unseen[step] = (metrics["loss"], metrics["grad_norm"])
 
     def check(self) -> None:
-        """Raises FloatingPointError naming the first bad step since the last check, and what is left to go on from."""
+        """Raises FloatingPointError naming the first bad step since the last check, and what is left to go on from.
+
+        Where the step's data is at fault `look` raises ValueError, which names channel and time.
+        """
         for step, (loss, grad_norm) in jax.device_get(self._unseen).items():
             if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+                self._look(step)
                 last = self._checkpoints.latest_step()
                 good = f"the last good checkpoint is step {last}" if last else "no checkpoint was saved before"
                 raise FloatingPointError(
                     f"step {step}: loss={loss}, grad_norm={grad_norm}; {good} ({self._checkpoints.directory}). "
-                    "Look at the data with experiments.prepare --verify, then lower config.optimizer.peak_rate, "
-                    "lengthen config.optimizer.warmup_epochs, or set config.model.compute_dtype=float32."
+                    "No value of its data is missing: lower config.optimizer.peak_rate, lengthen "
+                    "config.optimizer.warmup_epochs, or set config.model.compute_dtype=float32."
                 )
         self._unseen.clear()
 
 
+def _look_for_missing(settings: Settings, frames: Frames, starts: np.ndarray, step: int, *, lead: int) -> None:
+    """Reads a step's samples again; ValueError, with channel and time, where one lacks values that it should have."""
+    options = dict(seed=settings.seed, batch_size=settings.training.batch_size, block=settings.data.block)
+    chosen = sample_starts(starts, step=step - 1, **options)
+    for offset in (0, lead, *([-1] if settings.model.history == 2 else [])):
+        frames.read(chosen + offset)
+
+
 def _mean_loss(
-    training: build.Training, settings: Settings, state: TrainState, batches: Iterable[Batch], standardization: Any
+    training: build.Training,
+    settings: Settings,
+    state: TrainState,
+    batches: Iterable[Batch],
+    standardization: Any,
+    look: Callable[..., None],
 ) -> float:
     """The mean loss over some batches, with the parameters that would forecast."""
     params = state.ema if settings.training.ema_decay else state.params
     losses = [training.eval_loss(params, batch, standardization, None) for batch in batches]
+    for number, loss in enumerate(losses, 1):
+        if not math.isfinite(float(loss)):
+            look(number, validation=True)
     return sum(float(loss) for loss in losses) / len(losses)
 
 

@@ -20,16 +20,21 @@ def make_grid(lat: int, lon: int) -> Grid:
     return Grid(90 - (np.arange(lat) + 0.5) * 180 / lat, np.arange(lon) * 360 / lon)
 
 
-def make_archive(path, fields, *, times, channel_set: ChannelSet, static=None, dtype="float32") -> Archive:
-    """Publishes `fields` [time, channel, lat, lon] in SI units; float32 keeps them as they are."""
+def make_archive(
+    path, fields, *, times, channel_set: ChannelSet, static=None, dtype="float32", missing=None
+) -> Archive:
+    """Publishes `fields` [time, channel, lat, lon] in SI units; float32 keeps them as they are.
+
+    `missing` are the counts in the statistics; None: those that there are.
+    """
     _, channels, lat, lon = fields.shape
-    mean, std = fields.mean(axis=(0, 2, 3)), fields.std(axis=(0, 2, 3))
+    mean, std = np.nanmean(fields, axis=(0, 2, 3)), np.nanstd(fields, axis=(0, 2, 3))
     scale, offset = (np.ones(channels), np.zeros(channels)) if dtype == "float32" else (std, mean)
     store = create_archive(
         path,
         times=np.asarray(times, "datetime64[ns]"),
         grid=make_grid(lat, lon),
-        channels=channel_set.dynamic,
+        channels=channel_set.stored,
         static=static or {},
         scale=scale,
         offset=offset,
@@ -39,8 +44,9 @@ def make_archive(path, fields, *, times, channel_set: ChannelSet, static=None, d
     )
     stored = (fields - offset[:, None, None]) / scale[:, None, None]
     store[...].write(stored.astype(store.dtype.numpy_dtype)).result()
-    tendency = np.diff(fields, axis=0).std(axis=(0, 2, 3)) if len(times) > 1 else std
-    extremes = fields.min(axis=(0, 2, 3)), fields.max(axis=(0, 2, 3))
-    write_statistics(path, Statistics(mean, std, tendency, *extremes, np.zeros(channels, np.int64)))
+    tendency = np.nanstd(np.diff(fields, axis=0), axis=(0, 2, 3)) if len(times) > 1 else std
+    extremes = np.nanmin(fields, axis=(0, 2, 3)), np.nanmax(fields, axis=(0, 2, 3))
+    missing = np.isnan(fields).sum(axis=(0, 2, 3)) if missing is None else np.asarray(missing)
+    write_statistics(path, Statistics(mean, std, tendency, *extremes, missing))
     publish(path)
     return open_archive(path)

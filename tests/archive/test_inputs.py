@@ -65,14 +65,15 @@ def test_what_no_statistics_know_of_is_named(missing):
     with use_mesh(mesh):
         s = synthetic.make_standardization(CHANNELS, GRID, mesh, missing=missing)
         state, _ = make_state(mesh)
+        about = {"times": TIMES, "name": "an archive"}
         if missing:
-            check_complete(state, s, CHANNELS, TIMES)
+            check_complete(state, s, CHANNELS, **about)
             state, _ = make_state(mesh, channel=0)
         named = (
-            "2m_temperature at 2001-07-01T12 has 1 " if missing else "sea_surface_temperature at 2001-06-30T18 has 1"
+            "2m_temperature at 2001-07-01T12:00 has 1" if missing else "sea_surface_temperature at 2001-06-30T18:00 has"
         )
-        with pytest.raises(ValueError, match=named + ".* leave out the time .*--exclude.* or the channel"):
-            check_complete(state, s, CHANNELS, TIMES)
+        with pytest.raises(ValueError, match=f"an archive: {named}.*of 512 values .*missing.* --exclude=2001"):
+            check_complete(state, s, CHANNELS, **about)
 
 
 def test_a_set_without_forcings_has_no_terms():

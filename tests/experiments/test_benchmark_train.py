@@ -42,3 +42,10 @@ def test_a_row_is_printed_and_added_to_the_file(tmp_path, capsys):
 def test_sizes_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="patch_rows=8 is not divisible by domain=3"):
         train.main([*TINY, "--mesh=1,3,1"])
+
+
+def test_fed_steps_are_timed_beside_bare_ones(make_archive, tmp_path):
+    archive = make_archive(domain=2)
+    row = train.main([*TINY, "--mesh=2,2,1", f"--data={archive.path}", "--steps=3"])
+    assert row["fed_over_bare"] == pytest.approx(row["fed_ms"] / row["step_ms"], rel=0.02)
+    assert 0 <= row["idle_ms"] <= row["fed_ms"]

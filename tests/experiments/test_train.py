@@ -132,6 +132,62 @@ def test_values_that_are_not_finite_stop_the_run_and_name_the_last_good_checkpoi
     assert bad < STEPS
 
 
+def make_sea(path, *, land=(), faulty=None, **options):
+    """An archive of two channels, the second of which lacks values on `land`, and one at the time `faulty`."""
+    fields = np.random.default_rng(1).standard_normal((40, 2, 8, 16)).cumsum(axis=0).astype(np.float32)
+    fields[:, 1, list(land)] = np.nan
+    if faulty is not None:
+        fields[faulty, 1, 2, 3] = np.nan
+    channels = ChannelSet.from_names(["2m_temperature", "sea_surface_temperature"])
+    return make_archive(str(path), fields, times=TIMES, channel_set=channels, **options).path
+
+
+def test_a_sea_that_lacks_land_trains_and_is_forecast_without_it(tmp_path, caplog):
+    archive = make_sea(tmp_path / "a", land=(2, 5))
+    changes = dict(data__forcings=("insolation",), data__fill_values={"sea_surface_temperature": -1.0})
+    changes |= dict(model__head="increment", loss__weights={"sea_surface_temperature": 2.0})
+    run = train.train(make_run_settings(**changes, mesh__domain=2, mesh__tensor=2), tmp_path / "run", archive)
+    assert all(np.isfinite(list(record.values())).all() for record in records(tmp_path / "run"))
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "forcings: insolation\nsea_surface_temperature lacks values: the input has -1 K there" in log
+    forecast = runs.open_run(tmp_path / "run").forecast(archive, starts=TIMES[[30, 31]], hours=12)
+    lacking = np.isnan(forecast.sea_surface_temperature).all(("time", "prediction_timedelta", "longitude"))
+    assert np.flatnonzero(lacking).tolist() == [2, 5] and np.isnan(forecast.sea_surface_temperature).mean() == 0.25
+    assert np.isfinite(forecast["2m_temperature"]).all()
+    scores = run.evaluate(archive, lead_hours=[6])
+    assert np.isfinite(scores.rmse).all()
+    other = changes | {"loss__weights": {"sea_surface_temperature": 3.0}}
+    with pytest.raises(ValueError, match=r"loss.weights.sea_surface_temperature=2.0, not 3.0"):
+        train.train(make_run_settings(**other), tmp_path / "run", archive)
+
+
+@pytest.mark.parametrize(("time", "when"), [(9, "2000-01-03T06:00"), (30, "2000-01-08T12:00")])
+def test_a_missing_value_that_stops_a_run_is_named(tmp_path, time, when):
+    """In training, and in validation."""
+    archive = make_sea(tmp_path / "a", faulty=time, missing=[0, 0])
+    changes = dict(evaluation__every=2, evaluation__batches=2, training__epochs=1.0, training__steps=0)
+    with pytest.raises(ValueError, match=f"sea_surface_temperature at {when} has 1 of 128 .*--exclude={when[:13]}"):
+        train.train(make_run_settings(**changes), tmp_path / "run", archive)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            dict(lead_hours=(6, 9)),
+            r"config.evaluation: lead_hours=\[6, 9\]: \[9\] cannot be forecast with a step of 6 h",
+        ),
+        (dict(lead_hours=(6, 240)), r"config.evaluation: lead_hours=\[240\]: no start from 2000-01-08"),
+        (dict(forecast_hours=27), r"config.evaluation: lead_hours=\[27\]: \[27\] cannot be forecast"),
+    ],
+)
+def test_an_end_that_cannot_be_is_refused_before_the_run(changes, message, archive, tmp_path):
+    changes = {f"evaluation__{name}": value for name, value in changes.items()}
+    with pytest.raises(ValueError, match=message):
+        train.train(make_run_settings(evaluation__final=True, **changes), tmp_path, archive)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

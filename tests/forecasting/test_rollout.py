@@ -19,6 +19,11 @@ def apply(params, x, *, repeats=1, key=None):
     return (x + repeats * params["rate"] * forcing) * DYNAMIC[None]
 
 
+def put_back(static):
+    """A next input with the static fields again."""
+    return lambda prediction, steps: prediction + static[None]
+
+
 def make_inputs(mesh):
     static = np.zeros(SHAPE[1:], np.float32)
     static[2] = np.linspace(-1, 1, SHAPE[2])[:, None]
@@ -33,7 +38,7 @@ def test_each_lead_is_so_many_steps(shape, mode):
     mesh = make_mesh(*shape)
     with use_mesh(mesh):
         params, x, static = make_inputs(mesh)
-        leads = dict(rollout(apply, params, x, static=static, lead_steps=[1, 3, 4], mode=mode))
+        leads = dict(rollout(apply, params, x, advance=put_back(static), lead_steps=[1, 3, 4], mode=mode))
     assert list(leads) == [1, 3, 4]
     for steps, prediction in leads.items():
         # the static field is put back after every step, or the forcing would stop after the first
@@ -52,11 +57,11 @@ def test_steps_are_computed_only_when_asked_for_and_compiled_once():
     mesh = make_mesh(1, 1, 1)
     with use_mesh(mesh):
         params, x, static = make_inputs(mesh)
-        forecast = rollout(counting, params, x, static=static, lead_steps=range(1, 1000))
+        forecast = rollout(counting, params, x, advance=put_back(static), lead_steps=range(1, 1000))
         assert not traced
         steps, _ = next(forecast)
         assert (steps, traced) == (1, [1])
-        list(rollout(counting, params, x, static=static, lead_steps=range(1, 20)))
+        list(rollout(counting, params, x, advance=put_back(static), lead_steps=range(1, 20)))
         assert len(traced) == 1
 
 
@@ -64,10 +69,10 @@ def test_steps_are_computed_only_when_asked_for_and_compiled_once():
 def test_leads_that_do_not_ascend_are_refused(lead_steps):
     x = jnp.zeros(SHAPE)
     with pytest.raises(ValueError, match="lead_steps"):
-        rollout(apply, {}, x, static=x[0], lead_steps=lead_steps)
+        rollout(apply, {}, x, advance=put_back(x[0]), lead_steps=lead_steps)
 
 
 def test_an_unknown_mode_is_refused():
     x = jnp.zeros(SHAPE)
     with pytest.raises(ValueError, match=r"mode='magic'.*latent"):
-        rollout(apply, {}, x, static=x[0], lead_steps=[1], mode="magic")
+        rollout(apply, {}, x, advance=put_back(x[0]), lead_steps=[1], mode="magic")

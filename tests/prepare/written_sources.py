@@ -71,3 +71,34 @@ def write_netcdf_parts(real: pathlib.Path, folder: pathlib.Path) -> None:
         hours = np.timedelta64(6 * number, "h")
         shifted = (fields.roll(longitude=number) * (1 + 1e-4 * number)).assign_coords(time=fields.time.values + hours)
         shifted.to_netcdf(folder / f"part{number}.nc")
+
+
+def write_grib(path: pathlib.Path, fields, *, latitude: np.ndarray, longitude: np.ndarray, edition: int = 1) -> None:
+    """Writes fields (short name, values [lat, lon], time, level in hPa or None, more keys) as GRIB messages."""
+    import eccodes
+
+    grid = {
+        "Ni": len(longitude),
+        "Nj": len(latitude),
+        "latitudeOfFirstGridPointInDegrees": latitude[0],
+        "latitudeOfLastGridPointInDegrees": latitude[-1],
+        "longitudeOfFirstGridPointInDegrees": longitude[0],
+        "longitudeOfLastGridPointInDegrees": longitude[-1],
+        "iDirectionIncrementInDegrees": longitude[1] - longitude[0],
+        "jDirectionIncrementInDegrees": abs(latitude[0] - latitude[1]),
+        "jScansPositively": int(latitude[0] < latitude[-1]),
+    }
+    with open(path, "wb") as file:
+        for short, values, time, level, more in fields:
+            handle = eccodes.codes_grib_new_from_samples(f"regular_ll_{'pl' if level else 'sfc'}_grib{edition}")
+            day, hour = f"{time:.13}".split("T")
+            keys = grid | {"dataDate": int(day.replace("-", "")), "dataTime": int(hour) * 100, "centre": "ecmf"}
+            keys |= {"setLocalDefinition": 1, "localDefinitionNumber": 1, "expver": "0001"} if edition == 1 else {}
+            keys |= {name: value for name, value in more.items() if name not in ("step", "stepRange")}
+            keys |= {"shortName": short} | ({"typeOfLevel": "isobaricInhPa", "level": level} if level else {})
+            keys |= {"step": 0, "bitsPerValue": 24} | {k: more[k] for k in ("step", "stepRange") if k in more}
+            for name, value in keys.items():
+                eccodes.codes_set(handle, name, value)
+            eccodes.codes_set_values(handle, np.asarray(values, np.float64).ravel())
+            eccodes.codes_write(handle, file)
+            eccodes.codes_release(handle)

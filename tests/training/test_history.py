@@ -79,7 +79,8 @@ def test_rollout_scores_and_forecasts_carry_the_state_before(archive, mesh_shape
 
 def test_latent_rollout_sees_both_frames():
     x = jnp.ones((2, 4, 8, 16))
-    (found,) = rollout(extrapolate, {}, x, static=0 * x[0], previous=0.75 * x, lead_steps=[3], mode="latent")
+    options = {"advance": print, "previous": 0.75 * x, "lead_steps": [3], "mode": "latent"}
+    (found,) = rollout(extrapolate, {}, x, **options)
     np.testing.assert_array_equal(found[1], 1.75 * np.asarray(x) * PREDICTED)
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import termios
+import threading
 import types
 
 import jax
@@ -57,8 +58,13 @@ def clock(monkeypatch):
     return clock
 
 
+def end_of_step(log):
+    """Waits until the step sent last has ended, before the clock moves on."""
+    log._sent.end.result()
+
+
 def test_rates_are_those_of_the_steps_since_the_last_line(tmp_path, clock):
-    """Steps of 0.5 s, 0.125 s of it waiting for data; the first one, which compiles for a minute, is not counted."""
+    """Steps of 0.5 s, 0.125 s of it idle for data; the first one, which compiles for a minute, is not counted."""
 
     def slow():
         for _ in range(3):
@@ -68,37 +74,74 @@ def test_rates_are_those_of_the_steps_since_the_last_line(tmp_path, clock):
     with open_small(tmp_path, every=3) as log:
         for step, _ in enumerate(log.watch(slow()), 1):
             clock.now += 60.0 if step == 1 else 0.375
-            values = log.step(step, {"loss": jnp.float32(1)})
+            assert log.step(step, {"loss": jnp.float32(1)}) is None
+            end_of_step(log)
+        values = log.flush()
     assert values == {
         "loss": 1.0,
         "step_seconds": 0.5,
         "samples_per_second": 8.0,
         "tflops_per_device": 8e9 / jax.device_count() / 0.5 / 1e12,
         "share_of_peak": 8e9 / jax.device_count() / 0.5 / 1e12,
-        "data_wait_seconds": 0.125,
+        "idle_seconds": 0.125,
     }
     assert (tmp_path / "log.txt").read_text().startswith("first step, with compilation: 60.1 s")
 
 
+class Work:
+    """Metrics of a step that ends when it is told to."""
+
+    def __init__(self):
+        self.over = threading.Event()
+
+    def block_until_ready(self):
+        self.over.wait(10)
+        return self
+
+
+def test_the_host_is_one_step_ahead(tmp_path, clock):
+    """It waits for the step before the last; devices idle from a step's end to the next one's call and its batch."""
+    first, second, third = steps = [Work(), Work(), Work()]
+    late = Work()
+    first.over.set()
+    second.over.set()
+    with open_small(tmp_path, every=10) as log:
+        batches = log.watch([0, 1, late])
+        for step, metrics in enumerate(steps, 1):
+            next(batches)
+            log.step(step, {"loss": metrics})  # the third is sent, and is not waited for
+            if step < 3:
+                end_of_step(log)
+            clock.now += 0.25
+        assert not log._sent.end.done()
+        clock.now += 1.0
+        late.over.set()
+        log._sent.there.result()
+        clock.now += 7.0
+        third.over.set()
+        log.flush()
+        assert log._idle == 0.25 + 1.5
+
+
 def test_a_loader_tells_what_it_read(tmp_path, clock):
-    account = types.SimpleNamespace(bytes_read=0, bytes_needed=0, skipped=())
+    accounts = [types.SimpleNamespace(bytes_read=n * 10**9, bytes_needed=2 * n * 10**9, skipped=()) for n in (1, 2, 3)]
+    accounts.append(types.SimpleNamespace(**vars(accounts[2]) | {"skipped": ("step 3, row 0: cannot read",)}))
+    taken = iter(accounts)
 
     def batches():
-        for _ in range(3):
+        for _ in accounts:
             clock.now += 0.5
-            account.bytes_read += 10**9
-            account.bytes_needed += 2 * 10**9
             yield jnp.zeros(4)
-        account.skipped = ("step 3, row 0: cannot read",)
-        yield jnp.zeros(4)
 
     with open_small(tmp_path, every=2) as log:
-        for step, _ in enumerate(log.watch(batches(), account=lambda: account), 1):
-            values = log.step(step, {"loss": jnp.float32(1)})
+        for step, _ in enumerate(log.watch(batches(), account=lambda: next(taken)), 1):
+            log.step(step, {"loss": jnp.float32(1)})
+            end_of_step(log)
+        values = log.flush()
     assert (values["gigabytes_read"], values["gigabytes_needed"], values["samples_skipped"]) == (3.0, 6.0, 1)
-    assert values["gigabytes_read_per_second"] == 1 / 0.5
+    assert values["gigabytes_read_per_second"] == 1 / 1.0
     line = format_line(4, values)
-    assert line.endswith("read 3 GB for 6 GB needed (2 GB/s)  1 samples could not be read and were replaced")
+    assert line.endswith("read 3 GB for 6 GB needed (1 GB/s)  1 samples could not be read and were replaced")
 
 
 def test_the_time_of_an_evaluation_is_left_out(tmp_path, clock):
@@ -107,14 +150,16 @@ def test_the_time_of_an_evaluation_is_left_out(tmp_path, clock):
         clock.now += 100.0
         log.record(1, {"rmse z500 24 h": 120.0})
         clock.now += 0.25
-        assert log.step(2, {"loss": jnp.float32(1)})["step_seconds"] == 0.25
+        log.step(2, {"loss": jnp.float32(1)})
+        assert log.flush()["step_seconds"] == 0.25
     assert records(tmp_path)[1]["rmse z500 24 h"] == 120.0
 
 
 def test_no_share_of_a_peak_that_is_not_known(tmp_path):
     with open_small(tmp_path, every=1, peak_flops=None) as log:
         log.step(1, {"loss": jnp.float32(1)})
-        assert "share_of_peak" not in log.step(2, {"loss": jnp.float32(1)})
+        log.step(2, {"loss": jnp.float32(1)})
+        assert "share_of_peak" not in log.flush()
     assert "peak" not in (tmp_path / "log.txt").read_text()
 
 
@@ -128,7 +173,8 @@ def test_a_resumed_run_replaces_the_steps_that_it_repeats(tmp_path):
 
 def test_a_number_that_is_not_finite_stays_readable_json(tmp_path):
     with open_small(tmp_path, every=1) as log:
-        assert np.isnan(log.step(1, {"loss": jnp.float32(jnp.nan)})["loss"])
+        log.step(1, {"loss": jnp.float32(jnp.nan)})
+        assert np.isnan(log.flush()["loss"])
     assert records(tmp_path)[0]["loss"] is None
 
 
@@ -145,7 +191,7 @@ def test_the_line():
         "samples_per_second": 153.2,
         "tflops_per_device": 412.0,
         "share_of_peak": 0.4166,
-        "data_wait_seconds": 0.0005,
+        "idle_seconds": 0.0005,
         "gigabytes_read": 12.44,
         "gigabytes_needed": 20.0,
         "gigabytes_read_per_second": 2.31,
@@ -153,7 +199,7 @@ def test_the_line():
     }
     assert format_line(1200, values) == (
         "step 1200  loss 0.1235  52.1 ms/step  153.2 samples/s  412 TFLOP/s per device (41.7% of peak)  "
-        "waited 0.5 ms (1%) for data  read 12.4 GB for 20 GB needed (2.31 GB/s)"
+        "idle 0.5 ms (1.0%)  read 12.4 GB for 20 GB needed (2.31 GB/s)"
     )
 
 

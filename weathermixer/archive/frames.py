@@ -3,15 +3,19 @@
 import dataclasses
 from collections.abc import Callable
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Num
 
 from weathermixer.archive.archive import Archive
+from weathermixer.archive.inputs import check_complete, make_input, place_terms
 from weathermixer.archive.loader import read_frames
 from weathermixer.archive.reference import Reference
 from weathermixer.archive.sampling import find_times
 from weathermixer.archive.standardization import Standardization, make_standardization, standardize
+
+_make_input = jax.jit(make_input)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,17 +38,25 @@ class Frames:
     read_stored: Callable[[Int[np.ndarray, " b"]], Num[Array, "b n lat lon"]]
 
     def read(self, indices: Int[np.ndarray, " b"]) -> Float[Array, "b n lat lon"]:
-        """The frames of some times as a global array, standardized, with the static fields; on the mesh in use."""
-        return standardize(self.read_stored(indices), self.standardization)
+        """The states at some times as a global array, standardized, NaN where values are missing; on the mesh in use.
 
-    def read_inputs(
-        self, starts: Int[np.ndarray, " b"], *, history: int
-    ) -> tuple[Float[Array, "b n lat lon"], Float[Array, "b n lat lon"] | None]:
-        """What a model sees of some starts: their frames, and those a step before where it sees two (else None).
-
-        Raises as `find_previous` does.
+        Raises ValueError that names channel and time where values are missing on one that should lack none.
         """
-        return self.read(starts), self.read(self.find_previous(starts)) if history == 2 else None
+        state = standardize(self.read_stored(indices), self.standardization)
+        about = {"times": self.times[indices], "name": self.name}
+        check_complete(state, self.standardization, self.reference.channel_set, **about)
+        return state
+
+    def make_input(self, state: Float[Array, "b n lat lon"], times: np.ndarray) -> Float[Array, "b n lat lon"]:
+        """The model's input of states at these times."""
+        reference = self.reference
+        terms = place_terms(reference.channel_set, times, self.mesh, step_hours=reference.step_hours)
+        return _make_input(state, self.standardization, terms)
+
+    def read_previous(self, starts: Int[np.ndarray, " b"]) -> Float[Array, "b n lat lon"]:
+        """The model's input a step before some starts; raises as `find_previous` does."""
+        before = self.find_previous(starts)
+        return self.make_input(self.read(before), self.times[before])
 
     def find_previous(self, starts: Int[np.ndarray, " b"]) -> Int[np.ndarray, " b"]:
         """Indices of the times a step before some starts; ValueError that names those which are not there."""

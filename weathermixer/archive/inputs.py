@@ -9,7 +9,7 @@ of those that are missing, static fields, forcings; and channels that are output
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec, reshard
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, reshard
 from jaxtyping import Array, Bool, Float
 
 from weathermixer.archive.standardization import Standardization
@@ -63,16 +63,18 @@ def find_missing(state: Float[Array, "b n lat lon"], s: Standardization) -> Bool
 
 
 def check_complete(
-    state: Float[Array, "b n lat lon"], s: Standardization, channel_set: ChannelSet, times: np.ndarray
+    state: Float[Array, "b n lat lon"], s: Standardization, channel_set: ChannelSet, *, times: np.ndarray, name: str
 ) -> None:
-    """Raises ValueError, with channel and time, where values are missing on channels that should lack none."""
-    lacking = np.asarray(_count_unexpected(state, s))[:, : len(channel_set.stored)]
+    """Raises ValueError, with channel and time, where a data set of this name lacks values that it should have."""
+    counts = reshard(_count_unexpected(state, s), NamedSharding(state.sharding.mesh, PartitionSpec()))
+    lacking = np.asarray(counts)[:, : len(channel_set.stored)]
     if lacking.any():
         row, channel = np.argwhere(lacking)[0]
+        what = f"{channel_set.stored_names[channel]} at {times[row]:.16}"
+        count = f"{lacking[row, channel]} of {np.prod(state.shape[2:])}"
         raise ValueError(
-            f"{channel_set.stored_names[channel]} at {times[row]:.13} has {lacking[row, channel]} missing or infinite "
-            "values, its statistics know of none: leave out the time (experiments.prepare --exclude) or the channel "
-            "(config.data.channels)"
+            f"{name}: {what} has {count} values that are missing or infinite, and its statistics know of none: leave "
+            f"this time out (experiments.prepare --exclude={times[row]:.13}), or train without the channel"
         )
 
 
@@ -81,4 +83,4 @@ def _count_unexpected(state: Array, s: Standardization) -> Array:
     bad = ~jnp.isfinite(state)
     if s.fill is not None:
         bad &= jnp.isnan(s.fill)[None, :, None, None]
-    return reshard(bad.sum((2, 3)), PartitionSpec())  # a few numbers, for every process
+    return bad.sum((2, 3))

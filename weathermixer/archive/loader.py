@@ -255,6 +255,7 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
             if self._replace is not None:
                 failed = self._agreement.reach(f"{step}/{attempt}", failed, self._closed)
             if not failed:
+                # not waited for: a copy to a GPU begins when the steps that it has been sent by then are done
                 earlier = self._terms(chosen - 1) if len(arrays) == 3 else None
                 return Batch(*arrays, terms=self._terms(chosen), previous_terms=earlier)
             chosen = chosen.copy()

@@ -151,9 +151,10 @@ class Reader:
                         part.buffer[row] = frame.values
         if failed:
             raise Unreadable(failed)
-        # a single frame goes to the device from wherever it was read to
+        # a single frame goes to the device from wherever it was read to; its values[None], whose new axis has stride 0,
+        # would be transposed on the host
         return [
-            [(part.box, part.frames[0].values[None] if len(part.frames) == 1 else part.buffer) for part in parts]
+            [(p.box, p.frames[0].values.reshape(p.buffer.shape) if len(p.frames) == 1 else p.buffer) for p in parts]
             for parts in pending.arrays
         ]
 

@@ -1,4 +1,4 @@
-"""From stored values to the model's input and back, on the device."""
+"""From stored values to standardized ones and back, on the device; inputs.py makes the model's input of them."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ from weathermixer.parallel.mesh import CutArray, check_divides, sharding
 class Standardization:
     """Per channel of the `channel` dimension, n = channel_set.size; arrays on the mesh.
 
-    scale, offset   stored -> standardized       (zero on static and padding channels)
+    scale, offset   stored -> standardized       (zero on channels that frames do not hold)
     mean, std       standardized -> physical     (0 and 1 there)
     tendency        std of the 6 h tendency in units of std      (zero there)
     static          [n, lat, lon] static fields, each standardized by its own mean and deviation (zero elsewhere)
@@ -80,6 +80,7 @@ def make_standardization(
         std=place(std, 1.0),
         tendency=_put(reference.tendency, sharding(mesh, "channel")),
         static=_put(_static_fields(reference), sharding(mesh, "channel", "lat", "lon")),
+        fill=None if np.isnan(reference.fill).all() else place((reference.fill - mean) / std, 0.0),
         **place_roles(channel_set, reference.grid, mesh),
     )
 
@@ -96,15 +97,9 @@ def place_roles(channel_set: ChannelSet, grid: Grid, mesh: Mesh) -> dict[str, ja
     return placed
 
 
-def standardize(
-    stored: Num[Array, "b n lat lon"], s: Standardization, *, static: bool = True
-) -> Float[Array, "b n lat lon"]:
-    """Stored values to standardized ones, float32: stored * scale + offset, and the static fields in their channels.
-
-    The model's input has static fields; a target can do without (static=False).
-    """
-    widened = stored.astype(jnp.float32) * s.scale[None, :, None, None] + s.offset[None, :, None, None]
-    return widened + s.static[None] if static else widened
+def standardize(stored: Num[Array, "b n lat lon"], s: Standardization) -> Float[Array, "b n lat lon"]:
+    """Stored values to standardized ones, float32: stored * scale + offset; NaN where one is missing."""
+    return stored.astype(jnp.float32) * s.scale[None, :, None, None] + s.offset[None, :, None, None]
 
 
 def to_physical(standardized: Float[Array, "b n lat lon"], s: Standardization) -> Float[Array, "b n lat lon"]:

@@ -59,7 +59,7 @@ def is_pressure(text: str) -> bool:
 def _registry() -> Any:  # a pint.UnitRegistry, whose own annotations no checker of types at run time understands
     registry = pint.UnitRegistry()
     # `mb` would be millibarns to pint, and `pa` picoyears
-    for definition in ("@alias pascal = pa", "@alias millibar = mb", "@alias meter = gpm", "gpdm = 10 * meter"):
+    for definition in ("@alias pascal = pa", "mb = 100 * pascal", "@alias meter = gpm", "gpdm = 10 * meter"):
         registry.define(definition)
     return registry
 
@@ -77,11 +77,12 @@ def _parse(text: str) -> tuple[float, float, Any] | None:
         text = {"c": "degC", "k": "kelvin", "f": "degF"}[match[1][0]]
     for pattern, replacement in _SPELLINGS:
         text = pattern.sub(replacement, text)
+    registry = _registry()
     try:
-        unit = _registry().Quantity(_registry().parse_expression(text))  # 10 hPa and 1e-3 are units too
+        unit = registry.Quantity(registry.parse_expression(text))  # 10 hPa and 1e-3 are units too
         if not 0 < unit.magnitude < float("inf"):
             return None
-        zero, one = (_registry().Quantity(value * unit.magnitude, unit.units).to_root_units() for value in (0.0, 1.0))
+        zero, one = (registry.Quantity(value * unit.magnitude, unit.units).to_root_units() for value in (0.0, 1.0))
     except Exception:  # pint raises errors of a dozen kinds, of its own and of Python's, for text that is no unit
         return None
     return float(one.magnitude - zero.magnitude), float(zero.magnitude), one.units

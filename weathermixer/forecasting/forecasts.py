@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 import weathermixer
 from weathermixer.archive.frames import Frames
-from weathermixer.archive.standardization import to_physical
+from weathermixer.archive.standardization import Standardization, to_physical
 from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import VARIABLES, Channel
-from weathermixer.forecasting.rollout import Apply, batches, rollout
+from weathermixer.forecasting.rollout import Apply, batches, make_advance, rollout, tell_what_is_held, withhold
 from weathermixer.parallel.mesh import check_divides, use_mesh
 
 # (positions of the starts, position of the lead, fields in SI units, cut over the mesh): a batch's first rows are those
@@ -39,12 +39,14 @@ def make_forecast(
     batch_size: int,
     mode: str = "autoregressive",
     history: int = 1,
+    prescribed: str = "analysis",
     progress: bool = False,
 ) -> Iterator[Forecast]:
     """Yields the forecasts from the times `starts` of a data set, a batch of starts and a lead at a time.
 
-    Where lead_steps begin with 0 the first is the state that is started from. Nothing here waits for the devices.
-    Raises ValueError for no starts and for a batch that does not divide.
+    Where lead_steps begin with 0 the first is the state that is started from. What that lacks is NaN at every lead.
+    `prescribed` says where input-only channels come from on the way (rollout.make_advance). Nothing here waits for the
+    devices. Raises ValueError for no starts and for a batch that does not divide.
 
     >>> run = weathermixer.open_run("runs/quickstart")
     >>> options = dict(starts=np.array([0, 8]), lead_steps=[1, 2], batch_size=2)
@@ -55,19 +57,30 @@ def make_forecast(
     if not len(starts):
         raise ValueError("no start to forecast from")
     check_divides(frames.mesh, batch_size=("batch", batch_size))
-    standardization, leads = frames.standardization, [steps for steps in lead_steps if steps]
-    in_units = jax.jit(to_physical)
+    leads = [steps for steps in lead_steps if steps]
+    tell_what_is_held(frames, starts, last_step=max(lead_steps), prescribed=prescribed)
     bar = tqdm(total=len(starts) * len(lead_steps), desc="forecast", unit="frame", disable=not progress, leave=False)
     with use_mesh(frames.mesh), bar:
         for chosen, real in batches(len(starts), batch_size):
-            x, previous = frames.read_inputs(starts[chosen], history=history)
-            options = {"static": standardization.static, "previous": previous, "lead_steps": leads, "mode": mode}
+            begin = frames.read(starts[chosen])
+            options = {
+                "advance": make_advance(frames, begin, starts[chosen], prescribed=prescribed),
+                "previous": frames.read_previous(starts[chosen]) if history == 2 else None,
+                "lead_steps": leads,
+                "mode": mode,
+            }
+            x = frames.make_input(begin, frames.times[starts[chosen]])
             states = rollout(apply, params, x, **options) if leads else ()
             if len(leads) < len(lead_steps):
-                states = itertools.chain([(0, x)], states)
+                states = itertools.chain([(0, begin)], states)
             for lead, (_, state) in enumerate(states):
-                yield chosen[real], lead, in_units(state, standardization)
+                yield chosen[real], lead, _in_units(state, begin, frames.standardization)
                 bar.update(int(real.sum()))
+
+
+@jax.jit
+def _in_units(prediction: Array, start: Array, standardization: Standardization) -> Array:
+    return to_physical(withhold(prediction, start, standardization), standardization)
 
 
 def describe_forecasts(

@@ -3,15 +3,25 @@
 Everything runs on the mesh in use; predictions come out as global arrays cut like the input.
 """
 
+import functools
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from weathermixer.archive.frames import Frames
+from weathermixer.archive.inputs import find_missing
+from weathermixer.archive.sampling import find_times
+from weathermixer.archive.standardization import Standardization
+
+logger = logging.getLogger(__name__)
 MODES = ("autoregressive", "latent")
+PRESCRIBED = ("analysis", "hold")  # where input-only channels come from on the way, see make_advance
 # apply(params, x, *, repeats=1, key=None) -> standardized prediction, zeros on static and padding channels
 Apply = Callable[..., Float[Array, "b n lat lon"]]
 
@@ -21,25 +31,28 @@ def rollout(
     params: Any,
     x: Float[Array, "b n lat lon"],
     *,
-    static: Float[Array, "n lat lon"],
+    advance: Callable[[Array, int], Array],
     previous: Float[Array, "b n lat lon"] | None = None,
     lead_steps: Sequence[int],
     mode: str = "autoregressive",
 ) -> Iterator[tuple[int, Float[Array, "b n lat lon"]]]:
-    """Yields (steps, prediction) at the ascending `lead_steps`, from the standardized state x with its static fields.
+    """Yields (steps, prediction) at the ascending `lead_steps`, from the model's input x.
 
-        autoregressive   x[k+1] = apply(params, x[k]) + static            every step is decoded and encoded again
+        autoregressive   x[k+1] = advance(apply(params, x[k]), k + 1)     every step is decoded and encoded again
         latent           x[k] = apply(params, x, repeats=k)               one encode and one decode whatever the lead
 
-    A model that sees two frames is given the `previous` state, a step before x, too, and each state before the next.
-    Raises ValueError at once, before anything is computed, on an unknown mode and on leads that do not ascend from 1.
+    `advance` makes the input of the prediction of so many steps (make_advance). A model that sees two frames is given
+    the `previous` input, a step before x, too, and each input before the next. Raises ValueError at once, before
+    anything is computed, on an unknown mode and on leads that do not ascend from 1.
 
-    >>> run = weathermixer.open_run("runs/quickstart")
+    >>> from weathermixer.forecasting.rollout import make_advance
+    >>> run, starts = weathermixer.open_run("runs/quickstart"), np.array([0])
     >>> frames = run.open_frames("dry.archive")
     >>> with jax.set_mesh(run.mesh):
-    ...     options = dict(static=frames.standardization.static, lead_steps=[1, 4])
-    ...     states = weathermixer.rollout(run.apply, run.params, frames.read(np.array([0])), **options)
-    ...     [(steps, state.shape) for steps, state in states]
+    ...     state = frames.read(starts)
+    ...     options = dict(advance=make_advance(frames, state, starts, prescribed="hold"), lead_steps=[1, 4])
+    ...     x = frames.make_input(state, frames.times[starts])
+    ...     [(steps, y.shape) for steps, y in weathermixer.rollout(run.apply, run.params, x, **options)]
     [(1, (1, 4, 16, 32)), (4, (1, 4, 16, 32))]
     """
     lead_steps = [int(steps) for steps in lead_steps]
@@ -51,7 +64,7 @@ def rollout(
     step = jax.jit(apply, static_argnames=("repeats",))
     if mode == "latent":
         return ((steps, step(params, x, repeats=steps, **_seen(previous))) for steps in lead_steps)
-    return _autoregressive(step, params, x, static, previous, lead_steps)
+    return _autoregressive(step, params, x, advance, previous, lead_steps)
 
 
 def _seen(previous: Array | None) -> dict[str, Array]:
@@ -59,14 +72,76 @@ def _seen(previous: Array | None) -> dict[str, Array]:
 
 
 def _autoregressive(
-    step: Apply, params: Any, x: Array, static: Array, previous: Array | None, lead_steps: Sequence[int]
+    step: Apply,
+    params: Any,
+    x: Array,
+    advance: Callable[[Array, int], Array],
+    previous: Array | None,
+    lead_steps: Sequence[int],
 ) -> Iterator[tuple[int, Array]]:
     for steps in range(1, lead_steps[-1] + 1):
         prediction = step(params, x, **_seen(previous))
-        previous = None if previous is None else x
-        x = prediction + static[None]
         if steps in lead_steps:
             yield steps, prediction
+        if steps < lead_steps[-1]:
+            previous = None if previous is None else x
+            x = advance(prediction, steps)
+
+
+def make_advance(
+    frames: Frames, state: Float[Array, "b n lat lon"], starts: Int[np.ndarray, " b"], *, prescribed: str
+) -> Callable[[Array, int], Array]:
+    """What turns predictions into the next input, for forecasts from the `state` at the data set's times `starts`.
+
+    Static fields are put back and forcings are those of the valid time. Input-only channels are as analysed then, or
+    at the last time before that there is ("analysis"), or stay as at the start ("hold"). What the start lacks is
+    lacking at every lead.
+    """
+    reference = frames.reference
+    channels, step = reference.channel_set, np.timedelta64(reference.step_hours, "h")
+
+    def advance(prediction: Array, steps: int) -> Array:
+        valid = frames.times[starts] + steps * step
+        given = None
+        if channels.input_only:
+            given = state if prescribed == "hold" else frames.read(np.searchsorted(frames.times, valid, "right") - 1)
+        # the first channels of `given` are predicted, the next ones are not
+        parts = len(channels.dynamic), len(channels.stored)
+        return frames.make_input(_next_state(prediction, state, given, frames.standardization, parts), valid)
+
+    return advance
+
+
+@functools.partial(jax.jit, static_argnames="parts")
+def _next_state(prediction, state, given, standardization, parts):
+    x = withhold(prediction, state, standardization)
+    if given is None:
+        return x
+    channel = np.arange(x.shape[1])
+    return jnp.where(((channel >= parts[0]) & (channel < parts[1]))[None, :, None, None], given, x)
+
+
+def tell_what_is_held(frames: Frames, starts: Int[np.ndarray, " start"], *, last_step: int, prescribed: str) -> None:
+    """Logs a line where input-only channels cannot be as analysed on the way, for the data set lacks the times."""
+    names = [channel.name for channel in frames.reference.channel_set.input_only]
+    if not names or prescribed == "hold":
+        return
+    steps = np.arange(1, last_step) * np.timedelta64(frames.reference.step_hours, "h")
+    passed = np.unique(frames.times[starts][:, None] + steps)
+    absent = passed[find_times(frames.times, passed) < 0]
+    if len(absent):
+        logger.warning(
+            "%s lacks %d of the %d times that forecasts pass, the first %s: %s stay there as at the last time before",
+            frames.name, len(absent), len(passed), f"{absent[0]:.13}", ", ".join(names),
+        )  # fmt: skip
+
+
+def withhold(
+    prediction: Float[Array, "b n lat lon"], state: Float[Array, "b n lat lon"], standardization: Standardization
+) -> Float[Array, "b n lat lon"]:
+    """The prediction without what the state that it started from lacks: NaN in its place."""
+    missing = find_missing(state, standardization)
+    return prediction if missing is None else jnp.where(missing, jnp.nan, prediction)
 
 
 def check_leads(lead_hours: Sequence[int], *, step_hours: int) -> None:

@@ -17,7 +17,7 @@ import xarray as xr
 from weathermixer.prepare.coordinates import DIMENSIONS, rename_dimensions
 from weathermixer.prepare.grib import is_grib, open_grib
 from weathermixer.prepare.netcdf3 import length_by_header
-from weathermixer.prepare.times import Note, at_valid_times, read_lead, with_dates
+from weathermixer.prepare.times import LEADS, Note, at_valid_times, read_lead, with_dates
 
 Spec = str | os.PathLike | xr.Dataset
 
@@ -58,6 +58,7 @@ def open_pieces(
             pieces += _open(path, variables, storage_options, notes)
     for name, value in (select or {}).items():
         pieces = select_entry(pieces, name, str(value))
+    _refuse_one_beside_many(pieces)
     return [part for piece in pieces for part in make_canonical(piece, notes)], notes
 
 
@@ -180,6 +181,20 @@ def select_entry(pieces: Sequence[xr.Dataset], name: str, value: str) -> list[xr
     if not found:
         raise ValueError(f"select {name}={value}: there is no such {name}; it has {', '.join(offered)}")
     return kept
+
+
+def _refuse_one_beside_many(pieces: Sequence[xr.Dataset]) -> None:
+    """ValueError for a variable with a dimension, as members, in one piece, and one entry of it, as control, beside."""
+    single = {(str(n), v) for piece in pieces for n, c in piece.coords.items() if not c.ndim for v in piece.data_vars}
+    for piece in pieces:
+        for dim in {str(dim) for dim in piece.dims if dim in piece.coords}.difference(*DIMENSIONS.values(), LEADS):
+            both = [variable for variable in piece.data_vars if (dim, variable) in single]
+            if both:
+                entries = ", ".join(_entries(piece, dim))
+                where = piece.encoding.get("source", "dataset")
+                raise ValueError(
+                    f"{both[0]} is there with {dim} {entries} in {where}, and beside: --select={dim}=VALUE"
+                )
 
 
 def _entries(piece: xr.Dataset, name: str) -> list[str]:

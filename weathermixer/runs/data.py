@@ -64,18 +64,10 @@ def _read(
     indices: Int[np.ndarray, " b"],
     chosen: Int[np.ndarray, " stored"],
 ) -> Float[Array, "b n lat lon"]:
-    """A source's frames in SI units as a global array; ValueError that names a channel and time with missing values."""
+    """A source's frames in SI units as a global array."""
     channels = reference.channel_set
     unique, positions = np.unique(indices, return_inverse=True)
     frames = source.read(unique)[:, chosen]
-    faulty = np.argwhere(~np.isfinite(frames).all(axis=(2, 3)))
-    if len(faulty):
-        time, channel = faulty[0]
-        count = int((~np.isfinite(frames[time, channel])).sum())
-        raise ValueError(
-            f"{source.name}: {channels.stored_names[channel]} at {source.times[unique[time]]:.16} has {count} of "
-            f"{frames[time, channel].size} values that are missing or infinite, and the model needs all"
-        )
     whole = np.zeros((len(indices), channels.size, *reference.grid.shape), np.float32)
     whole[:, : len(channels.stored)] = frames[positions]
     cut = sharding(mesh, "batch", "channel", "lat", "lon")

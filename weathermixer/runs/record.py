@@ -26,7 +26,7 @@ RECORD_FILE = "run.json"
 STATIC_STORE = "static.zarr"
 FORMAT_VERSION = 1
 ROLES = ("state", "output_only", "input_only")
-_STATISTICS = ("mean", "std", "tendency_std")
+_STATISTICS = ("mean", "std", "tendency_std", "fill")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,10 +54,11 @@ def write_record(record: Record, workdir: pathlib.Path, *, shape: ModelShape) ->
         return
     reference = record.reference
     channels = reference.channel_set
-    statistics = zip(*(getattr(reference, name).tolist() for name in _STATISTICS))
+    # JSON has no NaN: null
+    statistics = ([v if np.isfinite(v) else None for v in getattr(reference, name).tolist()] for name in _STATISTICS)
     table = [
         {"role": _role(channel, channels), **dataclasses.asdict(channel), **dict(zip(_STATISTICS, values))}
-        for channel, values in zip(channels.stored, statistics)
+        for channel, values in zip(channels.stored, zip(*statistics))
     ]
     store = str(workdir / STATIC_STORE)
     storage.write_json(storage.open_folder(store), "zarr.json", {"zarr_format": 3, "node_type": "group"})
@@ -102,7 +103,7 @@ def read_record(workdir: pathlib.Path) -> Record | None:
         ChannelSet.from_channels(channels, names, document["channel_multiple"], forcings=document["forcings"], **roles),
         Grid(fields["latitude"], fields["longitude"]),
         document["step_hours"],
-        *(np.array([row[name] for row in table]) for name in _STATISTICS),
+        *(np.array([row[name] for row in table], np.float64) for name in _STATISTICS),
         static={name: fields[name] for name in names},
     )
     return Record(reference, document["archive"])

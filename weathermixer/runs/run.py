@@ -119,6 +119,7 @@ class Run:
 
         def make(starts: np.ndarray) -> Iterator[Forecast]:
             options = {"lead_steps": lead_steps, "mode": mode, "history": self.settings.model.history}
+            options["prescribed"] = self.settings.evaluation.prescribed
             size = batch_size or -(-min(len(starts), MOST_STARTS_AT_A_TIME) // instances) * instances
             options |= {"batch_size": size, "progress": progress}
             return make_forecast(self.apply, self.params, frames, starts=starts, **options)
@@ -200,6 +201,7 @@ class Run:
             climatology=climatology,
             mode=mode or options.mode,
             history=self.settings.model.history,
+            prescribed=options.prescribed,
             until=until,
             progress=progress,
         )

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from weathermixer.forecasting.rollout import MODES
+from weathermixer.forecasting.rollout import MODES, PRESCRIBED
 from weathermixer.model.weathermixer import HEADS, REMATERIALIZE
 from weathermixer.parallel.schedule import SCHEDULES
 from weathermixer.parallel.zero import ZERO
@@ -56,6 +56,9 @@ class DataSettings:
     # input computed from time and place: insolation, insolation_ahead (a step later), time_of_day (UTC), local_time,
     # time_of_year, latitude, longitude; all but the first two are sine and cosine
     forcings: tuple[str, ...] = ()
+    # what the input has where values are missing, such as sea surface temperature over land: SI values by the names of
+    # channels or variables; of others their mean
+    fill_values: dict[str, float] = dataclasses.field(default_factory=dict)
     channel_multiple: int = _setting(1, least=1)  # the channel dimension is padded, exactly, to a multiple of this
     train: tuple[str, ...] = ("1980-01-01", "2016-12-31")
     validation: tuple[str, ...] = ("2017-01-01", "2017-12-31")
@@ -138,6 +141,8 @@ class EvaluationSettings:
     batch_size: int = _setting(8, least=1)
     lead_hours: tuple[int, ...] = _setting((6, 24, 72), least=1)
     mode: str = _setting("autoregressive", MODES)
+    # input-only channels on the way: as analysed at each valid time, or held as at the start, as a real forecast has to
+    prescribed: str = _setting("analysis", PRESCRIBED)
     period: str = _setting("test", ("test", "validation"))  # what experiments.evaluate scores
     max_starts: int = _setting(0, least=0)  # score so many forecasts, evenly spread over the period; 0: all
     final: bool = False  # end the run with scores, a forecast and a map in the workdir

@@ -47,11 +47,12 @@ def check_workdir(settings: Settings, workdir: pathlib.Path) -> None:
     # as JSON: tuples are lists there; fields that the run does not know yet have their defaults
     before, now = (json.loads(json.dumps(s.values())) for s in (read_settings(workdir)[0], settings))
     for part in now:
-        was = _flat(part, before[part])
-        for name, value in _flat(part, now[part]).items():
-            if part not in REPORTED and name not in FREE_TO_CHANGE and was[name] != value:
+        was, wanted = _flat(part, before[part]), _flat(part, now[part])
+        for name in was | wanted:
+            old, new = was.get(name), wanted.get(name)  # None: a name of a mapping that only the other has
+            if part not in REPORTED and name not in FREE_TO_CHANGE and old != new:
                 raise ValueError(
-                    f"{workdir} holds a run with {name}={was[name]}, not {value}: "
+                    f"{workdir} holds a run with {name}={old}, not {new}: "
                     "resume it with its own config, or choose another workdir"
                 )
 
@@ -91,7 +92,9 @@ def make_record(settings: Settings, workdir: pathlib.Path, archive: Archive, *, 
     """
     record = read_record(workdir)
     if record is None:
-        return Record(make_reference(archive, build.make_channel_set(settings, archive)), describe_archive(archive))
+        channel_set = build.make_channel_set(settings, archive)
+        reference = make_reference(archive, channel_set, fill_values=settings.data.fill_values)
+        return Record(reference, describe_archive(archive))
     if archive.step_hours != record.reference.step_hours:
         raise ValueError(
             f"{workdir} holds a run with steps of {record.reference.step_hours} h, {archive.path} has times "

@@ -50,10 +50,9 @@ def make_loss(
         if batch.previous is not None:
             seen.append((batch.previous, batch.previous_terms))
         x, *previous = (
-            make_input(standardize(frames, standardization, static=False), standardization, terms)
-            for frames, terms in seen
+            make_input(standardize(frames, standardization), standardization, terms) for frames, terms in seen
         )
-        target = standardize(batch.targets, standardization, static=False)
+        target = standardize(batch.targets, standardization)
         if augmentation == "rotate_longitude" and key is not None:
             key, turn = jax.random.split(key)
             x, target, *previous = rotate_longitude((x, target, *previous), turn)

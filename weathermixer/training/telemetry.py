@@ -5,8 +5,9 @@
             state, metrics = train_step(state, batch)
             log.step(step, metrics)
 
-Steps are only waited for when a line is due, so that the devices never idle for the log. Process 0 writes; every
-process may call.
+The host stays one step ahead: with a step sent, it waits for the one before, and writes that one's line while the
+devices work on. What they idle all the same is in the line: from a step's end until the next one is called and its
+batch is there, whatever was late, the data or the log itself. Process 0 writes; every process may call.
 """
 
 import json
@@ -15,8 +16,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from tensorboardX import SummaryWriter
@@ -60,6 +62,17 @@ def open_log(
     return log
 
 
+class Sent(NamedTuple):
+    """A step that was sent to the devices: when it was called, its batch was there and it ended, and what it gave."""
+
+    step: int
+    called: float
+    there: Future
+    end: Future
+    metrics: Mapping[str, Any]
+    account: Any
+
+
 class RunLog:
     """A run's log, as open_log returns it; close it, or use it in a `with` block."""
 
@@ -69,7 +82,11 @@ class RunLog:
         self._compiled = False
         self._account: Any = None
         self._files = None
-        self._restart(first_step)
+        self._ends = ThreadPoolExecutor(1, thread_name_prefix="ends of steps")
+        self._sent: Sent | None = None  # the step sent last
+        self._called: tuple[float, Future] | None = None  # the next one's call, and its batch's arrival
+        self._ended: float | None = None  # the step before; None where something else came between
+        self._restart(first_step, time.perf_counter(), None)
 
     def open_files(self, workdir: Path, last_step: int) -> None:
         """Starts writing: done on one process alone."""
@@ -85,56 +102,68 @@ class RunLog:
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, kind, *_) -> None:
+        if kind is None:
+            self.flush()
         self.close()
 
     def close(self) -> None:
         """Closes the files; a second call does nothing."""
+        self._ends.shutdown(wait=False)
         for file in self._files or ():
             file.close()
         self._files = None
 
     def watch(self, batches: Iterable[Batch], *, account: Callable[[], Any] | None = None) -> Iterator[Batch]:
-        """Yields the batches, counting the time that this process waits for them.
+        """Yields the batches, noting when each is handed over, which is when its step is called.
 
         account: tells bytes_read, bytes_needed and skipped samples so far, as the loader's `Batches.account` does.
         """
-        batches = iter(batches)
-        while True:
-            before = time.perf_counter()
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            self._waited += time.perf_counter() - before
+        for batch in batches:
             if account is not None:
                 self._account = account()
+            self._called = time.perf_counter(), self._ends.submit(_end, batch)
             yield batch
 
-    def step(self, step: int, metrics: Mapping[str, jax.Array]) -> dict[str, float] | None:
-        """Tells that `step` steps are done. Where a line is due, waits for this one, writes and returns the numbers."""
+    def step(self, step: int, metrics: Mapping[str, Any]) -> dict[str, float] | None:
+        """Tells that `step` was sent; waits for the one before. If its line is due, writes and returns it."""
         if self._files:
             self._bar.update(step - self._bar.n)
+        called, there = self._called or (time.perf_counter(), self._ends.submit(time.perf_counter))
+        end = self._ends.submit(_end, metrics)
+        before, self._sent = self._sent, Sent(step, called, there, end, metrics, self._account)
         if not self._compiled:
-            jax.block_until_ready(metrics)
-            self.note(f"first step, with compilation: {time.perf_counter() - self._since:.1f} s")
+            self._ended = end.result()
+            self.note(f"first step, with compilation: {self._ended - self._since:.1f} s")
             self._compiled = True
-            self._restart(step)
-            if step % self._every:
-                return None
-        elif step % self._every:
+            self._restart(step, self._ended, self._account)
+        return self._finish(before) if before else None
+
+    def flush(self) -> dict[str, float] | None:
+        """Waits for the step sent last: to be called where the loop stops for anything else. As `step`, of this one."""
+        before, self._sent = self._sent, None
+        return self._finish(before) if before else None
+
+    def _finish(self, sent: Sent) -> dict[str, float] | None:
+        ended = sent.end.result()
+        if self._ended is not None:
+            self._idle += max(0.0, max(sent.called, sent.there.result()) - self._ended)
+        self._ended = ended
+        if sent.step % self._every:
             return None
-        values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
-        values |= self._rates(step)
-        self._write(step, values, format_line(step, values))
-        self._restart(step)
+        values = {name: float(value) for name, value in jax.device_get(dict(sent.metrics)).items()}
+        values |= self._rates(sent.step, ended, sent.account)
+        self._write(sent.step, values, format_line(sent.step, values))
+        self._restart(sent.step, ended, sent.account)
         return values
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
         """Writes numbers of another kind, such as scores; the time since the last line is left out of the rates."""
+        self.flush()
         values = {name: float(value) for name, value in values.items()}
         self._write(step, values, format_line(step, values))
-        self._restart(step)
+        self._ended = None
+        self._restart(step, time.perf_counter(), self._account)
 
     def note(self, text: str) -> None:
         """Writes a line of text."""
@@ -147,16 +176,16 @@ class RunLog:
         else:
             self._bar.write(text, file=sys.stdout)
 
-    def _restart(self, step: int) -> None:
+    def _restart(self, step: int, now: float, account: Any) -> None:
         """Rates are measured from here on."""
-        self._since, self._since_step, self._waited = time.perf_counter(), step, 0.0
-        self._since_bytes = self._account.bytes_read if self._account else 0
+        self._since, self._since_step, self._idle = now, step, 0.0
+        self._since_bytes = account.bytes_read if account else 0
 
-    def _rates(self, step: int) -> dict[str, float]:
+    def _rates(self, step: int, now: float, account: Any) -> dict[str, float]:
         steps = step - self._since_step
         if not steps:
             return {}
-        seconds = time.perf_counter() - self._since
+        seconds = now - self._since
         rates = {
             "step_seconds": seconds / steps,
             "samples_per_second": self._batch_size * steps / seconds,
@@ -164,12 +193,12 @@ class RunLog:
         }
         if self._peak_flops is not None:
             rates["share_of_peak"] = self._flops * steps / seconds / self._peak_flops
-        rates["data_wait_seconds"] = self._waited / steps
-        if self._account is not None:
-            rates["gigabytes_needed"] = self._account.bytes_needed / 1e9
-            rates["gigabytes_read"] = self._account.bytes_read / 1e9
-            rates["gigabytes_read_per_second"] = (self._account.bytes_read - self._since_bytes) / 1e9 / seconds
-            rates["samples_skipped"] = len(self._account.skipped)
+        rates["idle_seconds"] = self._idle / steps
+        if account is not None:
+            rates["gigabytes_needed"] = account.bytes_needed / 1e9
+            rates["gigabytes_read"] = account.bytes_read / 1e9
+            rates["gigabytes_read_per_second"] = (account.bytes_read - self._since_bytes) / 1e9 / seconds
+            rates["samples_skipped"] = len(account.skipped)
         return rates
 
     def _write(self, step: int, values: Mapping[str, float], line: str) -> None:
@@ -191,12 +220,12 @@ def format_line(step: int, values: Mapping[str, float]) -> str:
     values = first | dict(values)
     rates = []
     if "step_seconds" in values:
-        seconds, wait = values.pop("step_seconds"), values.pop("data_wait_seconds")
+        seconds, idle = values.pop("step_seconds"), values.pop("idle_seconds")
         rates.append(f"{_seconds(seconds)}/step")
         rates.append(f"{values.pop('samples_per_second'):.4g} samples/s")
         share = f" ({values.pop('share_of_peak'):.1%} of peak)" if "share_of_peak" in values else ""
         rates.append(f"{values.pop('tflops_per_device'):.3g} TFLOP/s per device{share}")
-        rates.append(f"waited {_seconds(wait)} ({wait / seconds:.0%}) for data")
+        rates.append(f"idle {_seconds(idle)} ({idle / seconds:.1%})")
     if "gigabytes_read" in values:
         read, needed, rate, skipped = (
             values.pop(name)
@@ -206,6 +235,12 @@ def format_line(step: int, values: Mapping[str, float]) -> str:
         if skipped:
             rates.append(f"{skipped:.0f} samples could not be read and were replaced")
     return "  ".join([f"step {step}", *(f"{name} {value:.4g}" for name, value in values.items()), *rates])
+
+
+def _end(arrays: Any) -> float:
+    """When arrays that are being made are there; the thread that waits for them keeps nobody else waiting."""
+    jax.block_until_ready(arrays)
+    return time.perf_counter()
 
 
 def _seconds(seconds: float) -> str:

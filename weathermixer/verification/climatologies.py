@@ -20,7 +20,6 @@ from weathermixer.archive.archive import CLIMATOLOGY, Archive
 from weathermixer.archive.frames import Frames
 from weathermixer.archive.reference import Reference
 from weathermixer.archive.sampling import days_of_year, in_period
-from weathermixer.archive.standardization import Standardization, standardize
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel.mesh import sharding, spec, use_mesh
 
@@ -82,7 +81,7 @@ def make_climatology(
         coefficients = (sum_t f(t) f(t)^T)^-1  sum_t f(t) x(t)        f: the terms at time t, x: the standardized frame
 
     Frames that span at least two years give the terms annual harmonics (hour of day x day of year); fewer give the mean
-    by hour of day. Raises ValueError without frames.
+    by hour of day. A point that lacks a value at any time has no climatology: NaN. Raises ValueError without frames.
 
     >>> frames = weathermixer.open_run("runs/quickstart").open_frames("dry.archive")
     >>> climatology = weathermixer.make_climatology(frames, indices=np.arange(60), batch_size=20)
@@ -106,8 +105,7 @@ def make_climatology(
         for first in tqdm(range(0, len(indices), batch_size), desc="climatology", disable=not progress, leave=False):
             chosen = np.arange(first, first + batch_size) % len(indices)
             weights = terms[chosen] * (np.arange(first, first + batch_size) < len(indices))[:, None]
-            stored = frames.read_stored(indices[chosen])
-            total = _accumulate(total, _on_mesh(weights, frames.mesh), stored, frames.standardization)
+            total = _accumulate(total, _on_mesh(weights, frames.mesh), frames.read(indices[chosen]))
         return Climatology(_solve(np.linalg.inv(gram).astype(np.float32), total), hours, harmonics)
 
 
@@ -117,8 +115,7 @@ def _on_mesh(terms: Float[np.ndarray, "b term"], mesh: Mesh) -> Float[Array, "b 
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _accumulate(total: Array, terms: Array, frames: Array, standardization: Standardization) -> Array:
-    frames = standardize(frames, standardization)
+def _accumulate(total: Array, terms: Array, frames: Array) -> Array:
     cut = spec(None, "channel", "lat", "lon")
     return total + jnp.einsum("bk,bnij->knij", terms, frames, precision="highest", out_sharding=cut)
 

@@ -1,23 +1,27 @@
 """Scores of a model's forecasts by channel and lead time, beside persistence and climatology on the same samples."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jax.sharding import PartitionSpec, reshard
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
 from weathermixer.archive.frames import Frames
+from weathermixer.archive.inputs import find_missing
 from weathermixer.archive.sampling import find_times
+from weathermixer.archive.standardization import Standardization
 from weathermixer.fields.grid import area_weights
 from weathermixer.fields.variables import ChannelSet
-from weathermixer.forecasting.rollout import Apply, batches, check_leads, rollout
+from weathermixer.forecasting.rollout import Apply, batches, check_leads, make_advance, rollout, tell_what_is_held
 from weathermixer.parallel.mesh import check_divides, use_mesh
 from weathermixer.verification.climatologies import Climatology, Normals
-from weathermixer.verification.metrics import LONG_NAMES, METRICS, STATISTICS, Statistics, field_statistics
+from weathermixer.verification.metrics import LONG_NAMES, METRICS, STATISTICS, field_statistics
 
 SOURCES = ("model", "persistence", "climatology")
 
@@ -33,13 +37,16 @@ def evaluate(
     climatology: Climatology | Normals,
     mode: str = "autoregressive",
     history: int = 1,
+    prescribed: str = "analysis",
     until: np.datetime64 | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
     """Scores forecasts from the times `starts` of a data set against the data set, as WeatherBench 2 defines scores.
 
     A start counts at every lead whose valid time is in it and not after `until`; `samples` says how many did.
-    `history` is how many frames the model sees: with 2, starts need the time a step before them.
+    `history` is how many frames the model sees: with 2, starts need the time a step before them. `prescribed` says
+    where input-only channels come from on the way (rollout.make_advance). Where a channel lacks values, points count
+    that start, valid time and climatology have, the same for all sources, and samples that have such points.
     Only statistics leave the device. Raises ValueError before long work starts: no starts, a lead that is not a
     positive multiple of the step, a lead beyond the record, a batch that does not divide.
 
@@ -57,31 +64,41 @@ def evaluate(
     channel_set, step_hours = frames.reference.channel_set, frames.reference.step_hours
     check_leads(lead_hours, step_hours=step_hours)
     check_divides(frames.mesh, batch_size=("batch", batch_size))
-    times, std = frames.times, frames.standardization.std
+    times, standardization = frames.times, frames.standardization
     valid = valid_indices(times, starts, lead_hours=lead_hours, until=until)
 
     dynamic, area = len(channel_set.dynamic), area_weights(frames.reference.grid.latitude).astype(np.float32)
     sums = {name: np.zeros((len(SOURCES), len(lead_hours), dynamic)) for name in STATISTICS}
+    counts, lead_steps = np.zeros((len(lead_hours), dynamic)), [lead // step_hours for lead in lead_hours]
+    tell_what_is_held(frames, starts, last_step=lead_steps[-1], prescribed=prescribed)
     bar = tqdm(total=len(starts), desc="evaluate", unit="start", disable=not progress, leave=False)
     with use_mesh(frames.mesh), bar:
         for chosen, real in batches(len(starts), batch_size):
-            x, previous = frames.read_inputs(starts[chosen], history=history)
-            lead_steps = [lead // step_hours for lead in lead_hours]
-            static = frames.standardization.static
-            forecasts = rollout(apply, params, x, static=static, previous=previous, lead_steps=lead_steps, mode=mode)
+            state = frames.read(starts[chosen])
+            x = frames.make_input(state, times[starts[chosen]])
+            options = {
+                "advance": make_advance(frames, state, starts[chosen], prescribed=prescribed),
+                "previous": frames.read_previous(starts[chosen]) if history == 2 else None,
+                "lead_steps": lead_steps,
+                "mode": mode,
+            }
+            forecasts = rollout(apply, params, x, **options)
             for lead, (_, prediction) in enumerate(forecasts):
                 counted = real & (valid[lead, chosen] >= 0)
                 # a sample without a target is given its own start in its place, and left out of the sums
                 indices = np.where(counted, valid[lead, chosen], starts[chosen])
                 target, normal = frames.read(indices), climatology.at(times[indices], frames.mesh)
-                for source, fields in enumerate((prediction, x, normal)):
-                    statistics = _statistics(fields, target, normal, std, area)
-                    for name, values in statistics.items():
-                        sums[name][source, lead] += np.asarray(values, np.float64)[counted, :dynamic].sum(axis=0)
+                statistics, some = _statistics(prediction, state, target, normal, standardization, area)
+                some = np.asarray(some)[counted, :dynamic]
+                counts[lead] += some.sum(axis=0)
+                for name, values in statistics.items():
+                    values = np.asarray(values, np.float64)[:, counted, :dynamic]
+                    sums[name][:, lead] += np.where(some, values, 0).sum(axis=1)
             bar.update(int(real.sum()))
 
     samples = (valid >= 0).sum(axis=1)
-    means = {name: values / samples[None, :, None] for name, values in sums.items()}
+    with np.errstate(invalid="ignore"):  # a channel without a single value has no score
+        means = {name: values / counts for name, values in sums.items()}
     attributes = {
         "source": frames.source,
         "first_start": str(times[starts].min().astype("datetime64[h]")),
@@ -89,6 +106,7 @@ def evaluate(
         "mode": mode,
         "step_hours": step_hours,
         "climatology": climatology.description,
+        **({"input_only": prescribed} if channel_set.input_only else {}),
         "definitions": "WeatherBench 2 (Rasp et al. 2024): weights by cell area, square root after the mean over time",
     }
     return _to_dataset(means, samples, channel_set, lead_hours, attributes)
@@ -120,10 +138,18 @@ def valid_indices(
 
 
 @jax.jit
-def _statistics(prediction: Array, target: Array, climatology: Array, scale: Array, area: Array) -> Statistics:
-    statistics = field_statistics(prediction, target, climatology, area=area, scale=scale)
+def _statistics(
+    prediction: Array, state: Array, target: Array, climatology: Array, s: Standardization, area: Array
+) -> tuple[dict[str, Float[Array, "source b n"]], Bool[Array, "b n"]]:
+    """Statistics [source, b, n] of prediction, persistence and climatology, and where any point counts [b, n]."""
+    masks = [find_missing(field, s) for field in (state, target, climatology)] if s.fill is not None else []
+    missing = functools.reduce(jnp.logical_or, masks) if masks else None
+    options = dict(area=area, scale=s.std, missing=missing)
+    single = [field_statistics(field, target, climatology, **options) for field in (prediction, state, climatology)]
+    statistics = {name: jnp.stack([source[name] for source in single]) for name in STATISTICS}
+    some = jnp.ones(target.shape[:2], bool) if missing is None else ~missing.all((2, 3))
     # a few numbers per sample, replicated, so that every process can read them
-    return jax.tree.map(lambda x: reshard(x, PartitionSpec()), statistics)
+    return jax.tree.map(lambda x: reshard(x, PartitionSpec()), (statistics, some))
 
 
 def _to_dataset(

@@ -5,11 +5,12 @@ Statistics are averaged over time in float64 on the host, so they stream over ba
 ACC) is a function of these means. (Rasp et al. 2024, WeatherBench 2, section 3; the split is WeatherBench-X's.)
 """
 
+import functools
 from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 STATISTICS = ("squared_error", "error", "anomaly_correlation")
 Statistics = dict[str, Float[Array, "b n"]]
@@ -28,11 +29,18 @@ LONG_NAMES = {
 }
 
 
-def area_mean(field: Float[Array, "b n lat lon"], area: Float[ArrayLike, " lat"]) -> Float[Array, "b n"]:
+def area_mean(
+    field: Float[Array, "b n lat lon"],
+    area: Float[ArrayLike, " lat"],
+    missing: Bool[Array, "b n lat lon"] | None = None,
+) -> Float[Array, "b n"]:
     """Area-weighted mean over the globe: mean_{lat,lon} area[lat] * field; `area` has mean one (grid.area_weights).
 
+    Where points are `missing` it is the mean over the others, sum area * field / sum area, NaN where there are none.
     Longitudes are summed first: in two stages a float32 sum of a million terms loses no digit that counts.
     """
+    if missing is not None:
+        return area_mean(jnp.where(missing, 0.0, field), area) / area_mean(jnp.where(missing, 0.0, 1.0), area)
     rows = jnp.mean(field, axis=3)
     return jnp.mean(rows * jnp.asarray(area, jnp.float32)[None, None, :], axis=2)
 
@@ -44,6 +52,7 @@ def field_statistics(
     *,
     area: Float[ArrayLike, " lat"],
     scale: Float[Array, " n"],
+    missing: Bool[Array, "b n lat lon"] | None = None,
 ) -> Statistics:
     """Statistics [b, n] of standardized fields; `scale` (each channel's standard deviation) gives them physical units.
 
@@ -52,13 +61,13 @@ def field_statistics(
         anomaly_correlation   A[(p - c)(t - c)] / sqrt(A[(p - c)^2] A[(t - c)^2])
 
     The correlation is taken per sample and averaged over time afterwards, as WeatherBench 2's ACC; it is NaN where
-    prediction or target equals the climatology c everywhere.
+    prediction or target equals the climatology c everywhere. Points that are `missing` do not count.
     """
     error = (prediction - target) * scale[None, :, None, None]
     anomaly, target_anomaly = prediction - climatology, target - climatology
-    norms = area_mean(anomaly**2, area) * area_mean(target_anomaly**2, area)
+    mean = functools.partial(area_mean, area=area, missing=missing)
     return {
-        "squared_error": area_mean(error**2, area),
-        "error": area_mean(error, area),
-        "anomaly_correlation": area_mean(anomaly * target_anomaly, area) / jnp.sqrt(norms),
+        "squared_error": mean(error**2),
+        "error": mean(error),
+        "anomaly_correlation": mean(anomaly * target_anomaly) / jnp.sqrt(mean(anomaly**2) * mean(target_anomaly**2)),
     }
