@@ -26,6 +26,7 @@ ALIASES = {
     "soil_type": ("slt",),
     "geopotential_at_surface": ("orography", "orog", "hsurf", "z", "surface_geopotential", "z_surface"),
 }
+AMOUNTS = {"total_precipitation": ("tp",)}  # per step of the source, of which sums such as ..._6hr are made
 STATIC = ERA5_STATIC
 UPPER = (*ERA5_UPPER, "vertical_velocity")
 SURFACE = tuple(name for name in VARIABLES if name not in STATIC and (name[0].isdigit() or "pressure" in name))
@@ -38,9 +39,21 @@ def possible_names(variables: Sequence[str] | None, rename: Mapping[str, str]) -
     """What a source may call the variables that are asked for, without their levels; None: all that are known."""
     names = [name for name in VARIABLES if name not in STATIC] if variables is None else list(variables)
     for name in [*names]:
-        names += [split_level(name)[0], parse_channel(name).variable]
+        names += [split_level(name)[0], parse_channel(name).variable, *amounts_of(name)]
         names += [variable for variable, others in ALIASES.items() if name in others]
     return list(dict.fromkeys([*names, *rename]))
+
+
+def amounts_of(name: str) -> tuple[str, ...]:
+    """What sources call the amounts that a variable such as total_precipitation_6hr is the sum of; () for another."""
+    base = name.rpartition("_")[0]
+    return (base, *AMOUNTS.get(base, ())) if sum_hours(name) else ()
+
+
+def sum_hours(name: str) -> int:
+    """6 for total_precipitation_6hr, 0 for what is no sum by its name."""
+    found = re.fullmatch(r".+_(\d+)hr", name)
+    return int(found[1]) if found else 0
 
 
 def rank(variable: str, given: str) -> int:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from weathermixer.fields.units import conversion
 from weathermixer.fields.variables import VARIABLES
 from weathermixer.prepare.coordinates import Levels, find_levels
-from weathermixer.prepare.names import STATIC, identify, is_height, rank
+from weathermixer.prepare.names import STATIC, amounts_of, identify, is_height, rank, sum_hours
 from weathermixer.prepare.times import Note
 
 NAMES_SHOWN = 12  # in one line
@@ -21,7 +21,8 @@ class Part:
     """One variable in one file: `array` lies on latitude, longitude and what it has of time and level, in any order.
 
     times [time] are None where it has no time; levels_hpa are empty at the surface. `given` is the variable's name in
-    the file, `units` its unit there, or that which sets it right.
+    the file, `units` its unit there, or that which sets it right. The variable is the sum over the last `sum_hours` of
+    what the file has, where that is not 0 (see `find_sums`).
     """
 
     variable: str
@@ -33,6 +34,7 @@ class Part:
     latitude: Float[np.ndarray, " row"]
     longitude: Float[np.ndarray, " column"]
     units: str
+    sum_hours: int = 0
 
     def conversion(self, wanted: str) -> tuple[float, float]:
         """(factor, shift) to the units wanted; ValueError that names variable, unit, file and remedy."""
@@ -86,6 +88,20 @@ def take_apart(
             left_out.append(LeftOut(part.given, file, f"{part.variable} is taken from {other.given}"))
             parts.remove(part)
     return parts, left_out
+
+
+def find_sums(parts: Iterable[Part], variables: Iterable[str]) -> list[Part]:
+    """Parts of variables such as total_precipitation_6hr that are asked for, and lie in the file as amounts per step.
+
+    A value is the sum of the file's values in the 6 h up to its time, each the amount since the one before.
+    """
+    parts, found = list(parts), []
+    for name in variables:
+        names = amounts_of(name)
+        if names and not any(part.variable == name for part in parts):
+            some = (part for part in parts if {part.variable, part.given} & set(names) and part.times is not None)
+            found += [dataclasses.replace(part, variable=name, sum_hours=sum_hours(name)) for part in some]
+    return found
 
 
 def make_notes(left_out: Iterable[LeftOut]) -> list[Note]:

@@ -19,10 +19,11 @@ RETRIES = 4  # of a remote read that failed, after 1, 2, 4 and 8 seconds
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Series:
-    """Some channels of one variable over time: entry t is entry `position[t]` of `parts[part[t]]`.
+    """Some channels of one variable over time: entry n, at `stamps[n]`, is entry `position[n]` of `parts[part[n]]`.
 
     channels: their places among those of the variable; levels_hpa: theirs, none at the surface. conversions and
-    orientations [parts] turn what is read into the units and the grid wanted.
+    orientations [parts] turn what is read into the units and the grid wanted. A time has `window` entries, which are
+    summed; it is that of the last.
     """
 
     parts: tuple[Part, ...]
@@ -30,20 +31,50 @@ class Series:
     orientations: tuple[Orientation, ...]
     channels: tuple[int, ...]
     levels_hpa: tuple[int, ...]
-    times: np.ndarray
-    part: Int[np.ndarray, " time"]
-    position: Int[np.ndarray, " time"]
+    stamps: np.ndarray
+    part: Int[np.ndarray, " entry"]
+    position: Int[np.ndarray, " entry"]
+    window: int = 1
+
+    @property
+    def times(self) -> np.ndarray:
+        """The times [time], datetime64[ns]."""
+        return self.stamps[self.window - 1 :: self.window]
+
+    def _entries(self, index: np.ndarray) -> Int[np.ndarray, " entry"]:
+        return (np.arange(len(self.times))[index][:, None] * self.window + np.arange(self.window)).ravel()
 
     def take(self, index: np.ndarray) -> "Series":
-        """The series at some of its entries."""
-        return dataclasses.replace(self, times=self.times[index], part=self.part[index], position=self.position[index])
+        """The series at some of its times."""
+        some = self._entries(index)
+        return dataclasses.replace(self, stamps=self.stamps[some], part=self.part[some], position=self.position[some])
+
+    def sum_over(self, hours: int) -> "Series":
+        """The sums over the last so many hours, at each time that has all entries for one.
+
+        Raises ValueError where the entries are not several times as frequent.
+        """
+        steps, counts = np.unique(np.diff(self.stamps), return_counts=True)
+        step = steps[counts.argmax()] if len(steps) else hours * HOUR
+        window, rest = divmod(hours * HOUR, step)
+        if rest or window < 2:
+            part = self.parts[0]
+            raise ValueError(
+                f"{part.file} has {part.given} every {step / HOUR:g} h, of which {part.variable} is no sum: if it is "
+                f"the amount of {hours} h, say --rename={part.given}={part.variable}"
+            )
+        last = np.arange(window - 1, len(self.stamps))
+        last = last[self.stamps[last] - self.stamps[last - (window - 1)] == (window - 1) * step]
+        some = (last[:, None] + np.arange(1 - window, 1)).ravel()
+        return dataclasses.replace(self.take(some), window=int(window))
 
     def narrow(self, index: Int[np.ndarray, " time"]) -> "Series":
-        """The series at some of its entries, with no more of its parts than that takes: to be sent about."""
-        numbers, part = np.unique(self.part[index], return_inverse=True)
-        position, parts = self.position[index].copy(), []
+        """The series at some of its times, with no more of its parts than that takes: to be sent about."""
+        some = self._entries(index)
+        numbers, part = np.unique(self.part[some], return_inverse=True)
+        position, parts = self.position[some].copy(), []
         for number in numbers:
-            array, here = self.parts[number].array, self.part[index] == number
+            array, here = self.parts[number].array, self.part[some] == number
             if "time" in array.dims:
                 first, last = position[here].min(), position[here].max()
                 array = array.isel(time=slice(first, last + 1))
@@ -59,9 +90,9 @@ class Series:
         )
 
     def read(self, index: Int[np.ndarray, " time"]) -> Float[np.ndarray, "time channel lat lon"]:
-        """Reads some entries as float32, oriented and in the units wanted."""
-        blocks = []
-        for run in np.split(index, np.flatnonzero(np.diff(self.part[index])) + 1):
+        """Reads some times as float32, oriented and in the units wanted."""
+        blocks, some = [], self._entries(index)
+        for run in np.split(some, np.flatnonzero(np.diff(self.part[some])) + 1):
             part = self.part[run[0]]
             values = self.orientations[part].apply(_read_part(self.parts[part], self.position[run], self.levels_hpa))
             factor, shift = self.conversions[part]
@@ -69,7 +100,8 @@ class Series:
                 values = values * np.float32(factor)
                 values += np.float32(shift)
             blocks.append(values)
-        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        values = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        return values if self.window == 1 else values.reshape(-1, self.window, *values.shape[1:]).sum(axis=1)
 
 
 def find_series(
@@ -94,12 +126,13 @@ def find_series(
             orientations=tuple(orient(part) for part in some),
             channels=tuple(places),
             levels_hpa=tuple(channels[place].level_hpa for place in places if channels[place].level_hpa is not None),
-            times=times,
+            stamps=times,
             part=np.concatenate([np.full(len(part.times), number) for number, part in enumerate(some)]),
             position=np.concatenate([np.arange(len(part.times)) for part in some]),
         ).take(order)
         first = np.diff(series.times, prepend=series.times[:1] - np.timedelta64(1, "ns")) > np.timedelta64(0, "ns")
-        pairs.append((series.take(first), series.take(~first)))
+        one, hours = series.take(first), some[0].sum_hours
+        pairs.append((one.sum_over(hours) if hours else one, series.take(~first)))
     return pairs
 
 
@@ -109,6 +142,7 @@ def compare_repeats(variable: str, series: Series, again: Series) -> str | None:
     Of many repeated times REPEATS_READ are compared, evenly spread. Raises ValueError naming time and files where
     values differ by more than another packing makes them differ.
     """
+    series = dataclasses.replace(series, window=1)
     wanted = np.flatnonzero(np.isin(again.times, series.times))
     if not len(wanted):
         return None

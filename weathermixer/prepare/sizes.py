@@ -115,7 +115,10 @@ def plan_archive(
     itemsize = np.dtype(dtype).itemsize
     chunk = chunk_shape(channels, len(source.static), lat, lon, itemsize=itemsize, domain=domain, tensor=tensor)
     times_per_shard = times_per_shard or _times_per_shard(channels * lat * lon * itemsize, source)
-    widest = max(sum(c.variable == variable for c in source.channels) for variable in source.variables)
+    widest = max(  # of a sum, all that it is made of is read
+        sum(c.variable == variable for c in source.channels) * series[0].window
+        for variable, series in source.series.items()
+    )
     variable_bytes = widest * 4 * int(len(source.orientation.rows) * len(source.orientation.columns))
     times_per_block = max(1, min(times_per_shard, BLOCK_BYTES // variable_bytes))
     if times_per_block > source.time_chunk:

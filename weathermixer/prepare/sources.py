@@ -19,7 +19,7 @@ from weathermixer.fields.variables import VARIABLES, Channel, group_by_variable
 from weathermixer.prepare.formats import Spec, open_pieces
 from weathermixer.prepare.names import possible_names
 from weathermixer.prepare.orientation import Orientation, make_orient
-from weathermixer.prepare.parts import LeftOut, Part, make_notes, take_apart
+from weathermixer.prepare.parts import LeftOut, Part, find_sums, make_notes, take_apart
 from weathermixer.prepare.selection import choose_channels
 from weathermixer.prepare.series import Series, check_levels, compare_repeats, find_series
 from weathermixer.prepare.static import read_static
@@ -57,14 +57,19 @@ class Source:
         """How many of these times lie in one of the source's chunks: reading fewer at once decodes it repeatedly."""
         first = [series[0] for series in self.series.values()]
         chunks = [one.parts[0].array.encoding.get("preferred_chunks", {}).get("time", 1) for one in first]
-        stride = int(np.median(np.diff(first[0].position))) if len(self.times) > 1 else 1
+        positions = first[0].position[:: first[0].window]
+        stride = int(np.median(np.diff(positions))) if len(self.times) > 1 else 1
         return max(1, max(chunks) // max(1, stride))
 
     def decoded_bytes(self, variable: str, times: int) -> int:
         """Bytes of the source's chunks that hold some consecutive times of a variable, all of their levels included."""
-        array = self.series[variable][0].parts[0].array
+        series = self.series[variable][0]
+        array = series.parts[0].array
         chunks = array.encoding.get("preferred_chunks", {})
-        wanted = {"level": sum(channel.variable == variable for channel in self.channels), "time": times}
+        wanted = {
+            "level": sum(channel.variable == variable for channel in self.channels),
+            "time": times * series.window,
+        }
         count = array.dtype.itemsize
         for dim, size in array.sizes.items():
             chunk = min(chunks.get(dim, 1 if dim == "time" else size), size)
@@ -122,7 +127,7 @@ def open_source(
     Args:
       spec: path, glob, folder, address, or a dataset that is open, or several of these (see `formats.open_pieces`).
       variables: WeatherBench 2's names or the source's, on all of `levels_hpa` or with a level, `geopotential_500`;
-        None: all that are known.
+        None: all that are known. total_precipitation_6hr is summed where the source has total_precipitation every hour.
       levels_hpa: pressure levels of upper-air variables. None: all, from the ground up.
       static: names of static fields. None: those of land_sea_mask, soil_type, geopotential_at_surface that are there.
       period: first and last date, both inclusive.
@@ -148,6 +153,7 @@ def open_source(
     asked = None if variables is None and not rename else possible_names(variables, rename)
     pieces, notes = open_pieces(specs, variables=asked, select=select, storage_options=storage_options)
     parts, left_out = _take_apart(pieces, rename, units, name)
+    parts += find_sums(parts, variables or ())
     channels = choose_channels(parts, left_out, variables, levels_hpa, source=name)
     wanted = {variable: [p for p in parts if p.variable == variable] for variable in group_by_variable(channels)}
     orient = make_orient(wanted[channels[0].variable][0], crop_south_pole=crop_south_pole, coarsen=coarsen)
