@@ -9,6 +9,7 @@ HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "weathermixer" / "__init__.py").read_text()).group(1)
 
 DASK = ["distributed>=2025.2"]
+REGRID = ["xarray-regrid>=0.4.2"]
 NOTEBOOKS = ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"]
 GRIB = ["cfgrib>=0.9.15", "eccodes>=2.40"]
 CLOUD = ["fsspec>=2025.2", "aiohttp>=3.10", "gcsfs>=2025.2", "s3fs>=2025.2"]
@@ -59,6 +60,7 @@ setup(
         "grib": GRIB,
         "cloud": CLOUD,
         "dask": DASK,
+        "regrid": REGRID,
         "test": [
             "pytest>=8.4",
             "pytest-timeout>=2.4",
@@ -74,6 +76,7 @@ setup(
             *GRIB,
             *CLOUD,
             *DASK,
+            *REGRID,
             *NOTEBOOKS,
         ],
     },

@@ -173,6 +173,19 @@ def times(text: str) -> tuple[np.datetime64, ...]:
     return found
 
 
+def pairs(text: str) -> dict[str, str]:
+    """{"number": "0"} from "number=0"."""
+    found = {}
+    for word in words(text):
+        name, _, value = word.partition("=")
+        if not (name and value):
+            raise argparse.ArgumentTypeError(f"{word!r} is not NAME=VALUE, such as number=0")
+        if name in found:
+            raise argparse.ArgumentTypeError(f"{text!r} has {name} twice")
+        found[name] = value
+    return found
+
+
 def output_file(text: str) -> pathlib.Path:
     """A file to write to, whose folder is there: said before the work, not after it."""
     path = pathlib.Path(text).expanduser()
@@ -226,6 +239,16 @@ def _reader(kind: Any) -> Callable[[str], Any]:
 def add_data(parser: argparse.ArgumentParser, about: str) -> None:
     """--data, which each program explains."""
     parser.add_argument("--data", metavar="ARCHIVE", help=f"archive made by experiments.prepare; {about}")
+
+
+def add_readings(add: Callable[..., Any]) -> None:
+    """--select, --rename and --units, where a source does not tell what it has as open_source wants it told."""
+    about = "one entry of other dimensions: number=0; of a forecast's leads, in hours: step=6"
+    add("--select", type=pairs, default={}, metavar="DIM=VALUE,...", help=about)
+    about = "what the source calls NAME is a variable of WeatherBench 2's name: hgt=geopotential,T850=temperature_850"
+    add("--rename", type=pairs, default={}, metavar="NAME=VARIABLE,...", help=about)
+    about = "the unit of a variable or of levels where the source says none, or a wrong one: t2m=degC,lev=hPa"
+    add("--units", type=pairs, default={}, metavar="NAME=UNIT,...", help=about)
 
 
 def add_grid(parser: argparse.ArgumentParser, default: tuple[int, int]) -> None:

@@ -66,12 +66,7 @@ def make_parser() -> command_line.Parser:
     take("--exclude", type=dates, default=(), metavar="DATE,...", help=about)
     take("--crop_south_pole", action="store_true", help="drop the last row: 721 -> 720, as published")
     take("--coarsen", type=count, default=1, metavar="K", help="average blocks of K x K cells")
-    about = "one entry of other dimensions: number=0; of a forecast's leads, in hours: step=6"
-    take("--select", type=pairs, default={}, metavar="DIM=VALUE,...", help=about)
-    about = "what the source calls NAME is a variable of WeatherBench 2's name: hgt=geopotential,T850=temperature_850"
-    take("--rename", type=pairs, default={}, metavar="NAME=VARIABLE,...", help=about)
-    about = "the unit of a variable or of levels where the source says none, or a wrong one: t2m=degC,lev=hPa"
-    take("--units", type=pairs, default={}, metavar="NAME=UNIT,...", help=about)
+    command_line.add_readings(take)
     take("--days", type=count, metavar="N", help=f"of `simulated`; default: {DAYS}")
     take("--anonymous", action="store_true", help="public bucket: no credentials are looked for")
     keep = parser.add_argument_group("how to keep it").add_argument
@@ -98,19 +93,6 @@ def dates(text: str) -> tuple[str, ...]:
     """Years, months, days or hours from "2018-02,2018-12-31T00"."""
     command_line.times(text)
     return command_line.words(text)
-
-
-def pairs(text: str) -> dict[str, str]:
-    """{"number": "0"} from "number=0"."""
-    found = {}
-    for word in command_line.words(text):
-        name, _, value = word.partition("=")
-        if not (name and value):
-            raise argparse.ArgumentTypeError(f"{word!r} is not NAME=VALUE, such as number=0")
-        if name in found:
-            raise argparse.ArgumentTypeError(f"{text!r} has {name} twice")
-        found[name] = value
-    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -147,7 +147,7 @@ def test_forecast_from_several_starts_to_netcdf_beyond_the_record(run, tmp_path)
             r"start=2020-01-02T03 is not in.*nearest time is 2020-01-02T0[06]",
         ),
         ({"channel": "10m_u_component_of_wind"}, r"channel='10m_u_component_of_wind' is not predicted.*2m_temperature"),
-        ({"output": "forecast.grib"}, r"output='forecast.grib' must end with .zarr or .nc"),
+        ({"output": "forecast.grib"}, r"output='forecast.grib' must end with one of .zarr, .nc, .grib2"),
     ],
 )
 def test_what_cannot_be_forecast_is_refused_before_it_runs(run, options, message):

@@ -1,6 +1,7 @@
 """A run takes what its numbers refer to from itself: other archives and sources give the same, or it says why not."""
 
 import json
+import os
 import pathlib
 import shutil
 
@@ -8,13 +9,14 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from experiments import train
+from experiments import forecast, train
 from tests.experiments.test_train import make_run_settings
 from tests.prepare.written_sources import frames_of, make_dataset, write_zarr
 from weathermixer.parallel.mesh import make_mesh
 from weathermixer.prepare.prepare import prepare_archive
 from weathermixer.prepare.sources import open_source
 from weathermixer.runs.run import open_run
+from weathermixer.verification.scores import format_scores
 
 TIMES = np.datetime64("2000-01-01T00", "ns") + np.arange(40) * np.timedelta64(6, "h")
 CHANNELS = ("2m_temperature", "geopotential_500", "temperature_850", "temperature_500")  # not the archive's order
@@ -45,7 +47,7 @@ def run(trained):
 
 
 def assert_same(a: xr.Dataset, b: xr.Dataset, **tolerance):
-    assert list(a.data_vars) == list(b.data_vars)
+    assert set(a.data_vars) == set(b.data_vars)
     for name in a.data_vars:
         np.testing.assert_allclose(a[name], b[name], **tolerance)
     assert tolerance or a.drop_attrs().identical(b.drop_attrs())
@@ -120,15 +122,15 @@ def test_an_archive_of_one_analysis_is_enough(run, tmp_path):
 
 
 def test_what_contradicts_the_run_is_refused_with_the_difference(run, tmp_path):
-    with pytest.raises(ValueError, match=r"has no variable 'geopotential'"):
+    with pytest.raises(ValueError, match=r"has no variable 'geopotential_500'"):
         run.forecast(weather().drop_vars("geopotential"), hours=6)
     with pytest.raises(
         ValueError,
-        match=r"is on another grid than the model: latitudes 70.0 \.\.\. -70.0 \(8 values\), the model.s 78.75",
+        match=r"is on another grid than the model: latitudes 70.0 \.\.\. -70.0 \(8 values\), not 78.75",
     ):
         run.forecast(weather().assign_coords(latitude=np.linspace(70, -70, 8)), hours=6)
     other = make_dataset(times=TIMES, lat=8, lon=32, levels=(500, 850))
-    with pytest.raises(ValueError, match=r"longitudes .*32 values\), the model's .*16 values\)"):
+    with pytest.raises(ValueError, match=r"longitudes .*32 values\), not .*16 values\)"):
         run.forecast(prepare(other, tmp_path / "other"), starts=START, hours=6)
     holes = weather()
     holes["temperature"][30, 1, 2, :3] = np.nan
@@ -153,6 +155,60 @@ def test_scores_straight_from_a_source_are_those_of_its_archive(run, tmp_path):
     straight, prepared = run.evaluate(store, **options), run.evaluate(**options)
     np.testing.assert_allclose(straight.rmse, prepared.rmse, rtol=1e-4)
     assert straight.attrs["source"] == str(store)
+
+
+def test_scores_need_no_training_years(run):
+    options = {"period": ("2000-01-08", "2000-01-10"), "lead_hours": [6]}
+    scores = run.evaluate(weather().isel(time=slice(28, None)), **options)
+    both = ["model", "persistence"]
+    whole = run.evaluate(weather(), **options).sel(source=both)
+    np.testing.assert_allclose(scores.rmse.sel(source=both), whole.rmse, rtol=1e-6)
+    assert np.isnan(scores.rmse.sel(source="climatology")).all() and np.isnan(scores.acc).all()
+    assert "none, the data holds no time" in format_scores(scores)
+
+
+def test_forecasts_start_at_any_hour_of_an_hourly_source(run):
+    hourly = weather().assign_coords(time=TIMES[0] + np.arange(40) * np.timedelta64(1, "h"))
+    starts = hourly.time.values[[3, 7, 21]]
+    found = run.forecast(hourly, starts=starts, hours=6, analysis=True)
+    np.testing.assert_allclose(found["2m_temperature"][:, 0], hourly["2m_temperature"][[3, 7, 21]], rtol=1e-6)
+    assert run.forecast(hourly, hours=6).sizes["time"] == 40
+
+
+@pytest.mark.parametrize("method", ["conservative", "linear"])
+def test_another_grid_is_regridded_on_request(run, method, tmp_path):
+    fine = make_dataset(times=TIMES[30:31], lat=37, lon=72, levels=(500, 850), poles=True)
+    with pytest.raises(ValueError, match="is on another grid than the model"):
+        run.forecast(fine, hours=6)
+    found = run.forecast(fine, hours=6, analysis=True, regrid=method)
+    target = xr.Dataset(coords={"latitude": found.latitude, "longitude": found.longitude})
+    expected = fine["2m_temperature"].interp_like(target)[0].fillna(found["2m_temperature"][0, 0])
+    assert float(np.abs(found["2m_temperature"][0, 0] - expected).mean()) < 1.0 and found.sizes["latitude"] == 8
+
+
+@pytest.mark.skipif("WEATHERMIXER_REAL_DATA" not in os.environ, reason="WEATHERMIXER_REAL_DATA: no folder of real data")
+def test_a_forecast_from_a_real_file(run, tmp_path):
+    """A complete GFS file, GRIB at 2.5 degrees, as it is; the forecast is GRIB too."""
+    pytest.importorskip("cfgrib", reason="no cfgrib: pip install 'weathermixer[grib]'")
+    file = pathlib.Path(os.environ["WEATHERMIXER_REAL_DATA"], "io", "gfs.t12z.pgrbf120.2p5deg.grib2")
+    found = run.forecast(file, hours=12, analysis=True, regrid="conservative", output=tmp_path / "f.grib2")
+    assert 5.0e4 < found.geopotential[0, 0].sel(level=500).mean() < 5.8e4 and np.isfinite(found["2m_temperature"]).all()
+    again = run.forecast(tmp_path / "f.grib2", starts=found.time.values, hours=6, analysis=True)
+    np.testing.assert_allclose(again.temperature[0, 0], found.temperature[0, 0], atol=1e-3)
+
+
+@pytest.mark.parametrize("ending", [".nc", ".zarr"])
+def test_the_command_forecasts_from_a_file_of_one_analysis(trained, tmp_path, ending, capsys):
+    file, output = tmp_path / f"analysis{ending}", tmp_path / "forecast.nc"
+    one = weather().isel(time=[30])
+    one.to_netcdf(file) if ending == ".nc" else write_zarr(one, file)
+    forecast.main([str(trained[0]), f"--data={file}", "--hours=12", f"--output={output}", "--mesh=1,1,1", "--analysis"])
+    with xr.open_dataset(output) as found:
+        assert_same(found, open_run(trained[0]).forecast(weather(), starts=START, hours=12, analysis=True), rtol=1e-6)
+    assert capsys.readouterr().out == f"1 forecast(s) of 12 h in {output}\n"
+    weather().to_netcdf(tmp_path / "many.nc")
+    with pytest.raises(ValueError, match=r"many.nc has 40 times to start from, 2000-01-01T00 to .*: give --start"):
+        forecast.main([str(trained[0]), f"--data={tmp_path / 'many.nc'}", "--hours=12"])
 
 
 def test_a_run_needs_neither_its_archive_nor_its_place(trained, tmp_path):

@@ -73,9 +73,10 @@ class Frames:
 def archive_frames(archive: Archive, reference: Reference, mesh: Mesh) -> Frames:
     """An archive's frames for a model: each process reads its own boxes; channels are found by their names.
 
-    Raises as `Reference.find_channels` does.
+    Raises as `Reference.find_channels` and `check_grid` do.
     """
-    chosen = reference.find_channels(archive.path, archive.channels, archive.grid)
+    chosen = reference.find_channels(archive.path, archive.channels)
+    reference.check_grid(archive.path, archive.grid)
     standardization = make_standardization(reference, mesh, scale=archive.scale[chosen], offset=archive.offset[chosen])
     return Frames(
         name=archive.path,

@@ -20,7 +20,7 @@ class Reference:
 
     >>> archive = weathermixer.open_archive("dry.archive")
     >>> reference = weathermixer.make_reference(archive, weathermixer.ChannelSet(archive.channels))
-    >>> reference.find_channels("another.zarr", archive.channels[::-1], archive.grid).tolist()
+    >>> reference.find_channels("another.zarr", archive.channels[::-1]).tolist()
     [3, 2, 1, 0]
     """
 
@@ -39,10 +39,15 @@ class Reference:
         predicted = slice(len(self.channel_set.dynamic))
         return self.channel_set.pad((self.tendency_std / self.std)[predicted])
 
-    def find_channels(self, name: str, channels: Sequence[Channel], grid: Grid) -> Int[np.ndarray, " stored"]:
+    def check_grid(self, name: str, grid: Grid) -> None:
+        """Raises ValueError where the grid of a data set with this name is not the model's."""
+        if difference := self.grid.difference(grid):
+            raise ValueError(f"{name} is on another grid than the model: {difference}")
+
+    def find_channels(self, name: str, channels: Sequence[Channel]) -> Int[np.ndarray, " stored"]:
         """Positions of the model's channels among those of a data set with this name; the order does not matter.
 
-        Raises ValueError for channels that are not there or in another unit, and for another grid.
+        Raises ValueError for channels that are not there or in another unit.
         """
         position = {channel.name: index for index, channel in enumerate(channels)}
         absent = [wanted for wanted in self.channel_set.stored_names if wanted not in position]
@@ -52,7 +57,6 @@ class Reference:
         for own, index in zip(self.channel_set.stored, found):
             if channels[index].units != own.units:
                 raise ValueError(f"{name} has {own.name} in {channels[index].units!r}, the model in {own.units!r}")
-        self.grid.check_same(grid, name)
         return found
 
 

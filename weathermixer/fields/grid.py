@@ -42,14 +42,13 @@ class Grid:
     def shape(self) -> tuple[int, int]:
         return len(self.latitude), len(self.longitude)
 
-    def check_same(self, other: "Grid", name: str) -> None:
-        """Raises ValueError where `other`, the grid of a data set with this name, is not this one to 1e-4 degrees."""
+    def difference(self, other: "Grid") -> str | None:
+        """How another grid differs from this one by more than 1e-4 degrees; None where it does not."""
         for what in ("latitude", "longitude"):
             here, there = getattr(self, what), getattr(other, what)
             if len(here) != len(there) or not np.allclose(here, there, rtol=0, atol=1e-4):
-                raise ValueError(
-                    f"{name} is on another grid than the model: {what}s {_ends(there)}, the model's {_ends(here)}"
-                )
+                return f"{what}s {_ends(there)}, not {_ends(here)}"
+        return None
 
     def drop_south_pole(self) -> "Grid":
         """The grid without its last latitude row: 721 -> 720 at 0.25 degrees, as published (Jigsaw, section 4)."""

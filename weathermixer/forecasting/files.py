@@ -24,25 +24,25 @@ from jaxtyping import Int
 from weathermixer.archive import storage
 from weathermixer.fields.variables import Channel
 from weathermixer.forecasting.forecasts import Forecast, describe_variables, find_level
+from weathermixer.forecasting.grib import write_grib
 from weathermixer.parallel.distributed import wait_for_all
 
-PROGRESS_FILE = "finished.json"
 FRAMES_IN_FLIGHT = 2  # on their way from the devices, and as many on their way to the disk
-SUFFIXES = (".zarr", ".nc")
+SUFFIXES = (".zarr", ".nc", ".grib2")
 
 
 def check_output(path: str | os.PathLike) -> pathlib.Path:
-    """The path of a forecast file; ValueError where its ending says neither Zarr nor netCDF, or it is not local."""
+    """The path of a forecast file; ValueError where its ending is none of SUFFIXES, or it is not local."""
     if "://" in os.fspath(path):
         raise ValueError(f"output={os.fspath(path)!r}: forecasts are written to a file system; copy them on from there")
     path = pathlib.Path(path)
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"output={str(path)!r} must end with {' or '.join(SUFFIXES)}")
+        raise ValueError(f"output={str(path)!r} must end with one of {', '.join(SUFFIXES)}")
     return path
 
 
 class ForecastWriter:
-    """Writes the forecasts that `description` (of describe_forecasts) describes to a .zarr store or a .nc file.
+    """Writes the forecasts that `description` (of describe_forecasts) describes to a store, or a file at the end.
 
     `unfinished` are the positions of the starts that are not there yet, from an earlier writer with the same
     description and the same `maker`, which names what computes them. An older file is replaced when all is done.
@@ -54,6 +54,7 @@ class ForecastWriter:
         """`rows` are the latitudes that one device holds. Raises ValueError for an output that cannot be written."""
         self._path = check_output(path)
         self._partial = self._path.with_name(self._path.name + ".partial")
+        self._progress = self._path.with_name(self._path.name + ".partial.json")  # which starts are finished in it
         self._description, self._channels = description, channels
         identity = [description.to_dict(), [channel.name for channel in channels], rows, maker]
         self._identity = hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()
@@ -91,18 +92,24 @@ class ForecastWriter:
         move_on(0)
 
     def publish(self) -> xr.Dataset:
-        """Puts the file in its place, and opens it lazily."""
+        """Puts the file in its place, and opens it lazily; the forecasts of a GRIB file are returned in memory."""
         wait_for_all("forecasts are written")
+        found = None
+        if self._path.suffix == ".grib2":
+            with xr.open_zarr(self._partial, consolidated=False, chunks=None) as dataset:
+                found = dataset.load()
         if jax.process_index() == 0:
-            (self._partial / PROGRESS_FILE).unlink()
-            _publish(self._partial, self._path)
+            _publish(self._partial, self._path, list(describe_variables(self._channels)))
+            self._progress.unlink()
         wait_for_all("forecasts are published")
-        return xr.open_dataset(self._path) if self._path.suffix == ".nc" else xr.open_zarr(self._path, chunks=None)
+        if self._path.suffix == ".nc":
+            return xr.open_dataset(self._path)
+        return xr.open_zarr(self._path, chunks=None) if found is None else found
 
     def _begin(self) -> list[int]:
         """The positions of finished starts in a partial store of the same forecasts; else makes one, without fields."""
-        progress = self._partial / PROGRESS_FILE
-        found = json.loads(progress.read_text()) if progress.exists() else {"identity": None}
+        there = self._partial.exists() and self._progress.exists()
+        found = json.loads(self._progress.read_text()) if there else {"identity": None}
         wait_for_all("forecast store was looked for")
         if found["identity"] == self._identity:
             return found["finished"]
@@ -145,10 +152,9 @@ class ForecastWriter:
     def _mark(self, starts: Sequence[int]) -> None:
         self._finished = [*self._finished, *starts]
         if jax.process_index() == 0:
-            progress = self._partial / PROGRESS_FILE
-            new = progress.with_suffix(".new")
+            new = self._progress.with_suffix(".new")
             new.write_text(json.dumps({"identity": self._identity, "finished": self._finished}))
-            new.replace(progress)
+            new.replace(self._progress)
 
 
 def _metadata(dims: Sequence[str], shape: Sequence[int], attributes: dict[str, str], *, rows: int) -> dict[str, Any]:
@@ -166,16 +172,19 @@ def _metadata(dims: Sequence[str], shape: Sequence[int], attributes: dict[str, s
     }
 
 
-def _publish(partial: pathlib.Path, path: pathlib.Path) -> None:
-    if path.suffix == ".nc":
-        file = path.with_name(path.name + ".partial.nc")
+def write_netcdf(forecasts: xr.Dataset, path: pathlib.Path) -> None:
+    """Writes forecasts to a netCDF file, lightly compressed, whole or not at all."""
+    file = path.with_name(path.name + ".partial.nc")
+    encoding = {name: {"zlib": True, "complevel": 1, "_FillValue": np.float32("nan")} for name in forecasts.data_vars}
+    forecasts.drop_encoding().to_netcdf(file, encoding=encoding)
+    file.replace(path)
+
+
+def _publish(partial: pathlib.Path, path: pathlib.Path, variables: list[str]) -> None:
+    if path.suffix != ".zarr":
         with xr.open_zarr(partial, consolidated=False, chunks=None) as dataset:
-            encoding = {
-                name: {"zlib": True, "complevel": 1, "_FillValue": np.float32("nan")} for name in dataset.data_vars
-            }
-            dataset.drop_encoding().to_netcdf(file, encoding=encoding)
+            (write_netcdf if path.suffix == ".nc" else write_grib)(dataset[variables], path)
         shutil.rmtree(partial)
-        file.replace(path)
         return
     with warnings.catch_warnings():
         # a convention that the v3 specification does not name yet; xarray looks for it all the same

@@ -131,7 +131,8 @@ def open_source(
       levels_hpa: pressure levels of upper-air variables. None: all, from the ground up.
       static: names of static fields. None: those of land_sea_mask, soil_type, geopotential_at_surface that are there.
       period: first and last date, both inclusive.
-      step_hours: hours between times. None: 6, or the source's own step where that is no part of 6.
+      step_hours: hours between times. None: 6, or the source's own step where that is no part of 6. 0: all times on
+        whole hours, whatever lies between them, to start forecasts from.
       crop_south_pole: drops the last row where it is the pole, 721 -> 720 as published.
       coarsen: averages blocks of coarsen x coarsen cells, weighted by area.
       exclude: times to leave out: every one within a year, month, day or hour, as 2020-02-29.

@@ -137,12 +137,12 @@ def choose_times(
     `times` [time] of each variable ascend. The account tells, line by line, what was found, left out and taken.
     Raises ValueError where nothing is left, and where times are not whole steps apart, naming what there is.
     """
-    if step_hours is not None and step_hours < 1:
-        raise ValueError(f"step_hours={step_hours} must be at least 1")
+    if step_hours is not None and step_hours < 0:
+        raise ValueError(f"step_hours={step_hours} must be at least 1, or 0 for all times whatever lies between")
     found = np.unique(np.concatenate(list(times.values())))
     common = found[np.all([np.isin(found, its) for its in times.values()], axis=0)]
     own = _find_step(common, source)
-    step = (own if step_hours is None else step_hours) * HOUR
+    step = (step_hours or own) * HOUR
     account = [f"found: {describe_times(found)}{_describe_steps(found)}"]
 
     def leave_out(there: np.ndarray, out: np.ndarray, why: str) -> np.ndarray:
@@ -162,6 +162,8 @@ def choose_times(
     for variable, its in times.items():
         there = leave_out(there, ~np.isin(there, its), f"{variable} lacks them")
     there = leave_out(there, (there - EPOCH) % HOUR != 0 * HOUR, "not on a whole hour, as an archive's times are")
+    if step_hours == 0:
+        return there, there[:0], own, [*account, f"taken: {describe_times(there)}"]
     # 00 UTC is a step, unless far more times lie on others
     phases, counts = np.unique((there - EPOCH) % step, return_counts=True)
     phase = phases[0] if phases[0] == 0 * HOUR and 2 * counts[0] >= counts.max() else phases[counts.argmax()]

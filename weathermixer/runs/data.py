@@ -5,6 +5,8 @@ for forecasts from analyses, slow for scores over years.
 """
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +18,7 @@ from weathermixer.archive.archive import Archive, is_archive, open_archive
 from weathermixer.archive.frames import Frames, archive_frames
 from weathermixer.archive.reference import Reference
 from weathermixer.archive.standardization import make_standardization
+from weathermixer.fields.regridding import regrid
 from weathermixer.parallel.mesh import sharding
 from weathermixer.prepare.sources import Source, open_source
 
@@ -23,8 +26,8 @@ from weathermixer.prepare.sources import Source, open_source
 Data = str | os.PathLike | xr.Dataset | Archive | Source
 
 
-def open_data_set(data: Data, reference: Reference) -> Archive | Source:
-    """Opens an archive or a source with a model's channels, by their names; whole steps of 6 h, or the source's own.
+def open_data_set(data: Data, reference: Reference, **options: Any) -> Archive | Source:
+    """Opens an archive or, with some of open_source's options, a source with a model's channels, by their names.
 
     A source with the south pole below a grid that is otherwise the model's loses that row, as `--crop_south_pole` does.
     Raises ValueError that names what is missing and what there is instead.
@@ -32,20 +35,33 @@ def open_data_set(data: Data, reference: Reference) -> Archive | Source:
     if isinstance(data, Archive | Source):
         return data
     if not isinstance(data, xr.Dataset) and is_archive(data):
+        if given := [name for name, value in options.items() if value]:
+            raise ValueError(f"{data} is an archive, which needs no {', '.join(given)}: these are for other sources")
         return open_archive(data)
-    wanted = dict(variables=reference.channel_set.stored_names, static=())
-    source = open_source(data, **wanted)
+    options |= dict(variables=reference.channel_set.stored_names, static=())
+    source = open_source(data, **options)
     rows = source.grid.shape[0]
     if rows == reference.grid.shape[0] + 1 and source.grid.latitude[-1] < -90 + 1e-3:
-        return open_source(data, **wanted, crop_south_pole=True)
+        return open_source(data, **options, crop_south_pole=True)
     return source
 
 
-def make_frames(data: Archive | Source, reference: Reference, mesh: Mesh) -> Frames:
-    """An open data set's frames for a model; raises as `Reference.find_channels` does."""
+def make_frames(data: Archive | Source, reference: Reference, mesh: Mesh, *, method: str | None = None) -> Frames:
+    """An open data set's frames for a model; `method` (of fields/regridding.py) brings a source on another grid to its.
+
+    Raises as `Reference.find_channels` and `check_grid` do, also for another grid of an archive.
+    """
     if isinstance(data, Archive):
         return archive_frames(data, reference, mesh)
-    chosen = reference.find_channels(data.name, data.channels, data.grid)
+    chosen = reference.find_channels(data.name, data.channels)
+    if method is None or not reference.grid.difference(data.grid):
+        reference.check_grid(data.name, data.grid)
+        method = None
+
+    def read(indices: Int[np.ndarray, " time"]) -> Float[np.ndarray, "time stored lat lon"]:
+        frames = data.read(indices)[:, chosen]
+        return frames if method is None else regrid(frames, data.grid, reference.grid, method=method)
+
     return Frames(
         name=data.name,
         source=data.name,
@@ -53,22 +69,17 @@ def make_frames(data: Archive | Source, reference: Reference, mesh: Mesh) -> Fra
         reference=reference,
         mesh=mesh,
         standardization=make_standardization(reference, mesh),
-        read_stored=lambda indices: _read(data, reference, mesh, indices, chosen),
+        read_stored=lambda indices: _place(read, indices, reference, mesh),
     )
 
 
-def _read(
-    source: Source,
-    reference: Reference,
-    mesh: Mesh,
-    indices: Int[np.ndarray, " b"],
-    chosen: Int[np.ndarray, " stored"],
+def _place(
+    read: Callable[[np.ndarray], np.ndarray], indices: Int[np.ndarray, " b"], reference: Reference, mesh: Mesh
 ) -> Float[Array, "b n lat lon"]:
-    """A source's frames in SI units as a global array."""
+    """Frames in SI units as a global array; one that is asked for several times is read once."""
     channels = reference.channel_set
     unique, positions = np.unique(indices, return_inverse=True)
-    frames = source.read(unique)[:, chosen]
     whole = np.zeros((len(indices), channels.size, *reference.grid.shape), np.float32)
-    whole[:, : len(channels.stored)] = frames[positions]
+    whole[:, : len(channels.stored)] = read(unique)[positions]
     cut = sharding(mesh, "batch", "channel", "lat", "lon")
     return jax.make_array_from_callback(whole.shape, cut, lambda box: whole[box])

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 import xarray as xr
 from jax.sharding import Mesh
+from jaxtyping import Int
 
 from weathermixer.archive.archive import Archive
 from weathermixer.archive.frames import Frames
@@ -64,25 +65,31 @@ class Run:
     params: Any
     step: int
 
-    def open_data(self, data: Data | None = None) -> Archive | Source:
+    def open_data(self, data: Data | None = None, **options: Any) -> Archive | Source:
         """Opens a data set for this run: an archive, a source, an xarray.Dataset; None: the archive that trained it.
 
+        A source has all its times on whole hours; `options` are those of open_source, such as select={"number": 0}.
         Raises ValueError for one that is not there or lacks channels.
         """
         if data is not None:
-            return open_data_set(data, self.reference)
+            return open_data_set(data, self.reference, **({"step_hours": 0} | options))
         try:
             return build.open_data(self.settings, self.archive)
         except ValueError as error:
             if not self.archive:
                 raise
             raise ValueError(
-                f"{self.path} was trained on {self.archive}, but {error}; say where it is now: --data=ARCHIVE"
+                f"{self.path} was trained on {self.archive}, but {error}; say where it is now, or what else to use: "
+                "--data=ARCHIVE"
             ) from None
 
-    def open_frames(self, data: Data | None = None) -> Frames:
-        """The frames of a data set as the model sees them, on the run's mesh; ValueError for another grid."""
-        return make_frames(self.open_data(data), self.reference, self.mesh)
+    def open_frames(self, data: Data | None = None, *, regrid: str | None = None) -> Frames:
+        """The frames of a data set as the model sees them, on the run's mesh.
+
+        `regrid` is how a source on another grid is brought to the run's: "conservative", "linear" (fields.regridding);
+        None: that is refused. Raises ValueError for an archive on another grid.
+        """
+        return make_frames(self.open_data(data), self.reference, self.mesh, method=regrid)
 
     def forecast(
         self,
@@ -93,6 +100,7 @@ class Run:
         analysis: bool = False,
         mode: str | None = None,
         batch_size: int | None = None,
+        regrid: str | None = None,
         output: str | os.PathLike | None = None,
         progress: bool = False,
     ) -> xr.Dataset:
@@ -104,16 +112,19 @@ class Run:
           analysis: whether the state that a forecast starts from is its first, at lead 0.
           mode: "autoregressive" or "latent".
           batch_size: forecasts at a time.
-          output: a .zarr store or a .nc file to write to, frame by frame; None: all is returned in memory.
+          regrid: as in open_frames.
+          output: a .zarr store to write to, frame by frame, or a .nc or .grib2 file, made from that at the end; None:
+            all is returned in memory.
 
         Returns the forecasts, opened lazily where they were written. Raises ValueError, before long work starts, for
         data that does not fit the model, starts that are not there and hours that are no multiple of its step.
         """
         output = output and check_output(output)
-        frames, options, step_hours = self.open_frames(data), self.settings.evaluation, self.reference.step_hours
+        frames, options = self.open_frames(data, regrid=regrid), self.settings.evaluation
+        step_hours = self.reference.step_hours
         hours, mode = hours or options.forecast_hours, mode or options.mode
         check_leads([hours], step_hours=step_hours)
-        indices = self._find_starts(frames, starts)
+        indices = self.find_starts(frames, starts)
         lead_steps = list(range(0 if analysis else 1, hours // step_hours + 1))
         instances, channels = ways(self.mesh, "batch"), self.reference.channel_set.dynamic
 
@@ -136,14 +147,19 @@ class Run:
         with use_mesh(self.mesh):
             norm = jax.jit(optax.tree.norm)(self.params)  # tells one trained model from another
         rows = self.reference.grid.shape[0] // ways(self.mesh, "lat")
-        maker = [str(self.path.resolve()), frames.name, f"{norm:.6g}"]
+        maker = [str(self.path.resolve()), frames.name, regrid, options.prescribed, f"{norm:.6g}"]
         writer = ForecastWriter(output, description, channels, rows=rows, maker=maker)
         if len(writer.unfinished):
             writer.write(make(indices[writer.unfinished]), writer.unfinished)
         return writer.publish()
 
-    def _find_starts(self, frames: Frames, starts: Sequence[np.datetime64] | np.ndarray | None) -> np.ndarray:
-        """Indices of starts; ValueError for one that is not there, or lacks the frame before it that the model sees."""
+    def find_starts(
+        self, frames: Frames, starts: Sequence[np.datetime64] | np.ndarray | None = None
+    ) -> Int[np.ndarray, " start"]:
+        """Indices of the times to start from; None: of all that can be started from.
+
+        Raises ValueError for one that is not there, or lacks the frame before it that the model sees.
+        """
         wanted = frames.times if starts is None else np.asarray(starts, "datetime64[ns]")
         indices = find_times(frames.times, wanted)
         if (indices < 0).any():
@@ -169,16 +185,18 @@ class Run:
         mode: str | None = None,
         batch_size: int | None = None,
         max_starts: int | None = None,
+        regrid: str | None = None,
         progress: bool = False,
     ) -> xr.Dataset:
         """RMSE, bias and ACC over a period of a data set, beside persistence and climatology (see verification).
 
         The climatology is the archive's own where it has one of other times than those that are scored, else one fitted
-        to what the data holds of the run's training period. Raises ValueError for an empty period and for leads that
-        do not fit.
+        to what the data holds of the run's training period; where it holds nothing of that there is none. Raises
+        ValueError for an empty period and for leads that do not fit.
         """
-        data, options = self.open_data(data), self.settings.evaluation
-        frames = make_frames(data, self.reference, self.mesh)
+        # not from every hour, as forecasts: of a source that has them, the times are taken that prepare would take
+        data, options = self.open_data(data, step_hours=None), self.settings.evaluation
+        frames = self.open_frames(data, regrid=regrid)
         period = period or getattr(self.settings.data, options.period)
         scored = np.flatnonzero(in_period(frames.times, period))
         if not len(scored):
@@ -209,7 +227,7 @@ class Run:
 
     def _choose_climatology(
         self, data: Archive | Source, frames: Frames, scored: np.ndarray, *, batch_size: int, progress: bool
-    ) -> Climatology | Normals:
+    ) -> Climatology | Normals | None:
         normals = open_normals(data, self.reference) if isinstance(data, Archive) else None
         if normals and not normals.holds_any(frames.times[scored]):
             return normals
@@ -219,6 +237,8 @@ class Run:
                 "its place (prepare --statistics_period keeps times out)"
             )
         training = np.flatnonzero(in_period(frames.times, self.settings.data.train))
+        if not len(training):
+            return None
         return make_climatology(frames, indices=training, batch_size=batch_size, progress=progress)
 
 

@@ -34,7 +34,7 @@ def evaluate(
     starts: Int[np.ndarray, " start"],
     lead_hours: Sequence[int],
     batch_size: int,
-    climatology: Climatology | Normals,
+    climatology: Climatology | Normals | None,
     mode: str = "autoregressive",
     history: int = 1,
     prescribed: str = "analysis",
@@ -46,7 +46,8 @@ def evaluate(
     A start counts at every lead whose valid time is in it and not after `until`; `samples` says how many did.
     `history` is how many frames the model sees: with 2, starts need the time a step before them. `prescribed` says
     where input-only channels come from on the way (rollout.make_advance). Where a channel lacks values, points count
-    that start, valid time and climatology have, the same for all sources, and samples that have such points.
+    that start, valid time and climatology have, the same for all sources, and samples that have such points. Without a
+    climatology its own scores and the ACC are NaN.
     Only statistics leave the device. Raises ValueError before long work starts: no starts, a lead that is not a
     positive multiple of the step, a lead beyond the record, a batch that does not divide.
 
@@ -87,7 +88,8 @@ def evaluate(
                 counted = real & (valid[lead, chosen] >= 0)
                 # a sample without a target is given its own start in its place, and left out of the sums
                 indices = np.where(counted, valid[lead, chosen], starts[chosen])
-                target, normal = frames.read(indices), climatology.at(times[indices], frames.mesh)
+                target = frames.read(indices)
+                normal = jnp.zeros_like(target) if climatology is None else climatology.at(times[indices], frames.mesh)
                 statistics, some = _statistics(prediction, state, target, normal, standardization, area)
                 some = np.asarray(some)[counted, :dynamic]
                 counts[lead] += some.sum(axis=0)
@@ -99,13 +101,16 @@ def evaluate(
     samples = (valid >= 0).sum(axis=1)
     with np.errstate(invalid="ignore"):  # a channel without a single value has no score
         means = {name: values / counts for name, values in sums.items()}
+    if climatology is None:
+        for values in (*(mean[SOURCES.index("climatology")] for mean in means.values()), means["anomaly_correlation"]):
+            values[:] = np.nan
     attributes = {
         "source": frames.source,
         "first_start": str(times[starts].min().astype("datetime64[h]")),
         "last_start": str(times[starts].max().astype("datetime64[h]")),
         "mode": mode,
         "step_hours": step_hours,
-        "climatology": climatology.description,
+        "climatology": climatology.description if climatology else "none, the data holds no time to make it of",
         **({"input_only": prescribed} if channel_set.input_only else {}),
         "definitions": "WeatherBench 2 (Rasp et al. 2024): weights by cell area, square root after the mean over time",
     }

@@ -86,7 +86,7 @@ def _rmse_block(block: xr.Dataset) -> list[str]:
         cells = [f"{name:16}"]
         for lead in range(block.sizes["lead_hours"]):
             errors = row.rmse.isel(lead_hours=lead).values * factor
-            ratio = errors[0] / errors[1:].min()
+            ratio = errors[0] / np.nanmin(errors[1:])  # there may be no climatology
             cells.append("".join(f"{digits(value):>8}" for value in errors) + f"{ratio:8.2f}")
         lines.append(" |".join(cells))
     return lines
