@@ -43,6 +43,7 @@ def test_a_sum_ends_at_its_time_and_starts_when_there_are_enough(tmp_path, name)
     np.testing.assert_allclose(found[:, 1], sums(rain, archive.times), rtol=1e-5)
     warmth = dataset["2m_temperature"].sel(time=archive.times).values
     np.testing.assert_array_equal(found[:, 0], warmth)
+    assert f"{RAIN}: the sum of 6 values of {name}, up to its time" in source.account
     assert [channel.units for channel in archive.channels] == ["K", "m"]
 
 

@@ -174,6 +174,11 @@ def open_source(
         check_levels(variable, [one for one, _ in pairs], times)
         series[variable] = tuple(one.take(np.searchsorted(one.times, times)) for one, _ in pairs)
         repeats += [compare_repeats(variable, one, again) for one, (_, again) in zip(series[variable], pairs)]
+    made = [
+        f"{variable}: the sum of {one.window} values of {one.parts[0].given}, up to its time"
+        for variable, (one, *_) in series.items()
+        if one.window > 1
+    ]
     fields, refused = read_static(parts, static, orient, source=name)
     if variables is None:
         unknown = [p for p in parts if p.variable not in VARIABLES]
@@ -188,7 +193,7 @@ def open_source(
         channels=channels,
         static=fields,
         attributes={str(key): _plain(value) for key, value in pieces[0].attrs.items()},
-        account=(*gather_notes([*notes, *make_notes(left_out + refused)]), *filter(None, repeats), *account),
+        account=(*gather_notes([*notes, *make_notes(left_out + refused)]), *filter(None, repeats), *made, *account),
         series=series,
         orientation=orientation,
     )
