@@ -10,6 +10,7 @@ import xarray as xr
 from tests.prepare.written_sources import TIMES, frames_of, make_dataset, write_zarr
 from weathermixer.archive.archive import open_archive
 from weathermixer.archive.layout import COMPRESSORS
+from weathermixer.archive.verify import verify_archive
 from weathermixer.prepare import shards
 from weathermixer.prepare.prepare import prepare_archive
 from weathermixer.prepare.sizes import plan_archive
@@ -155,6 +156,47 @@ def test_it_goes_on_where_it_stopped(tmp_path, source, monkeypatch):
     assert made == [6, 9, 12, 15, 18]
     np.testing.assert_array_equal(np.unique(np.concatenate(read)), source.times[5:])
     assert archive.attributes["checksum"] == whole.attributes["checksum"]
+
+
+@pytest.mark.parametrize(
+    "remedy, again",
+    [
+        ({"exclude": ["2020-01-02T00"]}, [12, 15, 18]),  # a time that is not in the sample of which packing is chosen
+        ({"period": ("2019-12-30", "2020-01-01")}, [0, 3, 6, 9]),
+        ({"period": ("2019-12-31", "2020-01-01")}, [0, 3, 6]),
+        ({"keep_faults": True}, [12, 15, 18]),
+    ],
+)
+def test_what_was_begun_goes_on_with_the_remedies_that_are_printed(tmp_path, monkeypatch, remedy, again):
+    """--exclude, --period and --keep_faults at a fault: shards of the same times are not made again."""
+    dataset = make_dataset()
+    dataset["temperature"].values[12, 2, 3, 4] = np.nan
+    taken = {name: value for name, value in remedy.items() if name != "keep_faults"}
+    options = dict(times_per_shard=3, dtype="float32", keep_faults="keep_faults" in remedy)
+    whole = prepare_archive(open_source(dataset, **taken), tmp_path / "whole", **options)
+    with pytest.raises(ValueError, match=r"2020-01-02T00:00: 1 missing(.|\n)*--exclude=TIME,... or another --period"):
+        prepare_archive(open_source(dataset), tmp_path / "a", **options | {"keep_faults": False})
+    made = stop_after(monkeypatch, 99)
+    archive = prepare_archive(open_source(dataset, **taken), tmp_path / "a", **options)
+    assert made == again
+    np.testing.assert_array_equal(archive.times, whole.times)
+    np.testing.assert_array_equal(physical(archive), physical(whole))
+    np.testing.assert_allclose(archive.statistics.tendency_std, whole.statistics.tendency_std, rtol=1e-6)
+    np.testing.assert_array_equal(archive.statistics.missing, whole.statistics.missing)
+    assert archive.attributes["faults"] == whole.attributes["faults"]
+    assert verify_archive(tmp_path / "a") == []
+    files = [path for path in (tmp_path / "a" / "fields" / "c").rglob("*") if path.is_file()]
+    assert len(files) == -(-len(archive.times) // 3)
+
+
+def test_faults_that_were_kept_stop_it_where_they_are_not(tmp_path, monkeypatch):
+    dataset = make_dataset()
+    dataset["temperature"].values[1, 2, 3, 4] = np.nan
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_after(patch, 4)
+        prepare_archive(open_source(dataset), tmp_path / "a", times_per_shard=3, keep_faults=True)
+    with pytest.raises(ValueError, match="2019-12-30T06:00: 1 missing"):
+        prepare_archive(open_source(dataset), tmp_path / "a", times_per_shard=3)
 
 
 def test_other_options_do_not_go_on(tmp_path, source, monkeypatch):

@@ -1,7 +1,8 @@
 """The journal of an archive in the making: one entry per finished shard, so that a prepare that was killed goes on.
 
 An entry is written once its shard is committed, whole or not at all (TensorStore renames files into place, object
-stores put objects at once), and holds the shard's statistics and checksums: finished shards are never read again.
+stores put objects at once), and holds the shard's statistics and checksums: finished shards are never read again. It
+also tells what the shard was made of: one that is now to be made of other times is made again, and others stay.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import json
 import os
 import secrets
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,7 @@ class Journal:
     """Entries of finished pieces, under `.prepare` in `target`, the archive that is being made."""
 
     def __init__(self, target: str):
+        self.target = target
         self._folder = storage.open_folder(storage.join(target, FOLDER))
 
     def open_recipe(self, plan: dict[str, Any]) -> dict[str, Any] | None:
@@ -63,8 +65,8 @@ class Journal:
         )
         if different:
             raise ValueError(
-                f"{self._folder.url} was begun with other options ({', '.join(different)} differ): give the same ones "
-                "to go on, or delete it to start afresh"
+                f"{self.target} was begun with other options ({', '.join(different)} differ): give the same ones to "
+                "go on, or delete it to start afresh"
             )
         return recipe
 
@@ -75,8 +77,8 @@ class Journal:
             raise ValueError(f"{self._folder.url} is not the prepare that this piece was for: it was begun anew")
 
     def write_recipe(self, plan: dict[str, Any], **more: Any) -> dict[str, Any]:
-        """Keeps what every later start must agree with, and what it must not measure again."""
-        recipe = {"name": secrets.token_hex(8), "plan": plan, **more}
+        """Keeps what every later start must agree with, and what it must not measure again; pieces of others end."""
+        recipe = {**more, "name": secrets.token_hex(8), "plan": plan}
         storage.write_json(self._folder, "recipe.json", recipe)
         return recipe
 
@@ -87,9 +89,9 @@ class Journal:
         content = buffer.getvalue()
         self._folder.write(_key(shard), zlib.crc32(content).to_bytes(4, "little") + content).result()
 
-    def finished(self) -> set[int]:
-        """Shards that have an entry."""
-        return self.marks("shard")
+    def forget(self, what: str, number: int) -> None:
+        """Takes a mark or an entry back, before what it stands for is made again."""
+        self._folder.write(_key(number, what), None).result()
 
     def mark(self, what: str, number: int) -> None:
         """Marks some other piece of work as finished."""
@@ -100,7 +102,7 @@ class Journal:
         keys = [key.decode().rpartition("-") for key in self._folder.list().result()]
         return {int(number) for name, _, number in keys if name == what}
 
-    def read_entries(self, shards: range) -> Iterator[dict[str, np.ndarray]]:
+    def read_entries(self, shards: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
         """The arrays of shards' entries, in order; ValueError where one is damaged."""
         for start in range(0, len(shards), ENTRIES_AT_ONCE):
             some = shards[start : start + ENTRIES_AT_ONCE]

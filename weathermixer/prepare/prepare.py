@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from weathermixer.archive import storage
-from weathermixer.archive.archive import Archive, open_archive
+from weathermixer.archive.archive import CLIMATOLOGY, Archive, open_archive
 from weathermixer.archive.checksums import digest_archive
 from weathermixer.archive.packing import DTYPES, choose_packing, rounding_error
 from weathermixer.archive.progress import Progress
@@ -84,10 +84,10 @@ def prepare_archive(
     )
     counted, partner = find_pairs(source, plan.lag, statistics_period)
     terms, of_terms = choose_terms(source.times, counted, climatology)
-    options = {"statistics_period": statistics_period, "area_weighted": area_weighted, "keep_faults": keep_faults}
+    options = {"statistics_period": statistics_period, "area_weighted": area_weighted}
+    of_this = {"keep_faults": keep_faults, "climatology": of_terms}
     with open_journal(path) as journal:
-        description = plan.describe(source) | options
-        recipe = journal.open_recipe(description) or _make_recipe(journal, source, plan, description, workers)
+        recipe = _open_recipe(journal, source, plan, options, workers)
         scale, offset, shift = (np.array(recipe[name]) for name in ("scale", "offset", "shift"))
         create_archive(
             path,
@@ -102,7 +102,7 @@ def prepare_archive(
             domain=domain,
             tensor=tensor,
             times_per_shard=plan.times_per_shard,
-            attributes=_describe_source(source) | options | {"climatology": of_terms} | dict(attributes or {}),
+            attributes=_describe_source(source) | options | of_this | dict(attributes or {}),
         )
         row_weights = area_weights(source.grid.latitude) if area_weighted else np.ones(source.grid.shape[0])
         whole = Task(
@@ -124,16 +124,36 @@ def prepare_archive(
     return open_archive(path)
 
 
-def _make_recipe(
-    journal: Journal, source: Source, plan: ArchivePlan, description: dict[str, Any], workers: Workers
+def _open_recipe(
+    journal: Journal, source: Source, plan: ArchivePlan, options: dict[str, Any], workers: Workers
 ) -> dict[str, Any]:
-    """Chooses scale and offset from a sample, measures what storage would cost in each type, and keeps both."""
+    """What was begun with the same options, with the times of now: what was measured stays if its times are there."""
+    description = plan.describe(source) | options
+    layout = {name: description.pop(name) for name in ("times", "times_per_shard")}
+    recipe = journal.open_recipe(description)
+    if recipe is not None and recipe["layout"] == layout:
+        return recipe
+    if recipe is not None:
+        # shards lie where they did, and those of the same times are not made again
+        storage.open_folder(storage.join(journal.target, "fields")).write("zarr.json", None).result()
+        storage.delete_folder(storage.open_folder(journal.target), CLIMATOLOGY)
+        for number in journal.marks(CLIMATOLOGY):
+            journal.forget(CLIMATOLOGY, number)
+    if recipe is None or not np.isin(np.array(recipe["sampled"], source.times.dtype), source.times).all():
+        recipe = _measure(source, plan, workers)
+    measured = {name: recipe[name] for name in ("sampled", "scale", "offset", "shift", "rounding")}
+    return journal.write_recipe(description, layout=layout, **measured)
+
+
+def _measure(source: Source, plan: ArchivePlan, workers: Workers) -> dict[str, Any]:
+    """Chooses scale and offset from a sample, and measures what storage would cost in each type."""
     times = np.unique(np.linspace(0, len(source.times) - 1, SAMPLE_TIMES).round().astype(int))
     samples = (source.narrow(times, variables=[variable]) for variable in source.variables)
     found = list(workers.map(functools.partial(_measure_sample, dtype=plan.dtype), samples))
     scale, offset, shift, *rounding = np.concatenate(found, axis=1).tolist()
-    kept = {"scale": scale, "offset": offset, "shift": shift, "rounding": dict(zip(DTYPES, rounding, strict=True))}
-    return journal.write_recipe(description, **kept)
+    rounding = dict(zip(DTYPES, rounding, strict=True))
+    sampled = [str(time) for time in source.times[times]]
+    return {"sampled": sampled, "scale": scale, "offset": offset, "shift": shift, "rounding": rounding}
 
 
 def _measure_sample(source: Source, dtype: str) -> Float[np.ndarray, "row channel"]:
@@ -160,9 +180,14 @@ def _describe_source(source: Source) -> dict[str, Any]:
 
 
 def _write_shards(whole: Task, journal: Journal, workers: Workers) -> None:
-    """Makes the shards that have no entry in the journal."""
+    """Makes the shards that have no entry in the journal, or one of other times, or faults that are not kept."""
     plan, times = whole.plan, whole.plan.shape[0]
-    finished = journal.finished()
+    begun = sorted(journal.marks("shard") & set(whole.shards))
+    finished = {
+        shard
+        for shard, entry in zip(begun, journal.read_entries(begun))
+        if entry["made_of"] == whole.describe(shard) and (whole.keep_faults or not len(entry["faults"]))
+    }
     done = sum(len(whole.times_of(shard)) for shard in finished)
     with Progress("prepare", total=times, done=done, unit="times", bytes_each=plan.frame_bytes) as progress:
         for count in workers.map(make_shards, _split(whole, finished)):
@@ -197,6 +222,9 @@ def _conclude(whole: Task, journal: Journal, path: str, *, rounding: Mapping[str
     storage.write_array(
         storage.join(whole.target, "checksum"), np.concatenate(checksums), dimensions=["time", "channel"]
     )
+    chunks = storage.open_folder(storage.join(whole.target, "fields", "c"))
+    for number in {int(key.split(b"/")[0]) for key in chunks.list().result()} - set(whole.shards):
+        storage.delete_folder(chunks, str(number))  # begun with more times
     checksum, manifest = digest_archive(whole.target)
     return {
         "checksum": checksum,

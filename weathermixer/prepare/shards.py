@@ -1,6 +1,7 @@
 """Makes shards of an archive from a source: reads, checks, packs, sums up, writes. Nothing else need be at hand."""
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -50,6 +51,14 @@ class Task:
         part = self.plan.times_of(shard)
         return range(part.start - self.first, part.stop - self.first)
 
+    def describe(self, shard: int) -> str:
+        """What a shard is made of, as a digest: times, those of them that have pairs, how many fit, the packing."""
+        times = self.times_of(shard)
+        hours = self.source.times[times.start : times.stop].astype("datetime64[h]").astype(np.int64)
+        paired = self.partner[times.start : times.stop] >= 0
+        numbers = [self.plan.times_per_shard, *hours, *paired, *self.scale, *self.offset, *self.shift]
+        return hashlib.sha256(np.array(numbers, np.float64).tobytes()).hexdigest()
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shard:
@@ -93,6 +102,7 @@ def make_shards(task: Task) -> int:
             if shard.faults and not task.keep_faults:
                 raise ValueError(describe_faults(shard.faults, task.target.removesuffix(".partial")))
             journal.check_recipe(task.recipe)
+            journal.forget("shard", number)
             pending = number, shard, store[task.plan.times_of(number)].write(shard.frames)
         _finish(journal, pending, task)
     return sum(len(task.times_of(number)) for number in task.shards)
@@ -109,8 +119,8 @@ def _finish(journal: Journal, pending: tuple[int, Shard, storage.WriteFutures] |
         raise ValueError(
             f"{task.target} cannot be written: {error}\nmake room, or mend what is wrong: {GO_ON}"
         ) from None
-    faults = np.array(shard.faults, np.str_)
-    journal.write_entry(number, sums=shard.sums, checksums=shard.checksums, faults=faults)
+    made_of, faults = np.array(task.describe(number)), np.array(shard.faults, np.str_)
+    journal.write_entry(number, made_of=made_of, sums=shard.sums, checksums=shard.checksums, faults=faults)
 
 
 def _list_blocks(task: Task) -> Iterator[tuple[str, np.ndarray]]:
