@@ -89,6 +89,8 @@ def describe_arguments(
         where = sharding(mesh, "batch", "channel", None)
         terms = jax.ShapeDtypeStruct((batch_size, shape.channels, TERMS), jnp.float32, sharding=where)
         batch = dataclasses.replace(batch, terms=terms, previous_terms=batch.previous and terms)
+    more = training.rollout - 1
+    batch = dataclasses.replace(batch, later=(frames,) * more, later_terms=(batch.terms,) * more)
     return state, batch, standardization
 
 
@@ -125,6 +127,7 @@ def make_batch(
     batch_size: int,
     step: int,
     history: int = 1,
+    rollout: int = 1,
     missing: Sequence[str] = (),
 ) -> Batch:
     """Random frames of a step, stored as float16: each a tenth of noise from the one before; the same on every mesh.
@@ -148,6 +151,10 @@ def make_batch(
         return place_terms(channel_set, times, mesh, step_hours=6)
 
     batch = Batch(place(inputs), place(targets), terms=terms(times))
+    if rollout > 1:
+        later = [targets + 0.1 * rng.standard_normal(size, np.float32) for _ in range(rollout - 1)]
+        passed = [times + number * np.timedelta64(6, "h") for number in range(1, rollout)]
+        batch = dataclasses.replace(batch, later=tuple(map(place, later)), later_terms=tuple(map(terms, passed)))
     if history == 1:
         return batch
     previous = place(inputs + 0.1 * rng.standard_normal(size, np.float32))

@@ -53,7 +53,8 @@ def train(settings: Settings, workdir: pathlib.Path, data: str | None = None, *,
     Raises ValueError, before long work starts, for what cannot work; FloatingPointError where the loss is not finite.
     """
     mesh = make_mesh(settings.mesh.data, settings.mesh.domain, settings.mesh.tensor)
-    check_divides(mesh, batch_size=("batch", settings.training.batch_size))
+    part = settings.training.batch_size // settings.training.accumulate
+    check_divides(mesh, **{"batch_size / accumulate": ("batch", part)})
     workdirs.check_workdir(settings, workdir)
     archive = build.open_data(settings, data)
     if settings.evaluation.final:
@@ -61,15 +62,17 @@ def train(settings: Settings, workdir: pathlib.Path, data: str | None = None, *,
     record = workdirs.make_record(settings, workdir, archive, accept_data=accept_data)
     reference, channel_set = record.reference, record.reference.channel_set
     lead_hours = settings.training.lead_steps * archive.step_hours
+    longest = max(settings.training.rollout) * lead_hours
     starts, held_out = (
-        valid_starts(archive.times, getattr(settings.data, period), lead_hours, step_hours=archive.step_hours)
+        valid_starts(archive.times, getattr(settings.data, period), longest, step_hours=archive.step_hours)
         for period in ("train", "validation")
     )
     if settings.model.history == 2:
         starts, held_out = (with_previous(archive.times, s, step_hours=archive.step_hours) for s in (starts, held_out))
 
-    def open_batches(starts, first_step: int, last_step: int) -> Batches:
+    def open_batches(starts, first_step: int, last_step: int, rollout: int) -> Batches:
         options = dict(seed=settings.seed, batch_size=settings.training.batch_size, lead_hours=lead_hours)
+        options["rollout"] = rollout
         steps = dict(first_step=first_step, last_step=last_step)
         reading = dict(prefetch=settings.data.prefetch, block=settings.data.block, on_error=settings.data.on_error)
         reading["history"] = settings.model.history
@@ -77,15 +80,9 @@ def train(settings: Settings, workdir: pathlib.Path, data: str | None = None, *,
 
     with use_mesh(mesh):
         frames = archive_frames(archive, reference, mesh)
-        training = build.make_training(
-            settings,
-            latitude=reference.grid.latitude,
-            longitudes=reference.grid.shape[1],
-            channel_set=channel_set,
-            tendency=reference.tendency,
-            starts=len(starts),
-            mesh=mesh,
-        )
+        sizes = dict(latitude=reference.grid.latitude, longitudes=reference.grid.shape[1], channel_set=channel_set)
+        sizes |= dict(tendency=reference.tendency, starts=len(starts), mesh=mesh)
+        training = build.make_training(settings, **sizes, rollout=1)
         with _open_checkpoints(settings, workdir) as checkpoints:
             first_step = checkpoints.latest_step() or 0
             if first_step:
@@ -94,25 +91,32 @@ def train(settings: Settings, workdir: pathlib.Path, data: str | None = None, *,
                 state = jax.jit(training.initial_state)()
             workdirs.write_settings(settings, workdir, archive=data)
             write_record(record, workdir, shape=training.shape)
-            with (
-                _open_log(settings, workdir, training, first_step) as log,
-                open_batches(starts, first_step, training.steps) as batches,
-            ):
-                _introduce(log, archive, reference, mesh, pairs=len(starts), host_bytes=batches.host_bytes)
-                log.note(f"{parameters(training.shape):,} parameters, steps {first_step} to {training.steps}")
 
-                def open_held_out():
-                    return open_batches(held_out, 0, settings.evaluation.batches)
+            def look(step: int, *, validation: bool = False):
+                chosen = held_out if validation else starts
+                _look_for_missing(settings, frames, chosen, step, lead=lead_hours // archive.step_hours)
 
-                def look(step: int, *, validation: bool = False):
-                    chosen = held_out if validation else starts
-                    _look_for_missing(settings, frames, chosen, step, lead=lead_hours // archive.step_hours)
+            for first, last, rollout in build.rollout_stages(settings, first_step, training.steps):
+                stage = build.make_training(settings, **sizes, rollout=rollout)
+                with (
+                    _open_log(settings, workdir, stage, first, rollout=rollout) as log,
+                    open_batches(starts, first, last, rollout) as batches,
+                ):
+                    if first == first_step:
+                        pairs, host_bytes = len(starts), batches.host_bytes
+                        _introduce(log, archive, reference, mesh, pairs=pairs, host_bytes=host_bytes)
+                        log.note(f"{parameters(stage.shape):,} parameters, steps {first_step} to {stage.steps}")
+                    if max(settings.training.rollout) > 1:
+                        log.note(f"steps {first} to {last}: forecasts of {rollout} x {lead_hours} h")
 
-                steps = enumerate(log.watch(batches, account=batches.account), first_step + 1)
-                feed = (frames.standardization, steps, open_held_out, look)
-                state = _run_steps(settings, training, state, *feed, log, checkpoints)
-                for problem in batches.account().skipped:
-                    log.note(f"skipped a sample: {problem}")
+                    def open_held_out(rollout=rollout):
+                        return open_batches(held_out, 0, settings.evaluation.batches, rollout)
+
+                    steps = enumerate(log.watch(batches, account=batches.account), first + 1)
+                    feed = (frames.standardization, steps, open_held_out, look)
+                    state = _run_steps(settings, stage, state, *feed, log, checkpoints)
+                    for problem in batches.account().skipped:
+                        log.note(f"skipped a sample: {problem}")
     params = state.ema if settings.training.ema_decay else state.params
     return Run(workdir, settings, reference, data, mesh, training.apply, params, training.steps)
 
@@ -239,16 +243,18 @@ def _open_checkpoints(settings: Settings, workdir: pathlib.Path) -> Checkpoints:
     )
 
 
-def _open_log(settings: Settings, workdir: pathlib.Path, training: build.Training, first_step: int) -> RunLog:
+def _open_log(
+    settings: Settings, workdir: pathlib.Path, training: build.Training, first_step: int, *, rollout: int
+) -> RunLog:
     hardware = find_device(jax.devices()[0].device_kind)
-    batch_size = settings.training.batch_size
+    batch_size, lead_steps = settings.training.batch_size, settings.training.lead_steps
     return open_log(
         workdir,
         first_step=first_step,
         last_step=training.steps,
         every=settings.training.log_every,
         batch_size=batch_size,
-        flops_per_step=float(train_flops(training.shape, batch=batch_size, repeats=settings.training.lead_steps)),
+        flops_per_step=rollout * float(train_flops(training.shape, batch=batch_size, repeats=lead_steps)),
         peak_flops=hardware and hardware.peak(build.compute_dtype(settings).name),
     )
 

@@ -50,7 +50,8 @@ class Tiny:
 
     def batch(self, step: int) -> Any:
         size, history = self.settings.training.batch_size, self.settings.model.history
-        options = dict(batch_size=size, step=step, history=history, missing=self.missing)
+        rollout = self.training.rollout
+        options = dict(batch_size=size, step=step, history=history, missing=self.missing, rollout=rollout)
         return synthetic.make_batch(self.channel_set, GRID, self.mesh, **options)
 
     def run(self, *, steps: int) -> tuple[np.ndarray, Any]:

@@ -92,6 +92,19 @@ def test_stopped_and_resumed_is_bit_equal(undisturbed, archive, tmp_path, monkey
     assert by_step[0] == by_step[1]
 
 
+def test_a_rollout_that_grows_is_resumed_in_its_middle_bit_for_bit(archive, tmp_path, monkeypatch):
+    settings = make_run_settings(training__rollout=(1, 2), training__rollout_from=(0, 3), mesh__domain=2)
+    whole = train.train(settings, tmp_path / "whole", archive)
+    monkeypatch.setattr(distributed, "preempted", lambda step: step == 4)
+    with pytest.raises(SystemExit):
+        train.train(settings, tmp_path / "stopped", archive)
+    monkeypatch.undo()
+    run = train.train(settings, tmp_path / "stopped", archive)
+    jax.tree.map(np.testing.assert_array_equal, run.params, whole.params)
+    log = (tmp_path / "whole" / "log.txt").read_text()
+    assert "steps 0 to 3: forecasts of 1 x 6 h" in log and "steps 3 to 6: forecasts of 2 x 6 h" in log
+
+
 def test_a_run_resumes_on_another_mesh_and_its_losses_agree(undisturbed, archive, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(undisturbed[0], workdir)

@@ -32,6 +32,7 @@ ROLES = dict(
     augmentation="rotate_longitude",
 )
 ROLLOUT = dict(dropout_rate=0.1, head="increment", embed=64, lead_steps=2, rematerialize="block")
+FED_BACK = dict(head="increment", embed=64, rollout=(3,), rollout_weights=(1.0, 0.5, 2.0), accumulate=2, batch_size=16)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -101,6 +102,13 @@ def test_roles_forcings_and_missing_values(head, mesh, one_device):
     assert np.flatnonzero(~encode.any(axis=(1, 2))).tolist() == [3, 14, 15]
     decode = expected.gradient["decode_kernel"].reshape(2, -1, 16, 4)
     assert np.flatnonzero(decode.any(axis=(0, 1, 3))).tolist() == [0, 1, 2, 3]
+
+
+def test_forecasts_that_are_fed_back_three_times(one_device):
+    expected, params = one_device(FED_BACK)
+    here, _ = measure((2, 2, 2), FED_BACK, params)
+    rows = compare(differences(here, expected), None)
+    assert all(row.fine for row in rows), format_differences("2x2x2", rows, 5)
 
 
 def test_rounding_to_bfloat16_is_the_measure_of_bfloat16(one_device):

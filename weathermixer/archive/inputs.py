@@ -22,13 +22,20 @@ def make_input(
     state: Float[Array, "b n lat lon"], s: Standardization, terms: Float[Array, "b n k"] | None = None
 ) -> Float[Array, "b n lat lon"]:
     """The model's input of a state; `terms` are the forcings' coefficients at its times, None where there are none."""
-    x = state
+    return show(state, s) + surround(s, terms)
+
+
+def surround(s: Standardization, terms: Float[Array, "b n k"] | None) -> Float[Array, "#b n lat lon"]:
+    """What an input has beside its state: static fields and forcings, each zero on all channels but its own."""
+    static = s.static[None]
+    return static if terms is None else static + forcing_fields(terms, s.latitude, s.longitude)
+
+
+def show(state: Float[Array, "b n lat lon"], s: Standardization) -> Float[Array, "b n lat lon"]:
+    """What the model sees of a state: without what is output only, and nothing is missing."""
     if s.fill is not None:
-        x = jnp.where(jnp.isfinite(x), x, s.fill[None, :, None, None])
-    if s.seen is not None:
-        x = x * s.seen[None, :, None, None]
-    x = x + s.static[None]
-    return x if terms is None else x + forcing_fields(terms, s.latitude, s.longitude)
+        state = jnp.where(jnp.isfinite(state), state, s.fill[None, :, None, None])
+    return state if s.seen is None else state * s.seen[None, :, None, None]
 
 
 def forcing_fields(

@@ -45,7 +45,8 @@ class Batch:
     """Inputs and the targets `lead_hours` later, as stored; static and padding channels hold zeros.
 
     `previous` is the frame a step before the inputs, for models that see two. `terms` and `previous_terms` are the
-    forcings' coefficients at the times of both (fields/forcings.py), None where the channels have no forcings.
+    forcings' coefficients at the times of both (fields/forcings.py), None where the channels have no forcings. Of a
+    rollout, `later` are the targets after the first, `later_terms` the coefficients at the times of all but the last.
 
     >>> frames = jnp.zeros((2, 4, 16, 32), jnp.float16)
     >>> batch = weathermixer.Batch(inputs=frames, targets=frames)
@@ -58,6 +59,8 @@ class Batch:
     previous: Num[CutArray, "b n lat lon"] | None = None
     terms: Float[CutArray, "b n k"] | None = None
     previous_terms: Float[CutArray, "b n k"] | None = None
+    later: tuple[Num[CutArray, "b n lat lon"], ...] = ()
+    later_terms: tuple[Float[CutArray, "b n k"] | None, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +115,7 @@ def make_batches(
     prefetch: int = 2,
     block: int = 1,
     history: int = 1,
+    rollout: int = 1,
     on_error: str = "stop",
 ) -> "Batches":
     """Iterates over the batches of steps first_step ... last_step - 1, read ahead in the background.
@@ -121,6 +125,7 @@ def make_batches(
       prefetch: how many batches are being read at a time, at least 1.
       block: shuffles runs of so many consecutive starts; a frame that is a target and then an input is read once.
       history: 2 reads the frame a step before each start too (sampling.with_previous).
+      rollout: how many targets, one each lead_hours; starts are valid for the last one's lead.
       on_error: "stop" raises a ValueError that names time, channels and latitudes of what cannot be read; "skip"
         replaces the sample, on all processes by the same one, and counts it (they talk once per step then).
 
@@ -142,7 +147,7 @@ def make_batches(
     replace = functools.partial(replace_start, starts, seed=seed) if on_error == "skip" else None
     # with blocks, an input was a target `lead` steps ago
     keep = lead if block > 1 else 0
-    offsets = (0, lead) if history == 1 else (0, lead, -1)
+    offsets = (0, *(lead * number for number in range(1, rollout + 1)), *[-1] * (history == 2))
     reader = Reader(archive, channel_set, mesh, batch_size, spare=len(offsets) * (prefetch + 2 + keep))
 
     def terms(indices: np.ndarray) -> Array | None:
@@ -256,8 +261,7 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
                 failed = self._agreement.reach(f"{step}/{attempt}", failed, self._closed)
             if not failed:
                 # not waited for: a copy to a GPU begins when the steps that it has been sent by then are done
-                earlier = self._terms(chosen - 1) if len(arrays) == 3 else None
-                return Batch(*arrays, terms=self._terms(chosen), previous_terms=earlier)
+                return self._make_batch(dict(zip(self._offsets, arrays, strict=True)), chosen)
             chosen = chosen.copy()
             for row, problem in failed.items():
                 self._skipped.append(f"step {step}, row {row}: {problem}")
@@ -265,6 +269,19 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
                 chosen[row] = self._replace(step=step, row=row, attempt=attempt)
             pending = self._start(chosen, share=False)
         raise ValueError(f"step {step}: {REPLACEMENTS} samples in a row cannot be read: {self._skipped[-1]}")
+
+    def _make_batch(self, frames: dict[int, jax.Array], chosen: np.ndarray) -> Batch:
+        first, *later = sorted(offset for offset in frames if offset > 0)
+        previous = frames.get(-1)
+        return Batch(
+            frames[0],
+            frames[first],
+            previous,
+            terms=self._terms(chosen),
+            previous_terms=None if previous is None else self._terms(chosen - 1),
+            later=tuple(frames[offset] for offset in later),
+            later_terms=tuple(self._terms(chosen + offset) for offset in (first, *later)[:-1]),
+        )
 
     def _put(self, item: Batch | BaseException) -> None:
         while True:

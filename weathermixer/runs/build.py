@@ -140,17 +140,32 @@ def training_steps(settings: Settings, starts: int) -> tuple[int, int]:
     return steps, min(round(settings.optimizer.warmup_epochs * per_epoch), steps // 2)
 
 
+def rollout_stages(settings: Settings, first_step: int, last_step: int) -> list[tuple[int, int, int]]:
+    """(first step, last step, rollout) of each part of the steps that are left: in each the loss is another.
+
+    >>> settings = weathermixer.make_settings({"training": {"rollout": [1, 2, 4], "rollout_from": [0, 300, 400]}})
+    >>> from weathermixer.runs.build import rollout_stages
+    >>> rollout_stages(settings, 350, 500)
+    [(350, 400, 2), (400, 500, 4)]
+    """
+    since = settings.training.rollout_from
+    parts = zip(since, (*since[1:], last_step), settings.training.rollout, strict=True)
+    left = [(max(first, first_step), min(last, last_step), rollout) for first, last, rollout in parts]
+    return [part for part in left if part[0] < part[1]] or [(last_step, last_step, settings.training.rollout[-1])]
+
+
 @dataclasses.dataclass(frozen=True)
 class Training:
     """What a training step needs, as functions on the mesh in use: the same on any mesh, concrete or abstract.
 
     apply(params, x, *, repeats, key), loss(params, batch, standardization, key) and the same jitted as eval_loss,
     train_step(state, batch, standardization) -> (state, metrics), initial_state() to be jitted; `steps` is the length
-    of the run.
+    of the run, `rollout` how often forecasts are fed back in the loss.
     """
 
     shape: ModelShape
     steps: int
+    rollout: int
     apply: Callable
     loss: Callable
     eval_loss: Callable
@@ -167,12 +182,14 @@ def make_training(
     tendency: np.ndarray,
     starts: int,
     mesh: Mesh | AbstractMesh,
+    rollout: int | None = None,
 ) -> Training:
     """Puts model, loss and optimizer together for a grid, its channels and so many training pairs.
 
     Args:
       latitude: [lat] degrees north, for the loss's weights.
       tendency: [channel] standardized 6 h tendency standard deviation.
+      rollout: how often forecasts are fed back in the loss; None: as often as they ever are in the run.
 
     Raises ValueError, with the numbers, for sizes that do not divide over the mesh and settings that do not fit them.
 
@@ -210,8 +227,16 @@ def make_training(
         tendency=tendency,
         factors=settings.loss.weights,
     )
+    rollout = rollout or max(settings.training.rollout)
     loss = make_loss(
-        apply, area=area, channel=channel, repeats=settings.training.lead_steps, augmentation=settings.data.augmentation
+        apply,
+        area=area,
+        channel=channel,
+        repeats=settings.training.lead_steps,
+        augmentation=settings.data.augmentation,
+        rollout_weights=settings.training.rollout_weights or (1.0,) * rollout,
+        cut_gradient=settings.training.rollout_gradient == "own",
+        input_only=(len(channel_set.dynamic), len(channel_set.stored)),
     )
     train_step = make_train_step(
         loss,
@@ -220,9 +245,10 @@ def make_training(
         ema_decay=decay or None,
         seed=settings.seed if shape.dropout_rate or settings.data.augmentation != "none" else None,
         zero=settings.mesh.zero,
+        accumulate=settings.training.accumulate,
     )
 
     def initial_state():
         return make_state(make_params(jax.random.key(settings.seed)), optimizer, ema=decay > 0, zero=settings.mesh.zero)
 
-    return Training(shape, steps, apply, loss, jax.jit(loss), train_step, initial_state)
+    return Training(shape, steps, rollout, apply, loss, jax.jit(loss), train_step, initial_state)

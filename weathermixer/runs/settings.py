@@ -7,6 +7,7 @@ settings (Jigsaw, sections 4 and 5), but for the data.
 
 import dataclasses
 import difflib
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
@@ -125,6 +126,13 @@ class TrainingSettings:
     steps: int = _setting(0, least=0)  # ...or in steps, where this is not 0
     # latent rollout: the blocks are applied so often, the target is so many steps ahead
     lead_steps: int = _setting(1, least=1)
+    # how often forecasts are fed back in training, from the steps rollout_from on: the loss is over all of these leads
+    rollout: tuple[int, ...] = _setting((1,), least=1)
+    rollout_from: tuple[int, ...] = _setting((0,), least=0)
+    # of each lead in the loss, such as (0, 0, 1) for the last alone; (): all alike
+    rollout_weights: tuple[float, ...] = _setting((), least=0)
+    rollout_gradient: str = _setting("all", ("all", "own"))  # through all steps, or each step's from its own lead alone
+    accumulate: int = _setting(1, least=1)  # in so many parts, one after the other, a batch's gradient is made
     # of the parameters' moving average, which then is what forecasts; 0: none
     ema_decay: float = _setting(0.0, least=0, below=1)
     log_every: int = _setting(50, least=1)  # steps
@@ -200,7 +208,30 @@ def make_settings(values: Mapping[str, Any]) -> Settings:
             check_period(getattr(settings.data, name))
         except ValueError as error:
             raise ValueError(f"config.data.{name}: {error}") from None
+    _check_rollout(settings)
     return settings
+
+
+def _check_rollout(settings: Settings) -> None:
+    training = settings.training
+    given, since = training.rollout, training.rollout_from
+    if len(since) != len(given) or since[0] != 0 or any(b <= a for a, b in itertools.pairwise(since)):
+        raise ValueError(
+            f"config.training.rollout_from={since}: give the step from which each of rollout={given} is used, the "
+            "first 0, ascending"
+        )
+    weights = training.rollout_weights
+    if weights and (set(given) != {len(weights)} or not sum(weights)):
+        raise ValueError(f"config.training.rollout_weights={weights}: give one for each lead of rollout={given}, or ()")
+    if max(given) > 1 and settings.model.history == 2 and training.lead_steps > 1:
+        raise ValueError(
+            f"config.training.rollout={given} with lead_steps={training.lead_steps}: a model of history=2 sees the "
+            "state a step before, which such a rollout does not make; set lead_steps=1 or history=1"
+        )
+    if training.batch_size % training.accumulate:
+        raise ValueError(
+            f"config.training.accumulate={training.accumulate} does not divide batch_size={training.batch_size}"
+        )
 
 
 def check_period(period: Sequence[str]) -> tuple[str, str]:
@@ -253,6 +284,8 @@ def _convert(name: str, value: Any, wanted: Any) -> Any:
     if wanted == dict[str, float] and isinstance(value, Mapping):
         return {entry: _convert(f"{name}.{entry}", number, float) for entry, number in value.items()}
     entries = get_args(wanted)
+    if entries == (float, ...) and isinstance(value, list | tuple):
+        return tuple(_convert(name, entry, float) for entry in value)
     if entries and isinstance(value, list | tuple) and all(type(entry) is entries[0] for entry in value):
         return tuple(value)
     if wanted is float and type(value) in (int, float) and math.isfinite(value):
@@ -269,6 +302,7 @@ _KINDS = {
     bool: "True or False",
     tuple[int, ...]: "a list of integers",
     tuple[str, ...]: "a list of texts",
+    tuple[float, ...]: "a list of numbers",
     dict[str, float]: "numbers by names, as {'2m_temperature': 2.0}",
 }
 
@@ -277,6 +311,8 @@ def _check(name: str, value: Any, rules: Mapping[str, Any]) -> Any:
     if rules.get("choices") and value not in rules["choices"]:
         raise ValueError(f"{name}={value!r} is not one of {', '.join(map(str, rules['choices']))}")
     entries = value if type(value) is tuple else (value,)
+    if value == () and rules.get("least") == 0:
+        return value
     if type(value) is dict:
         entries = tuple(value.values())
     elif len(entries) != rules.get("length", len(entries)) or (not entries and "least" in rules):

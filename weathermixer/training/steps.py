@@ -1,6 +1,6 @@
 """One training step, and the loss on data that is not trained on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from weathermixer.archive.inputs import find_missing, make_input
+from weathermixer.archive.inputs import find_missing, make_input, show, surround
 from weathermixer.archive.loader import Batch
 from weathermixer.archive.standardization import Standardization, standardize
 from weathermixer.parallel.zero import cut_instances, gather_instances
@@ -27,10 +27,23 @@ def make_loss(
     channel: Float[np.ndarray, " c"],
     repeats: int,
     augmentation: str = "none",
+    rollout_weights: Sequence[float] = (1.0,),
+    cut_gradient: bool = False,
+    input_only: tuple[int, int] = (0, 0),
 ) -> Callable[..., Float[Array, ""]]:
     """The loss(params, batch, standardization, key) of a forecast `repeats` steps ahead (weathermixer.training.losses).
 
-    `augmentation` is one of augment.py's; without a key, as on data that is not trained on, nothing is turned.
+    With several `rollout_weights` w the forecast is fed back, and the loss is that of all of its leads:
+
+        L = sum_k w[k] L(y[k], target[k]) / sum_k w[k]        y[k] = apply(params, x[k]),  x[k + 1] from y[k]
+
+    Each step is rematerialized in the backward pass, so that a step more costs the memory of one state.
+
+    Args:
+      augmentation: one of augment.py's; without a key, as on data that is not trained on, nothing is turned.
+      cut_gradient: each step learns from its own lead alone: what is fed back counts as given.
+      input_only: (first, past the last) of the input-only channels, which are the targets' own on the way.
+
     Raises ValueError for an unknown augmentation.
 
     >>> frames = weathermixer.open_run("runs/quickstart").open_frames("dry.archive")
@@ -45,23 +58,47 @@ def make_loss(
     if augmentation not in AUGMENTATIONS:
         raise ValueError(f"augmentation={augmentation!r} is not one of {AUGMENTATIONS}")
 
-    def loss(params: Any, batch: Batch, standardization: Standardization, key: Array | None) -> Float[Array, ""]:
+    def loss(params: Any, batch: Batch, s: Standardization, key: Array | None) -> Float[Array, ""]:
         seen = [(batch.inputs, batch.terms)]
         if batch.previous is not None:
             seen.append((batch.previous, batch.previous_terms))
-        x, *previous = (
-            make_input(standardize(frames, standardization), standardization, terms) for frames, terms in seen
-        )
-        target = standardize(batch.targets, standardization)
+        x, *previous = (make_input(standardize(frames, s), s, terms) for frames, terms in seen)
+        targets = [standardize(frames, s) for frames in (batch.targets, *batch.later)]
+        around = [jnp.zeros_like(x) + surround(s, terms) for terms in batch.later_terms]
         if augmentation == "rotate_longitude" and key is not None:
             key, turn = jax.random.split(key)
-            x, target, *previous = rotate_longitude((x, target, *previous), turn)
+            fields, tree = jax.tree.flatten((x, previous, targets, around))
+            x, previous, targets, around = jax.tree.unflatten(tree, rotate_longitude(tuple(fields), turn))
         history = {"previous": previous[0]} if previous else {}
-        prediction = apply(params, x, repeats=repeats, key=key, **history)
-        missing = find_missing(target, standardization)
-        return weighted_mse(prediction, target, area=area, channel=channel, missing=missing)
+        losses = []
+        for number, target in enumerate(targets):
+            prediction = step(params, x, key, history)
+            missing = find_missing(target, s)
+            losses.append(weighted_mse(prediction, target, area=area, channel=channel, missing=missing))
+            if number < len(around):
+                state = jax.lax.stop_gradient(prediction) if cut_gradient else prediction
+                history = {"previous": x} if history else {}
+                x = show(_merge(state, target, missing, input_only), s) + around[number]
+                key = None if key is None else jax.random.fold_in(key, number)
+        if len(losses) == 1:
+            return losses[0]
+        return sum(w * value for w, value in zip(rollout_weights, losses, strict=True)) / sum(rollout_weights)
 
+    def step(params, x, key, history):
+        return apply(params, x, repeats=repeats, key=key, **history)
+
+    if len(rollout_weights) > 1:
+        step = jax.checkpoint(step)
     return loss
+
+
+def _merge(prediction, target, missing, input_only):
+    """The state that follows a prediction: prescribed channels are the target's, and what that lacks is lacking."""
+    if input_only[0] < input_only[1]:
+        channel = np.arange(prediction.shape[1])
+        given = (channel >= input_only[0]) & (channel < input_only[1])
+        prediction = jnp.where(given[None, :, None, None], target, prediction)
+    return prediction if missing is None else jnp.where(missing, jnp.nan, prediction)
 
 
 def make_train_step(
@@ -72,6 +109,7 @@ def make_train_step(
     ema_decay: float | None,
     seed: int | None,
     zero: str = "none",
+    accumulate: int = 1,
 ) -> Callable[[TrainState, Batch, Standardization], tuple[TrainState, dict[str, Array]]]:
     """The jitted train_step(state, batch, standardization) -> (state, metrics); the state it is given is donated.
 
@@ -81,6 +119,7 @@ def make_train_step(
       ema_decay: of the parameters' moving average, ema = decay * ema + (1 - decay) * params; None where none is kept.
       seed: of dropout and augmentation, which are drawn anew from (seed, step); None for neither.
       zero: as the state was made with: where it is not "none" each instance updates its part alone.
+      accumulate: in so many parts the batch goes through the model, one after the other; their mean is the gradient.
 
     >>> import optax
     >>> run, optimizer = weathermixer.open_run("runs/quickstart"), optax.adam(1e-4)
@@ -95,9 +134,23 @@ def make_train_step(
     (1, ['grad_norm', 'learning_rate', 'loss'])
     """
 
+    def mean_gradient(params: Any, batch: Batch, standardization: Standardization, key: Array | None):
+        if accumulate == 1:
+            return jax.value_and_grad(loss)(params, batch, standardization, key)
+
+        def add(sums, number):
+            # every part is spread over all instances: [sample, ...] -> [sample of the part, part, ...]
+            part = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:])[:, number], batch)
+            own = None if key is None else jax.random.fold_in(key, number)
+            return jax.tree.map(jnp.add, sums, jax.value_and_grad(loss)(params, part, standardization, own)), None
+
+        nothing = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
+        sums, _ = jax.lax.scan(add, nothing, jnp.arange(accumulate))
+        return jax.tree.map(lambda total: total / accumulate, sums)
+
     def train_step(state: TrainState, batch: Batch, standardization: Standardization):
         key = None if seed is None else jax.random.fold_in(jax.random.key(seed), state.step)
-        value, gradient = jax.value_and_grad(loss)(state.params, batch, standardization, key)
+        value, gradient = mean_gradient(state.params, batch, standardization, key)
         own = state.params
         if zero != "none":
             gradient, own = cut_instances(gradient), cut_instances(own)

@@ -1,0 +1,148 @@
+"""Losses of forecasts that are fed back: what they are, what they cost in memory, and gradients made in parts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.tiny_training import GRID, make_tiny, tiny_settings
+from weathermixer.archive.inputs import make_input
+from weathermixer.archive.loader import make_batches
+from weathermixer.archive.standardization import standardize
+from weathermixer.fields.variables import ChannelSet
+from weathermixer.parallel.mesh import make_mesh, use_mesh
+from weathermixer.planning.account import kept_for_backward
+from weathermixer.runs.build import rollout_stages
+from weathermixer.training.losses import weighted_mse
+from weathermixer.training.steps import make_loss
+
+AREA, CHANNEL = np.linspace(0.5, 1.5, GRID[0]), np.array([1.0, 2.0, 0.5, 1.5, 0, 0, 0, 0], np.float32)
+ROLES = dict(
+    channels=("2m_temperature", "geopotential_500", "sea_ice_cover"),
+    input_only=("sea_ice_cover",),
+    forcings=("insolation",),
+)
+
+
+def linear(params, x, *, repeats, key):
+    """A model of one number that sees all of its input: params x + a tenth of the mean of x over channels."""
+    predicted = (CHANNEL > 0).astype(np.float32)[None, :, None, None]
+    return repeats * (params * x + 0.1 * x.mean(1, keepdims=True)) * predicted
+
+
+def by_hand(params, tiny, batch, weights, *, cut=False):
+    """The loss of a rollout, written out."""
+    s, first = tiny.standardization, len(tiny.channel_set.dynamic)
+    state, value = standardize(batch.inputs, s), 0.0
+    for number, (weight, frames) in enumerate(zip(weights, (batch.targets, *batch.later))):
+        x = make_input(state, s, (batch.terms, *batch.later_terms)[number])
+        prediction, target = linear(params, x, repeats=1, key=None), standardize(frames, s)
+        value += weight * weighted_mse(prediction, target, area=AREA, channel=CHANNEL)
+        prediction = jax.lax.stop_gradient(prediction) if cut else prediction
+        prescribed = (np.arange(8) >= first) & (np.arange(8) < len(tiny.channel_set.stored))
+        state = jnp.where(prescribed[None, :, None, None], target, prediction)
+    return value / sum(weights)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("roles", [{}, ROLES], ids=["plain", "roles"])
+def test_it_is_the_loss_of_forecasts_fed_back(roles, cut):
+    tiny, weights = make_tiny((2, 2, 2), rollout=(3,), **roles), (1.0, 0.0, 2.0)
+    stored = (len(tiny.channel_set.dynamic), len(tiny.channel_set.stored))
+    options = dict(rollout_weights=weights, cut_gradient=cut, input_only=stored)
+    loss = make_loss(linear, area=AREA, channel=CHANNEL, repeats=1, **options)
+    with use_mesh(tiny.mesh):
+        batch = tiny.batch(0)
+        found = jax.jit(jax.value_and_grad(loss))(0.7, batch, tiny.standardization, None)
+        expected = jax.jit(jax.value_and_grad(lambda p: by_hand(p, tiny, batch, weights, cut=cut)))(0.7)
+        whole = jax.jit(jax.grad(lambda p: by_hand(p, tiny, batch, weights)))(0.7)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert cut == (abs(found[1] - whole) > 0.01 * abs(whole))
+
+
+def test_turned_about_the_axis_all_frames_turn_alike():
+    tiny = make_tiny((2, 2, 2), rollout=(2,), **ROLES)
+    options = dict(area=AREA, channel=CHANNEL, repeats=1, rollout_weights=(1.0, 1.0), input_only=(2, 3))
+    plain, turned = (make_loss(linear, augmentation=name, **options) for name in ("none", "rotate_longitude"))
+    with use_mesh(tiny.mesh):
+        arguments = (0.7, tiny.batch(0), tiny.standardization, jax.random.key(5))
+        # the model knows no longitude, so that turning changes nothing but the order of sums
+        np.testing.assert_allclose(jax.jit(plain)(*arguments), jax.jit(turned)(*arguments), rtol=1e-6)
+
+
+@pytest.mark.parametrize("history, block", [(1, 1), (2, 1), (1, 4)])
+def test_batches_hold_the_frames_of_every_lead(make_archive, history, block):
+    archive, mesh = make_archive(times=24), make_mesh(2, 2, 2)
+    channels = ChannelSet.from_names(
+        [channel.name for channel in archive.channels], forcings=["insolation"], multiple=2
+    )
+    options = dict(
+        seed=0, batch_size=2, lead_hours=12, first_step=0, last_step=4, history=history, rollout=3, block=block
+    )
+    stored = archive.store.read().result()
+    with make_batches(archive, channels, mesh, starts=np.arange(1, 17), **options) as batches:
+        for batch in batches:
+            inputs = np.asarray(batch.inputs)[:, :4]
+            starts = [int(np.flatnonzero((stored == sample).all((1, 2, 3)))[0]) for sample in inputs]
+            assert len(batch.later) == len(batch.later_terms) == 2
+            for lead, frames in zip((2, 4, 6), (batch.targets, *batch.later)):
+                np.testing.assert_array_equal(np.asarray(frames)[:, :4], stored[np.add(starts, lead)])
+        account = batches.account()
+    # frames that a sample shares with another are read once
+    assert account.frames_read + account.frames_shared == 4 * 2 * 4 * (3 + 1 + (history == 2))
+    assert (block == 1) or account.frames_shared > 0
+
+
+def test_memory_grows_by_one_state_a_step():
+    """What differentiation keeps, beside its arguments: the states that are fed back, and one step's own."""
+    kept = {}
+    for rollout in (2, 4, 12):
+        tiny = make_tiny((1, 2, 2), rollout=(rollout,))
+        with use_mesh(tiny.mesh):
+            state = jax.eval_shape(tiny.training.initial_state)
+            arguments = (state.params, tiny.batch(0), tiny.standardization, None)
+            activations, _ = kept_for_backward(tiny.training.loss, *arguments, mesh=tiny.mesh)
+        kept[rollout] = sum(held.device for held in activations)
+    size = 8 * 8 * np.prod(GRID) * 4 / 4  # a batch of eight, eight channels, float32, on four devices
+    more = (kept[12] - kept[4]) / 8
+    assert more == (kept[4] - kept[2]) / 2
+    # the input of a step, the difference from its target, and what the last one's loss keeps
+    assert size <= more <= 3 * size
+
+
+def test_a_gradient_made_in_parts_is_that_of_the_whole_batch():
+    whole, parts = (make_tiny((2, 2, 2), accumulate=accumulate, batch_size=8) for accumulate in (1, 4))
+    (expected, _), (losses, _) = whole.run(steps=3), parts.run(steps=3)
+    np.testing.assert_allclose(losses, expected, rtol=1e-6)
+    norms = []
+    for tiny in (whole, parts):
+        with use_mesh(tiny.mesh):
+            state = jax.jit(tiny.training.initial_state)()
+            _, metrics = tiny.training.train_step(state, tiny.batch(0), tiny.standardization)
+        norms.append(float(metrics["grad_norm"]))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+
+def test_a_run_goes_through_its_stages():
+    settings = tiny_settings(rollout=(1, 2, 4), rollout_from=(0, 5, 8))
+    assert rollout_stages(settings, 0, 10) == [(0, 5, 1), (5, 8, 2), (8, 10, 4)]
+    assert rollout_stages(settings, 6, 10) == [(6, 8, 2), (8, 10, 4)]
+    assert rollout_stages(settings, 10, 10) == [(10, 10, 4)]
+    assert rollout_stages(settings, 0, 5) == [(0, 5, 1)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(rollout=(1, 2)), r"rollout_from=\(0,\): give the step from which each of rollout=\(1, 2\)"),
+        (dict(rollout=(1, 2), rollout_from=(0, 0)), "ascending"),
+        (dict(rollout=(0,)), "must be at least 1"),
+        (dict(rollout=(2,), rollout_weights=(1.0,)), "give one for each lead"),
+        (dict(rollout=(2,), rollout_weights=(0.0, 0.0)), "give one for each lead"),
+        (dict(rollout=(2,), history=2, lead_steps=2), "set lead_steps=1 or history=1"),
+        (dict(accumulate=3), "accumulate=3 does not divide batch_size=8"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_settings(**options)
