@@ -1,6 +1,7 @@
 """Measures the parts that decide a run's speed, each beside what it could be:
 
   python -m experiments.benchmark loader     reading: this loader, xarray, and a plain read of the same bytes
+  python -m experiments.benchmark prepare    preparing an archive, beside the disk and the cores
   python -m experiments.benchmark train      the training step
   python -m experiments.benchmark scaling    the training step over meshes
 
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 
 from experiments import command_line
 
-BENCHMARKS = ("loader", "train", "scaling")
+BENCHMARKS = ("loader", "prepare", "train", "scaling")
 
 
 def make_parser() -> command_line.Parser:

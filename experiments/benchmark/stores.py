@@ -109,7 +109,7 @@ def _times(count: int) -> np.ndarray:
 def _dataset(frames: np.ndarray, when: np.ndarray, grid: Grid, channel_set: ChannelSet) -> xarray.Dataset:
     dataset = xarray.Dataset(coords=dict(time=when, latitude=grid.latitude, longitude=grid.longitude))
     dataset.time.encoding["units"] = "hours since 1970-01-01"
-    for name, (first, last) in _extents(channel_set).items():
+    for name, (first, last) in find_extents(channel_set).items():
         values = frames[:, first:last]
         upper = channel_set.dynamic[first].level_hpa is not None
         dims = ("time", f"level_{name}", "latitude", "longitude") if upper else ("time", "latitude", "longitude")
@@ -118,7 +118,7 @@ def _dataset(frames: np.ndarray, when: np.ndarray, grid: Grid, channel_set: Chan
     return dataset
 
 
-def _extents(channel_set: ChannelSet) -> dict[str, tuple[int, int]]:
+def find_extents(channel_set: ChannelSet) -> dict[str, tuple[int, int]]:
     """First and last + 1 channel of each variable."""
     extents: dict[str, tuple[int, int]] = {}
     for index, channel in enumerate(channel_set.dynamic):
@@ -200,7 +200,7 @@ def _pieces(archive: Archive, time: int, box: Box) -> tuple[Path, list[tuple[int
 def read_xarray(dataset: xarray.Dataset, channel_set: ChannelSet, box: Box, count: int) -> None:
     """Loads the same box of pairs of frames through xarray and zarr-python, lazily indexed or through dask."""
     for first in _pairs(dataset.sizes["time"], count):
-        for name, (start, stop) in _extents(channel_set).items():
+        for name, (start, stop) in find_extents(channel_set).items():
             begin, end = max(start, box.channels[0]), min(stop, box.channels[1])
             if begin < end:
                 part = dataset[name].isel(time=slice(first, first + 2), latitude=slice(*box.lats))

@@ -1,0 +1,30 @@
+"""Prepare's benchmark on a small grid: its table is consistent, and what it made is gone."""
+
+import os
+
+import pytest
+
+from experiments.benchmark import prepare
+from experiments.benchmark.__main__ import main
+
+
+@pytest.mark.parametrize("workers", ["1", pytest.param("1,2", marks=pytest.mark.slow)])
+def test_rows_and_table(tmp_path, capsys, workers):
+    options = ["--grid=16,32", "--channels=8", "--frames=10", f"--workers={workers}", f"--folder={tmp_path}"]
+    rows = prepare.main(options)
+    best = min(row["cpu_seconds_per_gigabyte"] for row in rows)
+    for row in rows:
+        assert row["frames"] == (8 if row["workers"] == 1 else 10)
+        assert row["cores"] == pytest.approx(1000 * row["workers"] / best)
+        assert row["share"] == pytest.approx(row["megabytes_per_second"] / min(row["disk"], row["cores"]))
+        assert 0 < row["peak"] <= row["stated"]
+    printed = capsys.readouterr().out
+    assert "10 frames of 0 MB" in printed
+    assert len(printed.split("stated MB\n")[1].splitlines()) == len(rows) + 1
+    assert os.listdir(tmp_path) == []
+
+
+def test_it_is_named_among_the_benchmarks(capsys):
+    with pytest.raises(SystemExit):
+        main(["prepare", "--help"])
+    assert "python -m experiments.benchmark prepare" in capsys.readouterr().out
