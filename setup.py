@@ -44,7 +44,6 @@ setup(
         "dinosaur>=1.5.1",
         "jaxtyping>=0.3.3",
         "ml_collections>=1.1.0",
-        "absl-py>=2.1",
         "etils[epath]>=1.9",
         "numpy>=2.0",
         "netCDF4>=1.7.2",
@@ -69,7 +68,7 @@ setup(
             "beartype>=0.21",
             "ruff>=0.15",
             "PyYAML>=6.0",
-            "moto>=5.0",
+            "moto>=5.1",
             "flask>=3.0",  # with flask-cors what moto's server needs; its [server] extra brings forty packages more
             "flask-cors>=4.0",
             "aiobotocore[boto3]>=3.0",  # the boto3 that s3fs's aiobotocore goes with: pip does not find it by itself

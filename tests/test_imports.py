@@ -27,7 +27,7 @@ ONLY_IN = {
     "tensorstore": ("weathermixer/archive/",),
     "orbax": ("weathermixer/training/checkpoint.py",),
     "ml_collections": ("experiments/",),
-    "absl": ("experiments/",),
+    "absl": (),
     "tensorboardX": ("weathermixer/training/telemetry.py",),
     "dinosaur": ("weathermixer/simulation/",),
     "pint": ("weathermixer/fields/units.py",),

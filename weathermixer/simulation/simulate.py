@@ -1,7 +1,6 @@
 """A record of simulated weather, for a first run with no download: a dry atmosphere on a grid of WeatherBench 2.
 
-    simulate("simulation.zarr", days=600)                           from Python
-    python -m weathermixer.simulation.simulate simulation.zarr --days 600
+    simulate("simulation.zarr", days=600)
 
 The record is made by independent members, each in a process of its own that is pinned to one core: XLA's thread pool
 gains nothing on fields this small and makes the speed swing. Members lie one after the other in time, with a gap
@@ -11,7 +10,6 @@ What is finished is kept: a call that was stopped in any way goes on where it wa
 complete record of the same settings is used again.
 """
 
-import argparse
 import collections
 import fcntl
 import importlib.util
@@ -74,7 +72,7 @@ def simulate(
       truncation: largest wavenumber of the model; `layers` and `step_minutes` as it allows.
 
     Raises ValueError where `path` holds anything but this record, cannot be written or has too little space;
-    ModuleNotFoundError without dinosaur; RuntimeError, with the reason, where a member stops.
+    ModuleNotFoundError without dinosaur; ChildProcessError, with the reason, where a member stops.
 
     >>> small = dict(members=1, spin_up_days=1, longitudes=32, latitudes=16, levels_hpa=[500, 850], truncation=10)
     >>> weathermixer.simulate("dry.zarr", days=20, **small, progress=False)
@@ -180,7 +178,7 @@ def _listen(member: int, process: subprocess.Popen, messages: queue.SimpleQueue)
 
 
 def _days_done(members: Sequence[subprocess.Popen], messages: queue.SimpleQueue) -> Iterator[None]:
-    """Yields once for each day that a member has done, until all have ended; RuntimeError where one fails."""
+    """Yields once for each day that a member has done, until all have ended; ChildProcessError where one fails."""
     said = [collections.deque(maxlen=20) for _ in members]
     running = len(members)
     while running:
@@ -190,7 +188,7 @@ def _days_done(members: Sequence[subprocess.Popen], messages: queue.SimpleQueue)
             status = members[member].wait()
             if status:
                 reason = said[member][-1] if said[member] else "no message"
-                raise RuntimeError(
+                raise ChildProcessError(
                     f"member {member} of the simulation stopped with status {status}: {reason}\n"
                     "The same call goes on where it was. What it said last:\n  " + "\n  ".join(said[member])
                 )
@@ -198,27 +196,3 @@ def _days_done(members: Sequence[subprocess.Popen], messages: queue.SimpleQueue)
             yield
         else:
             said[member].append(line)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m weathermixer.simulation.simulate", description=__doc__)
-    parser.add_argument("path", help="the folder that is made, a Zarr store")
-    parser.add_argument("--days", type=int, default=DAYS, help="days of all members together")
-    parser.add_argument("--spin_up_days", type=int, default=SPIN_UP_DAYS, help="days before, of each member")
-    parser.add_argument("--members", type=int, default=MEMBERS, help="independent simulations, one core each")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    try:
-        simulate(**vars(options))
-    except (ValueError, RuntimeError, ModuleNotFoundError) as error:
-        print(f"simulate: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("simulate: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
