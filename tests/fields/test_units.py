@@ -34,7 +34,7 @@ def test_spellings(wanted, factor, shift):
     [
         ("m**2 s**-2", ["m", "gpm", "metres", "geopotential meter", "geopotential metres"], 9.80665),
         ("m**2 s**-2", ["dam", "gpdm", "10 m"], 98.0665),
-        ("m**2 s**-2", ["m2 s-2", "m**2 s**-2", "m^2/s^2", "m²/s²", "J kg-1"], 1.0),
+        ("m**2 s**-2", ["m2 s-2", "m**2 s**-2", "m^2/s^2", "m²/s²", "m+2 s-2", "J kg-1"], 1.0),
         ("m", ["mm", "kg m-2", "kg m**-2", "kg/m^2", "mm of water equivalent"], 1e-3),
         ("m", ["m", "m of water equivalent"], 1.0),
     ],

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests.prepare.written_sources import frames_of, make_dataset
-from weathermixer.prepare.names import identify, split_level
+from weathermixer.fields.units import GRAVITY
+from weathermixer.prepare.names import STATIC, identify, split_level
 from weathermixer.prepare.prepare import prepare_archive
 from weathermixer.prepare.sources import open_source
 
@@ -64,21 +65,39 @@ def test_a_name_for_each_level(tmp_path):
     equal(open_source(tmp_path / "a.nc", variables=["geopotential"], levels_hpa=[500]))
 
 
-def test_the_names_of_merra_2_and_ncep_through_rename(tmp_path):
-    merra = DATASET.rename({"geopotential": "H", "temperature": "T", "2m_temperature": "T2M", "level": "lev"})
-    merra = merra.drop_vars("land_sea_mask").rename(geopotential_at_surface="PHIS")
-    merra.lev.attrs |= {"units": "hPa", "standard_name": "air_pressure"}
-    merra["H"] = (merra.H / 9.80665).assign_attrs(units="m")
-    merra.to_netcdf(tmp_path / "a.nc")
-    with pytest.raises(ValueError, match=r"holds none of the variables that are known; it has H \('time', 'level'"):
-        open_source(tmp_path / "a.nc")
-    names = {"H": "geopotential", "T": "temperature", "T2M": "2m_temperature", "PHIS": "geopotential_at_surface"}
-    source = open_source(tmp_path / "a.nc", rename=names)
+MERRA = {"H": "geopotential", "T": "temperature", "T2M": "2m_temperature", "PHIS": "geopotential_at_surface"}
+CESM = {"Z3": "geopotential", "T": "temperature", "TREFHT": "2m_temperature", "PHIS": "geopotential_at_surface"}
+NCEP = {"hgt": "geopotential", "air": "temperature", "t2": "2m_temperature", "lsm": "land_sea_mask"}
+CMIP6 = {"zg": "geopotential", "ta": "temperature", "tas": "2m_temperature", "sftlf": "land_sea_mask"}
+
+
+@pytest.mark.parametrize(
+    "names, level, units, renamed",
+    [
+        (MERRA, "lev", {"lev": "hPa", "H": "m", "T": "K", "T2M": "K", "PHIS": "m+2 s-2"}, True),
+        (CESM, "lev_p", {"lev_p": "hPa", "Z3": "m", "T": "K", "TREFHT": "K", "PHIS": "m2/s2"}, True),
+        (NCEP, "level", {"level": "millibar", "hgt": "m", "air": "degK", "t2": "degK", "lsm": "none"}, True),
+        (CMIP6, "plev", {"plev": "Pa", "zg": "m", "ta": "K", "tas": "K", "sftlf": "%"}, False),
+    ],
+)
+def test_the_names_of_merra_2_cesm_ncep_and_cmip6(tmp_path, names, level, units, renamed):
+    static = next(name for name in names.values() if name in STATIC)
+    dataset = DATASET.drop_vars(set(STATIC) - {static}, errors="ignore").rename(
+        latitude="lat", longitude="lon", level=level
+    )
+    dataset = dataset.rename({name: given for given, name in names.items()})
+    for given, unit in units.items():
+        attributes = dataset[given].attrs | {"units": unit}
+        factor = {"m": 1 / GRAVITY, "%": 100.0, "Pa": 100.0}.get(unit, 1.0)
+        dataset[given] = (dataset[given].dims, (dataset[given].values * factor).astype(np.float32), attributes)
+    dataset.to_netcdf(tmp_path / "a.nc")
+    if renamed:
+        with pytest.raises(ValueError, match="holds none of the variables that are known; it has"):
+            open_source(dataset)
+    source = open_source(tmp_path / "a.nc", rename=names if renamed else None)
+    assert [channel.name for channel in source.channels][::4] == ["2m_temperature", "geopotential_50", "temperature_50"]
     np.testing.assert_allclose(source.read(slice(None)), frames_of(DATASET, source.channels), rtol=1e-5)
-    assert list(source.static) == ["geopotential_at_surface"]
-    only = open_source(tmp_path / "a.nc", rename={"T": "temperature"}, variables=["temperature_850", "T2M"])
-    assert [channel.name for channel in only.channels] == ["temperature_850", "T2M"]
-    np.testing.assert_array_equal(only.read(slice(None))[:, 1], DATASET["2m_temperature"].values)
+    np.testing.assert_allclose(source.static[static], DATASET[static].values, rtol=1e-5)
 
 
 def test_a_level_named_by_rename(tmp_path):

@@ -235,14 +235,14 @@ def test_two_at_once_are_refused(tmp_path, source, monkeypatch):
     [
         (np.nan, "temperature_850 at 2020-01-01T12:00: 1 missing \\(NaN\\) of 96 values"),
         (np.inf, "temperature_850 at 2020-01-01T12:00: 1 infinite of 96 values"),
-        (None, "temperature_850 at 2020-01-01T12:00: constant, every value is 7.0"),
+        (None, "temperature_850 at 2020-01-01T12:00: constant, every value is 277.0"),
     ],
 )
 def test_faulty_fields_stop_it_and_are_named(tmp_path, value, fault):
     dataset = make_dataset()
     field = dataset["temperature"].values[10, 2]
     if value is None:
-        field[:] = 7
+        field[:] = 277
     else:
         field[3, 4] = value
     source = open_source(dataset)

@@ -28,13 +28,13 @@ RANGES = {
 }
 
 
-def plausible_range(variable: str, level_hpa: float | None = None) -> tuple[float, float]:
+def plausible_range(variable: str, level_hpa: int | None = None) -> tuple[float, float]:
     """(lowest, highest) value in SI units; -LARGEST and LARGEST for a variable that is not known."""
     if level_hpa is None or variable in RANGES:
         return RANGES.get(variable, (-LARGEST, LARGEST))
     if variable == "temperature":
         # the tropopause is nowhere as warm as the ground or the stratopause
-        return 100.0, 350.0 if level_hpa >= 700 or level_hpa < 100 else 310.0 if level_hpa >= 400 else 290.0
+        return 100.0, 350.0 if level_hpa >= 700 or level_hpa < 20 else 310.0 if level_hpa >= 400 else 290.0
     if variable == "geopotential":
         middle = GRAVITY * _standard_height(level_hpa)
         return middle - 8e3 - 0.15 * middle, middle + 8e3 + 0.15 * middle
@@ -44,7 +44,7 @@ def plausible_range(variable: str, level_hpa: float | None = None) -> tuple[floa
     return -LARGEST, LARGEST
 
 
-def _standard_height(level_hpa: float) -> float:
+def _standard_height(level_hpa: int) -> float:
     """Height of a pressure level in metres, in the standard atmosphere (ISO 2533), isothermal above 11 km."""
     if level_hpa > 226.32:
         return 288.15 / 0.0065 * (1 - (level_hpa / 1013.25) ** (0.0065 * 287.053 / GRAVITY))

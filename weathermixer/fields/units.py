@@ -22,6 +22,7 @@ _SPELLINGS = (
     (re.compile(r"\s*(?:of )?water(?: equivalent)?$", re.IGNORECASE), ""),
     (re.compile(r"%"), " percent "),
     (re.compile(r"(?<=[A-Za-z0-9])[.·](?=[A-Za-z])"), " "),  # kg.m-2
+    (re.compile(r"(?<=[A-Za-z])\+(?=\d)"), ""),  # m+2 s-2
     # powers as UDUNITS has them, m2 s-2, but not the exponent of 1e-3 (as cf_xarray and MetPy do it)
     (re.compile(r"(?<=[A-Za-z])(?![A-Za-z])(?<![0-9\-][eE])(?<![0-9\-])(?=[0-9\-])"), "**"),
 )

@@ -19,6 +19,7 @@ from weathermixer.archive.checksums import digest_archive
 from weathermixer.archive.packing import DTYPES, choose_packing, rounding_error
 from weathermixer.archive.progress import Progress
 from weathermixer.fields.grid import area_weights
+from weathermixer.prepare.checks import describe_faults, find_impossible
 from weathermixer.prepare.journal import Journal, open_journal, remove_journal
 from weathermixer.prepare.normals import choose_terms, climatology_members, write_climatology
 from weathermixer.prepare.shards import Task, find_pairs, make_shards
@@ -87,7 +88,7 @@ def prepare_archive(
     options = {"statistics_period": statistics_period, "area_weighted": area_weighted}
     of_this = {"keep_faults": keep_faults, "climatology": of_terms}
     with open_journal(path) as journal:
-        recipe = _open_recipe(journal, source, plan, options, workers)
+        recipe = _open_recipe(journal, source, plan, options, workers, keep_faults=keep_faults)
         scale, offset, shift = (np.array(recipe[name]) for name in ("scale", "offset", "shift"))
         create_archive(
             path,
@@ -125,7 +126,7 @@ def prepare_archive(
 
 
 def _open_recipe(
-    journal: Journal, source: Source, plan: ArchivePlan, options: dict[str, Any], workers: Workers
+    journal: Journal, source: Source, plan: ArchivePlan, options: dict[str, Any], workers: Workers, *, keep_faults: bool
 ) -> dict[str, Any]:
     """What was begun with the same options, with the times of now: what was measured stays if its times are there."""
     description = plan.describe(source) | options
@@ -140,24 +141,27 @@ def _open_recipe(
         for number in journal.marks(CLIMATOLOGY):
             journal.forget(CLIMATOLOGY, number)
     if recipe is None or not np.isin(np.array(recipe["sampled"], source.times.dtype), source.times).all():
-        recipe = _measure(source, plan, workers)
+        recipe, faults = _measure(source, plan, workers)
+        if faults and not keep_faults:
+            raise ValueError(describe_faults(faults, journal.target.removesuffix(".partial")))
     measured = {name: recipe[name] for name in ("sampled", "scale", "offset", "shift", "rounding")}
     return journal.write_recipe(description, layout=layout, **measured)
 
 
-def _measure(source: Source, plan: ArchivePlan, workers: Workers) -> dict[str, Any]:
-    """Chooses scale and offset from a sample, and measures what storage would cost in each type."""
+def _measure(source: Source, plan: ArchivePlan, workers: Workers) -> tuple[dict[str, Any], list[str]]:
+    """Chooses scale and offset from a sample, and measures what storage would cost in each type; and finds faults."""
     times = np.unique(np.linspace(0, len(source.times) - 1, SAMPLE_TIMES).round().astype(int))
     samples = (source.narrow(times, variables=[variable]) for variable in source.variables)
     found = list(workers.map(functools.partial(_measure_sample, dtype=plan.dtype), samples))
-    scale, offset, shift, *rounding = np.concatenate(found, axis=1).tolist()
+    scale, offset, shift, *rounding = np.concatenate([rows for rows, _ in found], axis=1).tolist()
     rounding = dict(zip(DTYPES, rounding, strict=True))
     sampled = [str(time) for time in source.times[times]]
-    return {"sampled": sampled, "scale": scale, "offset": offset, "shift": shift, "rounding": rounding}
+    measured = {"sampled": sampled, "scale": scale, "offset": offset, "shift": shift, "rounding": rounding}
+    return measured, [fault for _, faults in found for fault in faults]
 
 
-def _measure_sample(source: Source, dtype: str) -> Float[np.ndarray, "row channel"]:
-    """(scale, offset, shift, rounding error in each of DTYPES) per channel of one variable.
+def _measure_sample(source: Source, dtype: str) -> tuple[Float[np.ndarray, "row channel"], list[str]]:
+    """(scale, offset, shift, rounding error in each of DTYPES) per channel of one variable; and its impossible values.
 
     Frames are thinned on the grid where they would take too much memory. shift is near the mean, whatever the type.
     """
@@ -165,8 +169,17 @@ def _measure_sample(source: Source, dtype: str) -> Float[np.ndarray, "row channe
     count = len(source.times)
     thin = int(np.ceil(np.sqrt(count * len(source.channels) * lat * lon * 4 / SAMPLE_BYTES)))
     sample = np.concatenate([source.read([n])[..., ::thin, ::thin] for n in range(count)])
+    faults = []
+    for n, fields in enumerate(sample):
+        finite = np.isfinite(fields)
+        low = np.where(finite, fields, np.inf).min(axis=(1, 2))
+        high = np.where(finite, fields, -np.inf).max(axis=(1, 2))
+        when = source.times[n].astype("datetime64[m]")
+        for channel, fault in find_impossible(fields, source.channels, low, high).items():
+            faults.append(f"{source.channels[channel].name} at {when}: {fault}")
     _, shift = choose_packing(sample, "float16")
-    return np.stack([*choose_packing(sample, dtype), shift, *(rounding_error(sample, name) for name in DTYPES)])
+    rows = [*choose_packing(sample, dtype), shift, *(rounding_error(sample, name) for name in DTYPES)]
+    return np.stack(rows), faults
 
 
 def _describe_source(source: Source) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from weathermixer.prepare.parts import Part
 
 HOUR = np.timedelta64(1, "h")
 REPEATS_READ = 64  # of the times that lie in a source twice
+DEFAULT_FILLS = {"int8": -127, "int16": -32767, "int32": -2147483647}  # of netCDF, where a file declares none
 RETRIES = 4  # of a remote read that failed, after 1, 2, 4 and 8 seconds
 
 
@@ -204,11 +205,30 @@ def _read_part(
         unique = np.unique(wanted)
         array, order = array.isel(level=_as_slice(unique)), np.searchsorted(unique, wanted)
     values = _load(array, remote="://" in part.file)
+    _check_fill(part, values)
     axes = [array.dims.index(name) for name in ("time", "level", "latitude", "longitude") if name in array.dims]
     values = values.transpose(axes)
     if "time" not in array.dims:
         values = values[None]
     return values[:, None] if order is None else take(values, order, axis=1)
+
+
+def _check_fill(part: Part, values: np.ndarray) -> None:
+    """Raises ValueError where packed values are netCDF's default fill, and the file declares none.
+
+    A value that is so by chance is alone, and zero is the end of the range of many variables.
+    """
+    packing = part.array.encoding
+    fill = DEFAULT_FILLS.get(str(packing.get("dtype")))
+    if fill is None or "scale_factor" not in packing or {"_FillValue", "missing_value"} & packing.keys():
+        return
+    scale, offset = packing["scale_factor"], packing.get("add_offset", 0.0)
+    mark = fill * scale + offset
+    count = np.count_nonzero(np.abs(values - mark) < abs(scale) / 4)
+    if count > 1 and abs(mark) > abs(scale) / 2:
+        what = f"{count} of {values.size} values of {part.given} in {part.file} are {mark:g}, packed as {fill}"
+        remedy = f"ncatted -a _FillValue,{part.given},o,s,{fill} {part.file}, or another value where they are no gaps"
+        raise ValueError(f"{what}, netCDF's mark of missing values, which the file does not declare: {remedy}")
 
 
 def _load(array: xr.DataArray, *, remote: bool) -> np.ndarray:

@@ -21,6 +21,7 @@ from weathermixer.prepare.statistics import ROWS, add_sums, measure, no_sums
 from weathermixer.prepare.workers import GO_ON, in_order
 
 PIECE_BYTES = 2**19  # of float32 that is measured and packed at once: it and its copies stay in a core's cache
+NEAR = np.timedelta64(24, "h")  # times so near to each other have fields that are alike
 MISSING, MINIMUM, MAXIMUM = (ROWS.index(name) for name in ("missing", "minimum", "maximum"))
 
 
@@ -162,7 +163,8 @@ def _make_shard(task: Task, times: range, blocks: Iterator, earlier: Earlier) ->
         some, last = slice(channels[0], channels[-1] + 1), earlier[variable]
         while times.stop - 1 not in last:
             for time, fields in zip(*next(blocks)):
-                part = _make_fields(task, fields, last.get(task.partner[time]), some, time, frames[time - times.start])
+                of_partner, out = last.get(task.partner[time]), frames[time - times.start]
+                part = _make_fields(task, fields, of_partner, last.get(time - 1), some, time, out)
                 faults += part[1]
                 if task.counted[time]:
                     sums[:, some] = add_sums(sums[:, some], part[0])
@@ -174,11 +176,17 @@ def _make_shard(task: Task, times: range, blocks: Iterator, earlier: Earlier) ->
 
 
 def _make_fields(
-    task: Task, fields: np.ndarray, before: np.ndarray | None, some: slice, time: int, out: np.ndarray
+    task: Task,
+    fields: np.ndarray,
+    of_partner: np.ndarray | None,
+    before: np.ndarray | None,
+    some: slice,
+    time: int,
+    out: np.ndarray,
 ) -> tuple[np.ndarray, list[str]]:
     """The fields [channel, lat, lon] of one variable at one time: fills out[some], returns sums and faults."""
     channels, lat, lon = fields.shape
-    sums = no_sums(channels)
+    sums, unpackable = no_sums(channels), None
     rows = min(lat, max(1, PIECE_BYTES // (4 * lon)))
     group = max(1, PIECE_BYTES // (4 * lon * rows)) if rows == lat else 1
     for channel in range(0, channels, group):
@@ -187,17 +195,20 @@ def _make_fields(
         for row in range(0, lat, rows):
             piece = part, slice(row, row + rows)
             weights = {"shift": task.shift[here], "row_weights": task.row_weights[piece[1]]}
-            found = measure(fields[piece], None if before is None else before[piece], **weights)
+            found = measure(fields[piece], None if of_partner is None else of_partner[piece], **weights)
             sums[:, part] = add_sums(sums[:, part], found)
-            out[here, piece[1]] = _pack(task, fields[piece], here, time)
-    names = [channel.name for channel in task.source.channels[some]]
-    return sums, check_fields(fields, task.source.times[time], names, *sums[[MISSING, MINIMUM, MAXIMUM]])
-
-
-def _pack(task: Task, fields: np.ndarray, some: slice, time: int) -> np.ndarray:
-    try:
-        return pack(fields[None], task.scale[some], task.offset[some], task.plan.dtype)[0]
-    except UnpackableError as error:
-        name = task.source.channels[some][error.channel].name
-        what = f"{name} at {task.source.times[time]}: value {error.value}"
-        raise ValueError(f"{what} cannot be stored as {task.plan.dtype}: prepare with float16 or float32") from None
+            try:
+                packed = pack(fields[piece][None], task.scale[here], task.offset[here], task.plan.dtype)
+                out[here, piece[1]] = packed[0]
+            except UnpackableError as error:
+                unpackable = task.source.channels[here][error.channel].name, error.value
+    times = task.source.times
+    if time and times[time] - times[time - 1] > NEAR:
+        before = None
+    faults = check_fields(
+        fields, times[time], task.source.channels[some], *sums[[MISSING, MINIMUM, MAXIMUM]], before=before
+    )
+    if unpackable and (task.keep_faults or not faults):
+        what = f"{unpackable[0]} at {times[time]}: value {unpackable[1]}"
+        raise ValueError(f"{what} cannot be stored as {task.plan.dtype}: prepare with float16 or float32")
+    return sums, faults

@@ -87,6 +87,7 @@ class ArchivePlan:
             "grid": f"{source.grid.shape}, sha256 {hashlib.sha256(places.tobytes()).hexdigest()}",
             "channels": [channel.name for channel in source.channels],
             "static": list(source.static),
+            "read_as": source.read_as,
         }
 
 

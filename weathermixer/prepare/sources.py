@@ -53,6 +53,14 @@ class Source:
         return tuple(self.series)
 
     @property
+    def read_as(self) -> dict[str, list]:
+        """Of each variable, what it is called and the factor and shift to its units, in all of its files."""
+        return {
+            variable: sorted({(p.given, *c) for one in series for p, c in zip(one.parts, one.conversions)})
+            for variable, series in self.series.items()
+        }
+
+    @property
     def time_chunk(self) -> int:
         """How many of these times lie in one of the source's chunks: reading fewer at once decodes it repeatedly."""
         first = [series[0] for series in self.series.values()]

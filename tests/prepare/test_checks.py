@@ -1,0 +1,132 @@
+"""Values that contradict their unit, undeclared marks of missing values and fields upside down are named, and stop
+prepare before they enter statistics or packing; real fields never are."""
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from tests.prepare.written_sources import TIMES, make_dataset
+from weathermixer.fields.ranges import RANGES, plausible_range
+from weathermixer.fields.variables import ERA5, Channel
+from weathermixer.prepare.checks import check_fields
+from weathermixer.prepare.prepare import prepare_archive
+from weathermixer.prepare.sources import open_source
+
+REAL = os.environ.get("WEATHERMIXER_REAL_DATA", "")
+
+
+def prepare(dataset: xr.Dataset, path: pathlib.Path, name: str = "a", **options):
+    dataset.to_netcdf(path / f"{name}.nc", encoding={name: {"_FillValue": None} for name in dataset.data_vars})
+    source = open_source(path / f"{name}.nc", variables=list(dataset.data_vars))
+    return prepare_archive(source, path / name, **options)
+
+
+@pytest.mark.parametrize(
+    "name, change, message",
+    [
+        ("2m_temperature", lambda x: x - 273.15, "2m_temperature at 2019-12-30T00:00: 96 of 96 values, such as -"),
+        ("2m_temperature", lambda x: x * 1.8 - 459.67, "out of the range of 150 to 350 K"),
+        ("geopotential", lambda x: x * 9.80665, "geopotential_500 .* out of the range of 38"),
+        ("geopotential", lambda x: x / 9.80665, "geopotential_500 .* out of the range of 38"),
+        (
+            "temperature",
+            lambda x: x.isel(level=slice(None, None, -1)).values,
+            "temperature_50 at .* of 96 values, such as .* of 100 to 290 K",
+        ),
+    ],
+)
+def test_values_that_contradict_their_unit(tmp_path, name, change, message):
+    dataset = make_dataset()[[name]]
+    dataset[name] = dataset[name].copy(data=np.asarray(change(dataset[name]), np.float32))
+    with pytest.raises(ValueError, match=message) as stopped:
+        prepare(dataset, tmp_path)
+    assert "--units=NAME=UNIT" in str(stopped.value)
+    assert not (tmp_path / "a").exists()
+    assert prepare(dataset, tmp_path, "kept", keep_faults=True).attributes["faults"]
+
+
+@pytest.mark.parametrize("fill", [9.969209968386869e36, 1e20, 1e15, -9999.0, -999.0])
+@pytest.mark.parametrize("name", ["2m_temperature", "my_variable"])
+@pytest.mark.parametrize("when", [slice(None), slice(7, 8)])  # in the sample for packing, and not
+def test_marks_of_missing_values_that_are_not_declared(tmp_path, fill, name, when):
+    dataset = make_dataset()[["2m_temperature"]].rename({"2m_temperature": name})
+    dataset[name].values[when, 2:4, 3:6] = fill
+    with pytest.raises(ValueError, match=rf"{name} at .*: 6 of 96 values.*(out of the range|a mark of missing)"):
+        prepare(dataset, tmp_path, dtype="float16")
+    declared = dataset.copy()
+    declared.to_netcdf(tmp_path / "b.nc", encoding={name: {"_FillValue": np.float32(fill)}})
+    with pytest.raises(ValueError, match=r"6 missing \(NaN\) of 96 values"):
+        prepare_archive(open_source(tmp_path / "b.nc", variables=[name]), tmp_path / "b")
+
+
+def test_a_packed_fill_that_is_not_declared(tmp_path):
+    dataset = make_dataset()[["2m_temperature"]].rename({"2m_temperature": "sst"})
+    packing = {"dtype": "int16", "scale_factor": 2e-3, "add_offset": 290.0, "_FillValue": None}
+    dataset["sst"].values[:, 2:4, 3:6] = 290 - 2e-3 * 32767
+    with pytest.warns(xr.SerializationWarning, match="without any _FillValue"):
+        dataset.to_netcdf(tmp_path / "a.nc", encoding={"sst": packing})
+    source = open_source(tmp_path / "a.nc", variables=["sst"])
+    with pytest.raises(
+        ValueError, match="6 of 96 values of sst .* are 224.466, packed as -32767.* ncatted -a _FillValue"
+    ):
+        prepare_archive(source, tmp_path / "o")
+    dataset["sst"].values[:] = np.maximum(dataset["sst"].values - 288, 0)  # the least value of many is zero
+    packing |= {"scale_factor": 1e-3, "add_offset": 32.767}
+    with pytest.warns(xr.SerializationWarning, match="without any _FillValue"):
+        dataset.to_netcdf(tmp_path / "b.nc", encoding={"sst": packing})
+    archive = prepare_archive(open_source(tmp_path / "b.nc", variables=["sst"]), tmp_path / "b", dtype="float32")
+    np.testing.assert_allclose(archive.store[:, 0].read().result(), dataset.sst.values, atol=6e-4)
+
+
+@pytest.mark.parametrize("time", [1, 7, 19])
+def test_a_field_upside_down_is_named(tmp_path, time):
+    dataset = make_dataset()[["2m_temperature", "temperature"]]
+    slope = 12 * np.sin(np.deg2rad(dataset.latitude)).astype(np.float32)
+    dataset = (dataset + slope).transpose("time", "level", "latitude", "longitude")
+    dataset["2m_temperature"].values[time] = dataset["2m_temperature"].values[time, ::-1]
+    source = open_source(dataset.transpose(..., "longitude"))
+    when = np.datetime_as_string(TIMES[time], unit="m")
+    with pytest.raises(ValueError, match=f"2m_temperature at {when}: it is upside down to the time before, or that is"):
+        prepare_archive(source, tmp_path / "o", times_per_shard=4)
+    left_out = open_source(dataset, exclude=[when[:13]])
+    assert prepare_archive(left_out, tmp_path / "left_out").attributes["faults"] == []
+
+
+def test_a_value_that_is_a_mark_by_chance_is_none(tmp_path):
+    dataset = make_dataset()[["2m_temperature"]].rename({"2m_temperature": "count"})
+    dataset["count"].values[:] = np.round(dataset["count"].values * 30)
+    dataset["count"].values[:, 0, :2] = 9999
+    assert prepare(dataset, tmp_path).attributes["faults"] == []
+
+
+def test_ranges_are_wide_enough_and_narrow_enough():
+    for channel in ERA5.dynamic:
+        low, high = plausible_range(channel.variable, channel.level_hpa)
+        assert low < high
+        if "temperature" in channel.variable:
+            assert low > 60 and high < 373.15  # no degrees Celsius or Fahrenheit
+        if channel.variable == "geopotential" and channel.level_hpa <= 850:
+            assert low / 9.80665 > 0 and 9.80665 * low > high  # no heights, and no geopotential that was multiplied
+    assert plausible_range("tco3") == (-9e14, 9e14) and RANGES["land_sea_mask"][1] < 2
+    # the highest and lowest places of the standard atmosphere
+    assert plausible_range("geopotential", 1)[0] < 9.80665 * 47.8e3 < plausible_range("geopotential", 1)[1]
+
+
+@pytest.mark.skipif(not REAL, reason="WEATHERMIXER_REAL_DATA, the folder of real fields, is not set")
+def test_real_fields_are_not_at_fault():
+    for path in sorted(pathlib.Path(REAL).glob("*.zarr")):
+        with xr.open_zarr(path, chunks=None) as dataset:
+            for name in [name for name, array in dataset.data_vars.items() if "time" in array.dims]:
+                array = dataset[name].transpose("time", ..., "latitude", "longitude")
+                levels = array.level.values.tolist() if "level" in array.dims else [None]
+                values = array.values.reshape(len(array.time), len(levels), *array.shape[-2:])
+                channels = [Channel(str(name), level) for level in levels]
+                before = None
+                for time, fields in zip(array.time.values, values):
+                    ends = fields.min(axis=(1, 2)), fields.max(axis=(1, 2))
+                    faults = check_fields(fields, time, channels, np.zeros(len(levels)), *ends, before=before)
+                    assert [fault for fault in faults if "constant" not in fault] == []
+                    before = fields
