@@ -28,6 +28,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from experiments import command_line
 from weathermixer.archive.archive import Archive
 from weathermixer.archive.layout import COMPRESSORS
@@ -219,9 +221,8 @@ def describe_archive(archive: Archive) -> str:
     for index, channel in enumerate(archive.channels):
         names = ("mean", "std", "tendency_std", "minimum", "maximum")
         row = "".join(f"{getattr(statistics, name)[index]:>11.4g}" for name in names)
-        rounding = [
-            100 * attributes["rounding"][d][index] / statistics.tendency_std[index] for d in ("float16", "int16")
-        ]
+        tendency = statistics.tendency_std[index] or np.nan
+        rounding = [100 * attributes["rounding"][dtype][index] / tendency for dtype in ("float16", "int16")]
         name = f"{channel.name:<25}{channel.units.replace('**', ''):<7}"
         lines.append(f"{name}{row}{statistics.missing[index]:>11}{rounding[0]:>11.3f}{rounding[1]:>8.3f}")
     if attributes["faults"]:

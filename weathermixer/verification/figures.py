@@ -1,12 +1,15 @@
-"""A map of a forecast, the truth and the difference, with matplotlib alone."""
+"""Maps of a forecast, the truth and the difference, and of what an archive holds, with matplotlib alone."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from weathermixer.archive.archive import Statistics
 from weathermixer.fields.grid import Grid, area_weights
-from weathermixer.fields.variables import Channel
+from weathermixer.fields.variables import Channel, group_by_variable
 from weathermixer.verification.scores import READ_AS, digits
 
 Field = Float[np.ndarray, "lat lon"]
@@ -59,6 +62,65 @@ def draw_forecast(
         figure.colorbar(image, ax=axes[2], label=units, extend="both", location="bottom", shrink=0.8, aspect=30)
     figure.suptitle(title, fontsize=13)
     return figure
+
+
+def draw_archive(
+    fields: Float[np.ndarray, "map lat lon"],
+    *,
+    grid: Grid,
+    channels: Sequence[Channel],
+    time: np.datetime64,
+    all_channels: Sequence[Channel],
+    statistics: Statistics,
+    land: Field | None = None,
+) -> Figure:
+    """Draws fields of some channels at one time, and below them the statistics of upper-air variables by level.
+
+    A profile has the mean, one standard deviation to both sides and the range; a level that is out of line shows.
+    """
+    profiles = {
+        variable: indices
+        for variable, indices in group_by_variable(all_channels).items()
+        if len(indices) > 1 and all_channels[indices[0]].level_hpa is not None
+    }
+    columns = min(len(fields), 3)
+    heights = [3.1 * -(-len(fields) // columns)] + [3.6] * bool(profiles)
+    figure = Figure(figsize=(4.5 * columns, sum(heights)), layout="constrained", dpi=110)
+    top, *bottom = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    axes = top.subplots(-(-len(fields) // columns), columns, squeeze=False).ravel()
+    for axis, field, channel in zip(axes, fields, channels):
+        factor, units = READ_AS.get(channel.units, (1.0, channel.units))
+        short = Channel(channel.variable).short
+        limits = _limits([field * factor], symmetric=short in SIGNED)
+        colours = "RdBu_r" if short in SIGNED else COLOURS.get(short, "viridis")
+        image = _draw(axis, field * factor, grid, limits, colours, land, title=f"{channel.short}, {_stamp(time)}")
+        top.colorbar(image, ax=axis, label=units, extend="both", shrink=0.8)
+    for axis in axes[len(fields) :]:
+        axis.set_axis_off()
+    if profiles:
+        for axis, indices in zip(bottom[0].subplots(1, len(profiles), squeeze=False)[0], profiles.values()):
+            _draw_profile(axis, [all_channels[index] for index in indices], indices, statistics)
+        bottom[0].supylabel("hPa", fontsize=9)
+        bottom[0].legend(*axis.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    return figure
+
+
+def _draw_profile(axis: Axes, channels: Sequence[Channel], indices: Sequence[int], statistics: Statistics) -> None:
+    factor, units = READ_AS.get(channels[0].units, (1.0, channels[0].units))
+    levels = np.array([channel.level_hpa for channel in channels], float)
+    order = np.argsort(levels)
+    chosen = np.asarray(indices)[order]
+    mean, std, low, high = (
+        factor * values[chosen] for values in (statistics.mean, statistics.std, statistics.minimum, statistics.maximum)
+    )
+    axis.fill_betweenx(levels[order], low, high, color="0.9", label="range")
+    axis.fill_betweenx(levels[order], mean - std, mean + std, color="tab:blue", alpha=0.35, label="one std")
+    axis.plot(mean, levels[order], "o-", color="tab:blue", markersize=3, label="mean")
+    axis.set(yscale="log", xlabel=units, title=Channel(channels[0].variable).short)
+    axis.set_ylim(levels.max() * 1.05, levels.min() / 1.05)
+    axis.set_yticks(levels, [f"{level:g}" for level in levels], fontsize=7)
+    axis.minorticks_off()
+    axis.tick_params(axis="x", labelsize=7)
 
 
 def _draw(axis: Axes, field: Field, grid: Grid, limits, colours: str, land: Field | None, *, title: str):
