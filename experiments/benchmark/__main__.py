@@ -4,6 +4,7 @@
   python -m experiments.benchmark prepare    preparing an archive, beside the disk and the cores
   python -m experiments.benchmark train      the training step
   python -m experiments.benchmark scaling    the training step over meshes
+  python -m experiments.benchmark forecast   a forecast and its file, beside computing and writing alone
 
 Each has its own --help.
 """
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 
 from experiments import command_line
 
-BENCHMARKS = ("loader", "prepare", "train", "scaling")
+BENCHMARKS = ("loader", "prepare", "train", "scaling", "forecast")
 
 
 def make_parser() -> command_line.Parser:

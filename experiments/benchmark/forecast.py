@@ -1,0 +1,114 @@
+"""Times forecasts from one analysis in memory to a file, beside computing and writing alone.
+
+  python -m experiments.benchmark forecast --config=reference --hours=240 --output=forecast.zarr
+
+Parameters and the analysis are random. `compute` leaves the forecasts on the devices, `raw` writes as many bytes from
+one array with a thread per core, a file for each field. What takes long once, compiling, is done before and apart.
+"""
+
+import concurrent.futures
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+import xarray as xr
+
+from experiments import command_line, synthetic
+from weathermixer.archive.reference import Reference
+from weathermixer.forecasting.forecasts import make_forecast
+from weathermixer.parallel.mesh import make_mesh, use_mesh
+from weathermixer.runs import build
+from weathermixer.runs.run import Run
+from weathermixer.runs.settings import Settings
+
+START = np.datetime64("2020-01-01", "ns")
+GRID = (720, 1440)
+
+
+def make_parser() -> command_line.Parser:
+    """The command line's options."""
+    parser = command_line.make_parser("experiments.benchmark forecast", __doc__)
+    command_line.add_config(parser)
+    command_line.add_grid(parser, GRID)
+    parser.add_argument("--hours", type=command_line.integer(6), default=240, metavar="H", help="default: 240")
+    parser.add_argument("--output", type=pathlib.Path, required=True, metavar="FILE", help="a .zarr, .nc or .grib2")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
+    """Prints and returns the seconds of each part."""
+    options = make_parser().parse_args(arguments)
+    run = make_run(command_line.read_settings(options), options.grid, options.output.parent)
+    analysis = make_analysis(run.reference)
+    seconds = {"first step, with compilation": _time(run.forecast, analysis, hours=6)}
+    seconds["compute"] = _time(_compute, run, analysis, options.hours // 6)
+    seconds["forecast"] = _time(run.forecast, analysis, hours=options.hours, output=options.output)
+    fields = options.hours // 6 * len(run.reference.channel_set.dynamic)
+    seconds["raw"] = _time(_write_raw, options.output.with_name("raw"), fields, run.reference.grid.shape)
+    size = fields * np.prod(run.reference.grid.shape) * 4 / 1e9
+    print(f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {options.hours} h, {size:.2f} GB")
+    for part, duration in seconds.items():
+        rate = f"  {size / duration:6.2f} GB/s" if part in ("forecast", "raw") else ""
+        print(f"{part:30}{duration:8.2f} s{rate}")
+    return seconds
+
+
+def make_run(settings: Settings, grid: tuple[int, int], path: pathlib.Path) -> Run:
+    """A run of this config with random parameters, on ERA5's channels where it names none."""
+    mesh = make_mesh(settings.mesh.data, settings.mesh.domain, settings.mesh.tensor)
+    shape, channel_set = synthetic.find_sizes(settings, data=None, grid=grid)
+    one = np.ones(len(channel_set.stored))
+    static = {name: np.random.default_rng(1).random(grid, np.float32) for name in channel_set.static}
+    reference = Reference(
+        channel_set, synthetic.make_grid(*grid), 6, 0 * one, one, 0.1 * one, np.nan * one, static=static
+    )
+    with use_mesh(mesh):
+        make_params, apply = build.make_model(settings, shape, reference.tendency, mesh)
+        params = jax.jit(make_params)(jax.random.key(0))
+    return Run(path, settings, reference, None, mesh, apply, params, step=0)
+
+
+def make_analysis(reference: Reference) -> xr.Dataset:
+    """Random standardized fields of all that a model starts from, at one time."""
+    random, grid = np.random.default_rng(0), reference.grid
+    variables: dict[str, list[int | None]] = {}
+    for channel in reference.channel_set.stored:
+        variables.setdefault(channel.variable, []).append(channel.level_hpa)
+    dataset = xr.Dataset(coords={"time": [START], "latitude": grid.latitude, "longitude": grid.longitude})
+    for name, levels in variables.items():
+        upper = {} if levels == [None] else {"level": levels}
+        sizes = {"time": 1, **{dim: len(values) for dim, values in upper.items()}, **dict(dataset.sizes)}
+        fields = random.standard_normal(list(sizes.values()), np.float32)
+        dataset[name] = xr.DataArray(fields, dims=list(sizes), coords=upper)
+    return dataset
+
+
+def _compute(run: Run, analysis: xr.Dataset, steps: int) -> None:
+    frames, lead_steps = run.open_frames(analysis), range(1, steps + 1)
+    options = dict(starts=np.array([0]), lead_steps=lead_steps, batch_size=run.mesh.devices.shape[0])
+    for _, _, fields in make_forecast(run.apply, run.params, frames, **options):
+        jax.block_until_ready(fields)
+
+
+def _write_raw(folder: pathlib.Path, fields: int, grid: tuple[int, int]) -> None:
+    values = np.ones(grid, np.float32)
+    folder.mkdir()
+    try:
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(lambda n: (folder / str(n)).write_bytes(values.data), range(fields)))
+    finally:
+        shutil.rmtree(folder)
+
+
+def _time(function, *arguments, **options) -> float:
+    start = time.perf_counter()
+    function(*arguments, **options)
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    command_line.run(main)
