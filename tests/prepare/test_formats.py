@@ -41,6 +41,7 @@ def test_folders_of_any_name(tmp_path, truth, name):
     check(open_source(folder), truth)
     check(open_source(folder / "part[0].nc"), truth.isel(time=slice(0, 10)))
     check(open_source(tmp_path / "*" / "*.nc"), truth)
+    check(open_source(write_zarr(truth, tmp_path / "store.zarr").rename(folder / "store.zarr")), truth)
     check(open_source(tmp_path / "**" / "*.nc"), truth)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+import zarr
 
 from weathermixer.prepare.coordinates import DIMENSIONS, rename_dimensions
 from weathermixer.prepare.grib import is_grib, open_grib
@@ -136,7 +137,9 @@ def open_zarr(path: str, *, storage_options: Mapping[str, Any] | None = None) ->
             # stores without consolidated metadata are slower to open, and otherwise as good
             warnings.filterwarnings("ignore", category=RuntimeWarning)
             options = dict(storage_options or {}) or None
-            dataset = xr.open_zarr(path, chunks=None, storage_options=options, decode_cf=False)
+            # xarray would cut a local path at a #
+            store = path if "://" in path else zarr.storage.LocalStore(path, read_only=True)
+            dataset = xr.open_zarr(store, chunks=None, storage_options=options, decode_cf=False)
     except ImportError as error:
         raise ValueError(f"{path} needs fsspec for its protocol ({error}): pip install 'weathermixer[cloud]'") from None
     except Exception as error:
