@@ -207,7 +207,7 @@ def time_prepare(source: Source, folder: Path, count: int) -> dict:
     """A row of the table: the source prepared by so many workers."""
     stores.drop_from_page_cache(folder / "source.zarr")
     with open_workers(count) as opened:
-        workers = Watched(opened.executor, opened.count)
+        workers = Watched(opened.executor, opened.at_work)
         prepare_archive(source, folder / "archive", workers=workers, climatology=False)
     shutil.rmtree(folder / "archive")
     plan = plan_archive(source, dtype="float16", domain=1, tensor=1, workers=count)

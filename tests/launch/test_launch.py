@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from experiments.prepare import make_parser
+
 LAUNCH = Path(__file__).parent.parent.parent / "launch"
 
 
@@ -160,3 +162,16 @@ def test_kubernetes_places_agree():
     assert variables["JAX_COORDINATOR_ADDRESS"].startswith(f"{job['metadata']['name']}-0.{pods['subdomain']}:")
     assert pods["subdomain"] == service["metadata"]["name"]
     assert service["spec"]["selector"].items() <= job["spec"]["template"]["metadata"]["labels"].items()
+
+
+def test_dasks_places_agree():
+    job = yaml.safe_load((LAUNCH / "dask_kubernetes.yaml").read_text())
+    runner, cluster = job["spec"]["job"]["spec"]["containers"][0], job["spec"]["cluster"]["spec"]
+    words = runner["args"]
+    options = make_parser().parse_args(words[words.index("experiments.prepare") + 1 :])
+    assert options.dask == "$(DASK_SCHEDULER_ADDRESS)"
+    service = cluster["scheduler"]["service"]
+    assert service["selector"]["dask.org/cluster-name"] == job["metadata"]["name"]
+    scheduler, worker = (cluster[part]["spec"]["containers"][0] for part in ("scheduler", "worker"))
+    assert {port["targetPort"] for port in service["ports"]} == {port["name"] for port in scheduler["ports"]}
+    assert scheduler["image"] == worker["image"] == runner["image"]

@@ -25,10 +25,15 @@ GO_ON = "what is finished is kept, and the same command goes on"
 
 @dataclasses.dataclass(frozen=True)
 class Workers:
-    """Processes that make tasks: an executor, and how many it has. Without one, tasks are made here, one by one."""
+    """Processes that make tasks: an executor, and what counts those at work. Without one, tasks are made here."""
 
     executor: Executor | None = None
-    count: int = 1
+    at_work: Callable[[], int] = lambda: 1
+
+    @property
+    def count(self) -> int:
+        """How many there are now, and one at least: a cluster's may come later, and go."""
+        return max(1, self.at_work())
 
     def map(self, function: Callable[[Any], Any], tasks: Iterable[Any], *, ahead: int = AHEAD) -> Iterator[Any]:
         """function(task) of all tasks in their order, `ahead` of them under way beyond the one that is waited for."""
@@ -72,7 +77,7 @@ def open_workers(count: int = 1, *, dask: str | None = None) -> Iterator[Workers
         stop = context.Event()
         pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_process, initargs=(stop,))
         try:
-            yield Workers(pool, count)
+            yield Workers(pool, lambda: count)
         except BrokenProcessPool:
             raise ValueError(
                 f"one of {count} processes was killed, for want of memory perhaps (fewer --workers take less): {GO_ON}"
@@ -101,7 +106,7 @@ def _open_dask(address: str) -> Iterator[Workers]:
         except (OSError, ValueError) as error:
             raise ValueError(f"no Dask scheduler answers at {address}: {error}") from None
         try:
-            yield Workers(client.get_executor(pure=False), max(1, sum(client.ncores().values())))
+            yield Workers(client.get_executor(pure=False), lambda: sum(client.ncores().values()))
         except distributed.KilledWorker as error:
             raise ValueError(f"workers of {address} died again and again ({error}): {GO_ON}") from None
         except (CancelledError, distributed.comm.CommClosedError):
