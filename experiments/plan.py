@@ -49,14 +49,10 @@ def step_options(settings: Settings, hardware: Hardware, *, batch: int, zero: st
 
 def replaced(text: str) -> dict[str, float]:
     """The machine's numbers in "read_rate=40e9,node_size=4"."""
-    found = {}
-    for setting in command_line.words(text):
-        name, _, value = setting.partition("=")
-        try:
-            found[name] = int(value) if name == "node_size" else float(value)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{setting!r} is not NAME=NUMBER, such as read_rate=40e9") from None
-    return found
+    try:
+        return {n: int(v) if n == "node_size" else float(v) for n, v in command_line.pairs(text).items()}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=NUMBER,..., such as read_rate=40e9") from None
 
 
 def row(plan: Plan) -> dict[str, Any]:

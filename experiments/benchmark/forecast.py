@@ -108,7 +108,3 @@ def _time(function, *arguments, **options) -> float:
     start = time.perf_counter()
     function(*arguments, **options)
     return time.perf_counter() - start
-
-
-if __name__ == "__main__":
-    command_line.run(main)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from experiments import command_line
+from experiments.benchmark.__main__ import BENCHMARKS
 
 ROOT = Path(__file__).parent.parent.parent
-BENCHMARKS = [f"benchmark.{name}" for name in ("__main__", "loader", "scaling", "train")]
 PROGRAMS = [
     *sorted(p.stem for p in (ROOT / "experiments").glob("*.py") if "command_line.run(main)" in p.read_text()),
-    *BENCHMARKS,
+    *(f"benchmark.{name}" for name in ("__main__", *BENCHMARKS)),
 ]
 TRAIN = ["--config=quickstart", "--workdir=run"]
 
@@ -89,7 +89,8 @@ def test_options_have_underscores(name):
         ("forecast", ["w", "--mode=both"], 2, "--mode: invalid choice: 'both'"),
         ("plan", [], 2, "--config says which model to plan"),
         ("plan", ["--config=reference", "--grid=0.7"], 2, "--grid: '0.7': give degrees that divide 180"),
-        ("plan", ["--config=reference", "--hardware=read_rate"], 2, "--hardware: 'read_rate' is not NAME=NUMBER"),
+        ("plan", ["--config=reference", "--hardware=read_rate"], 2, "--hardware: 'read_rate' is not NAME=VALUE"),
+        ("plan", ["--config=reference", "--hardware=read_rate=x"], 2, "'read_rate=x' is not NAME=NUMBER"),
         ("plan", ["--config=reference", "--hardware=speed=3"], 1, "hardware has no field ['speed']"),
         ("plan", ["--config=reference", "--devices=0"], 2, "--devices: '0': give an integer of at least 1"),
         ("plan", ["--config=reference", "--csv=no/plans.csv"], 2, "--csv: 'no/plans.csv': there is no folder no"),
