@@ -45,6 +45,8 @@ _PUBLIC = {
     "make_training": "runs.build",
     "Run": "runs.run",
     "open_run": "runs.run",
+    "export_run": "runs.export",
+    "import_weights": "runs.export",
     "Frames": "archive.frames",
     "Standardization": "archive.standardization",
     # training

@@ -32,7 +32,7 @@ from weathermixer.runs.data import Data, make_frames, open_data_set
 from weathermixer.runs.record import read_record
 from weathermixer.runs.settings import Settings
 from weathermixer.runs.workdir import CHECKPOINTS, read_settings
-from weathermixer.training.checkpoint import open_checkpoints
+from weathermixer.training.checkpoint import name_leaves, open_checkpoints
 from weathermixer.training.state import describe
 from weathermixer.verification.climatologies import Climatology, Normals, make_climatology, open_normals
 from weathermixer.verification.evaluation import evaluate
@@ -64,6 +64,10 @@ class Run:
     apply: Callable
     params: Any
     step: int
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The parameters that forecast, by name and whole, as `import_weights` takes them: {"encode/kernel": array}."""
+        return {name: np.asarray(leaf) for name, leaf in name_leaves(self.params).items()}
 
     def open_data(self, data: Data | None = None, **options: Any) -> Archive | Source:
         """Opens a data set for this run: an archive, a source, an xarray.Dataset; None: the archive that trained it.
@@ -245,9 +249,9 @@ class Run:
 def open_run(path: str | os.PathLike, *, mesh: Mesh | None = None, step: int | None = None) -> Run:
     """Opens a trained run, with the moving average of its parameters where there is one.
 
-    `mesh` is any; None: the one of its settings. `step` is that of a checkpoint; None: the last. The archive that
-    trained it is not looked at. Raises ValueError where the path holds no run or no checkpoint, and for runs of older
-    software that kept no statistics.
+    `mesh` is any; None: the one of its settings, or one device where there are too few for that. `step` is that of a
+    checkpoint; None: the last. The archive that trained it is not looked at. Raises ValueError where the path holds no
+    run or no checkpoint, and for runs of older software that kept no statistics.
 
     >>> run = weathermixer.open_run("runs/quickstart", mesh=weathermixer.make_mesh(1, 4, 2))  # trained on one device
     >>> run.step, run.reference.channel_set.names
@@ -262,7 +266,7 @@ def open_run(path: str | os.PathLike, *, mesh: Mesh | None = None, step: int | N
             "writes that from the archive, and trains no further where it has ended"
         )
     reference = record.reference
-    mesh = mesh or make_mesh(settings.mesh.data, settings.mesh.domain, settings.mesh.tensor)
+    mesh = mesh or _find_mesh(settings)
     with use_mesh(mesh):
         shape = build.make_model_shape(settings, reference.grid.shape, reference.channel_set)
         make_params, apply = build.make_model(settings, shape, reference.tendency, mesh)
@@ -272,6 +276,14 @@ def open_run(path: str | os.PathLike, *, mesh: Mesh | None = None, step: int | N
             part = "ema" if "ema" in checkpoints.parts(step=step) else "params"
             params = checkpoints.restore({part: target}, step=step, partial=True)[part]
     return Run(path, settings, reference, archive, mesh, apply, params, step)
+
+
+def _find_mesh(settings: Settings) -> Mesh:
+    sizes = settings.mesh.data, settings.mesh.domain, settings.mesh.tensor
+    try:
+        return make_mesh(*sizes)
+    except ValueError:  # another machine than the one that trained it
+        return make_mesh(1, 1, 1)
 
 
 def spread(starts: np.ndarray, count: int) -> np.ndarray:

@@ -102,7 +102,7 @@ def make_record(settings: Settings, workdir: pathlib.Path, archive: Archive, *, 
         )
     before, now = record.archive, describe_archive(archive)
     if before["checksum"] != now["checksum"] and not accept_data:
-        words = "{path} ({first} to {last}, checksum {checksum:.12})"
+        words = "{path} ({first} to {last}, checksum {checksum!s:.12})"
         raise ValueError(
             f"{workdir} holds a run on {words.format_map(before)}, not {words.format_map(now)}: resume it with its own "
             "data, or say --accept_data to go on with this one and the run's own statistics"

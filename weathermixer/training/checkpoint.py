@@ -100,7 +100,9 @@ class Checkpoints:
         if (step % self._every and not force) or step in self._manager.all_steps():
             return False
         meta = {**meta, "step": step, "software": software_versions()}
-        arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(_nested(_named(state))), meta=ocp.args.JsonSave(meta))
+        arguments = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(_nested(name_leaves(state))), meta=ocp.args.JsonSave(meta)
+        )
         return self._manager.save(step, args=arguments, force=True)
 
     def restore(self, target: PyTree, *, step: int | None = None, partial: bool = False) -> PyTree:
@@ -113,13 +115,13 @@ class Checkpoints:
         Raises ValueError where there is no such step, or where names, shapes or dtypes differ: it names all of them.
         """
         step = self._known(step)
-        named = _named(target)
+        named = name_leaves(target)
         _check_matches(named, self._saved(step), where=f"{self.directory}/{step}", partial=partial)
         item = _nested(named)
         arguments = ocp.args.PyTreeRestore(
             item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
         )
-        restored = _named(self._manager.restore(step, args=ocp.args.Composite(state=arguments)).state)
+        restored = name_leaves(self._manager.restore(step, args=ocp.args.Composite(state=arguments)).state)
         return tree_unflatten(jax.tree.structure(target), [restored[name] for name in named])
 
     def restore_meta(self, *, step: int | None = None) -> dict[str, Any]:
@@ -142,7 +144,7 @@ class Checkpoints:
 
     def _saved(self, step: int) -> dict[str, Any]:
         """Name -> metadata with shape and dtype of every array in a checkpoint; reads no array."""
-        return _named(self._manager.item_metadata(step)["state"].tree)
+        return name_leaves(self._manager.item_metadata(step)["state"].tree)
 
 
 def software_versions() -> dict[str, str]:
@@ -156,8 +158,8 @@ def software_versions() -> dict[str, str]:
     return versions
 
 
-def _named(tree: PyTree) -> dict[str, Any]:
-    """The leaves of a tree by name, in the tree's order."""
+def name_leaves(tree: PyTree) -> dict[str, Any]:
+    """The leaves of a tree by name, in the tree's order: {"encode/kernel": ...}."""
     return {_name(path): leaf for path, leaf in tree_flatten_with_path(tree)[0]}
 
 

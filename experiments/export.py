@@ -1,0 +1,33 @@
+"""Writes a trained run as one folder to hand on: the parameters that forecast, and what forecasts need; no archive.
+
+  python -m experiments.export RUN DEST [--step=N]
+
+RUN is a run's workdir. DEST is opened as RUN is: python -m experiments.forecast DEST --data=analysis.nc
+"""
+
+from collections.abc import Sequence
+
+from experiments import command_line
+from weathermixer.parallel import distributed
+from weathermixer.runs.export import export_run
+from weathermixer.runs.run import open_run
+
+
+def make_parser() -> command_line.Parser:
+    """The command line's options."""
+    parser = command_line.make_parser("experiments.export", __doc__)
+    parser.add_argument("run", metavar="RUN", help="folder of a trained run")
+    parser.add_argument("dest", metavar="DEST", help="folder to make")
+    parser.add_argument("--step", type=command_line.integer(0), metavar="N", help="checkpoint; default: the last")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = make_parser().parse_args(arguments)
+    distributed.initialize()
+    run = open_run(options.run, step=options.step)
+    print(f"step {run.step} of {options.run} in {export_run(run, options.dest)}", flush=True)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

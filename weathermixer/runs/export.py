@@ -1,0 +1,96 @@
+"""One folder to hand on: the parameters that forecast, with all that a run keeps, and nothing of the training.
+
+open_run opens it as it opens a workdir. Foreign weights become such a folder too.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from weathermixer.archive.reference import Reference
+from weathermixer.parallel.distributed import wait_for_all
+from weathermixer.parallel.mesh import make_mesh, use_mesh
+from weathermixer.runs import build
+from weathermixer.runs.record import RECORD_FILE, Record, write_record
+from weathermixer.runs.run import Run
+from weathermixer.runs.settings import Settings
+from weathermixer.runs.workdir import CHECKPOINTS, write_settings
+from weathermixer.training.checkpoint import name_leaves, open_checkpoints
+from weathermixer.training.state import describe
+
+
+def export_run(run: Run, destination: str | os.PathLike) -> pathlib.Path:
+    """Writes a run's parameters (their moving average where it kept one) and its record to a new folder, all at once.
+
+    Where the archive lay is left out; what it was made of, and its checksum, stay. Raises ValueError where the
+    destination exists.
+
+    >>> weathermixer.export_run(weathermixer.open_run("runs/quickstart"), "exported").name
+    'exported'
+    """
+    about = json.loads((run.path / RECORD_FILE).read_text())["archive"]
+    about["path"] = pathlib.PurePath(about["path"]).name
+    return _write(destination, run.settings, Record(run.reference, about), run.params, run.step)
+
+
+def import_weights(
+    mapping: Mapping[str, np.ndarray], destination: str | os.PathLike, *, settings: Settings, reference: Reference
+) -> pathlib.Path:
+    """Writes a folder that open_run opens from a model's weights, {"encode/kernel": array, ...}; returns its path.
+
+    Names, shapes and orders are those of WeatherMixer's docstring. Values are kept as float32. `settings` tell the
+    model's sizes, `reference` what its numbers refer to (make_reference, for an archive's). Raises ValueError that
+    names every weight that is absent, not known or of another shape.
+
+    >>> run = weathermixer.open_run("runs/quickstart")
+    >>> path = weathermixer.import_weights(run.weights(), "imported", settings=run.settings, reference=run.reference)
+    >>> weathermixer.open_run(path).step
+    0
+    """
+    mesh = make_mesh(1, 1, 1)
+    shape = build.make_model_shape(settings, reference.grid.shape, reference.channel_set)
+    with use_mesh(mesh):
+        make_params, _ = build.make_model(settings, shape, reference.tendency, mesh)
+        target = describe(jax.eval_shape(make_params, jax.random.key(0)), mesh)
+    wanted = name_leaves(target)
+    wrong = [f"{name} is absent" for name in wanted if name not in mapping]
+    wrong += [f"{name} is not a weight of this model" for name in mapping if name not in wanted]
+    wrong += [
+        f"{name} is {list(np.shape(mapping[name]))}, not {list(leaf.shape)}"
+        for name, leaf in wanted.items()
+        if name in mapping and np.shape(mapping[name]) != leaf.shape
+    ]
+    if wrong:
+        raise ValueError(f"these weights are not the model's: {'; '.join(sorted(wrong))}")
+    leaves = [jax.device_put(np.asarray(mapping[name], np.float32), leaf.sharding) for name, leaf in wanted.items()]
+    params = jax.tree.unflatten(jax.tree.structure(target), leaves)
+    about = {"path": "", "checksum": None, "source": "imported weights", "first": "", "last": ""}
+    return _write(destination, settings, Record(reference, about), params, 0)
+
+
+def _write(destination: str | os.PathLike, settings: Settings, record: Record, params: Any, step: int) -> pathlib.Path:
+    path = pathlib.Path(destination).expanduser().resolve()
+    partial = path.with_name(path.name + ".partial")
+    if path.exists():
+        raise ValueError(f"{path} exists: delete it or choose another name")
+    wait_for_all("destination was looked at")
+    if jax.process_index() == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    wait_for_all("destination is there")
+    write_settings(settings, partial, archive=None)
+    reference = record.reference
+    write_record(record, partial, shape=build.make_model_shape(settings, reference.grid.shape, reference.channel_set))
+    with open_checkpoints(partial / CHECKPOINTS, every=1) as checkpoints:
+        checkpoints.save(step, {"params": params}, {"config": settings.values()}, force=True)
+    wait_for_all("parameters are written")
+    if jax.process_index() == 0:
+        partial.rename(path)
+    wait_for_all("export is published")
+    return path
