@@ -12,6 +12,7 @@ import threading
 import time
 
 import dask
+import numpy as np
 import pytest
 
 from tests.prepare.written_sources import make_dataset, write_zarr
@@ -21,7 +22,7 @@ from weathermixer.archive.verify import verify_archive
 from weathermixer.prepare.prepare import prepare_archive
 from weathermixer.prepare.sizes import REMOTE_READS
 from weathermixer.prepare.sources import open_source
-from weathermixer.prepare.workers import open_workers
+from weathermixer.prepare.workers import Workers, open_workers
 
 OPTIONS = dict(domain=2, times_per_shard=3)
 
@@ -38,6 +39,24 @@ def test_the_archive_is_that_of_one_process(tmp_path, where):
     assert together.attributes["checksum"] == alone.attributes["checksum"]
     assert together.attributes["manifest"] == alone.attributes["manifest"]
     assert verify_archive(tmp_path / "together") == []
+
+
+def test_faults_do_not_depend_on_who_makes_what(tmp_path):
+    """Fields are compared with those before across the borders of tasks, where no pair of the statistics does it."""
+    dataset = make_dataset()[["2m_temperature"]]
+    dataset += 12 * np.sin(np.deg2rad(dataset.latitude)).astype(np.float32)
+    dataset["2m_temperature"].values[13:] = dataset["2m_temperature"].values[13:, ::-1]
+    options = dict(times_per_shard=1, keep_faults=True, statistics_period=("2019-12-30", "2019-12-31"))
+    archives = [
+        prepare_archive(
+            open_source(dataset), tmp_path / str(count), workers=Workers(None, lambda count=count: count), **options
+        )
+        for count in (1, 20)
+    ]
+    for archive in archives:
+        (fault,) = archive.attributes["faults"]
+        assert fault.startswith("2m_temperature at 2020-01-02T06:00: it is upside down")
+    assert archives[0].attributes["checksum"] == archives[1].attributes["checksum"]
 
 
 def test_a_process_that_is_killed_is_said():

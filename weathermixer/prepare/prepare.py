@@ -215,7 +215,7 @@ def _split(whole: Task, finished: set[int]) -> Iterator[Task]:
             shards = range(run[start], run[min(start + whole.plan.shards_per_task, len(run)) - 1] + 1)
             begin, end = whole.times_of(shards[0]).start, whole.times_of(shards[-1]).stop
             partner = whole.partner[begin:end]
-            first = min([begin, *partner[partner >= 0]])
+            first = min([max(0, begin - 1), *partner[partner >= 0]])
             part = slice(first, end)
             partner = np.where(whole.partner[part] >= first, whole.partner[part] - first, -1)
             yield dataclasses.replace(

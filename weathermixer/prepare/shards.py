@@ -29,8 +29,8 @@ MISSING, MINIMUM, MAXIMUM = (ROWS.index(name) for name in ("missing", "minimum",
 class Task:
     """Consecutive shards, and all that making them takes.
 
-    source holds their times and, before those, the ones that pairs reach back to; first is the archive's index of its
-    first time. partner [time] is the index in source of the time 6 h earlier, -1 where there is none.
+    source holds their times and, before those, the last one and those that pairs reach back to; first is the archive's
+    index of its first time. partner [time] is the index in source of the time 6 h earlier, -1 where there is none.
     """
 
     target: str
@@ -138,7 +138,7 @@ def _list_blocks(task: Task) -> Iterator[tuple[str, np.ndarray]]:
 def _times_before(task: Task) -> np.ndarray:
     first = task.times_of(task.shards[0]).start
     partners = task.partner[first:]
-    return np.unique(partners[(partners >= 0) & (partners < first)])
+    return np.unique([*partners[(partners >= 0) & (partners < first)], *range(max(0, first - 1), first)]).astype(int)
 
 
 def _read(task: Task, variable: str, times: np.ndarray) -> tuple[list[int], np.ndarray]:
