@@ -26,6 +26,7 @@ from numcodecs import Blosc, blosc
 
 from experiments import command_line
 from experiments.benchmark import stores
+from weathermixer.fields.ranges import plausible_range
 from weathermixer.prepare.prepare import prepare_archive
 from weathermixer.prepare.shards import make_shards
 from weathermixer.prepare.sizes import plan_archive
@@ -107,7 +108,7 @@ def make_source(path: Path, frames: int, channels: int, lat: int, lon: int) -> N
     ):
         if len(values):
             create(name, [name], values.shape, values.shape, values.dtype.name, units=units)[:] = values
-    arrays = {}
+    arrays, middle, spread = {}, {}, {}
     extents = stores.find_extents(channel_set)
     for name, (first, last) in extents.items():
         upper = channel_set.dynamic[first].level_hpa is not None
@@ -115,9 +116,13 @@ def make_source(path: Path, frames: int, channels: int, lat: int, lon: int) -> N
         shape = (*[last - first] * upper, lat, lon)
         units = channel_set.dynamic[first].units
         arrays[name] = create(name, dims, (frames, *shape), (1, *shape), "float32", units=units)
+        levelled = sorted(channel_set.dynamic[first:last], key=lambda c: c.level_hpa or 0)  # as they lie in the file
+        limits = [plausible_range(c.variable, c.level_hpa) for c in levelled]
+        low, high = np.reshape(np.array(limits).T, (2, *shape[:-2], 1, 1))  # values that prepare takes for real ones
+        middle[name], spread[name] = (low + high) / 2, (high - low) / 40
     for time_index, frame in enumerate(stores.make_frames(min(frames, FRAMES_MADE), channels, lat, lon)):
         for name, (first, last) in extents.items():
-            arrays[name][time_index] = 280 + 10 * frame[first:last].reshape(arrays[name].shape[1:])
+            arrays[name][time_index] = middle[name] + spread[name] * frame[first:last].reshape(arrays[name].shape[1:])
     zarr.consolidate_metadata(path, zarr_format=2)
     with ThreadPoolExecutor(CORES) as pool:
         for name, array in arrays.items():
