@@ -30,7 +30,10 @@ HOUR = np.timedelta64(1, "h")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Statistics:
-    """Per channel, in physical units: moments, the standard deviation of x(t + 6 h) - x(t), range, count of missing."""
+    """Per channel, in physical units: moments, range, count of missing, and the standard deviation of x(t + h) - x(t).
+
+    h is the attribute tendency_hours: 6, or a step where 6 h are no whole steps.
+    """
 
     mean: Float[np.ndarray, " channel"]
     std: Float[np.ndarray, " channel"]
