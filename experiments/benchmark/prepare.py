@@ -124,11 +124,14 @@ def make_source(path: Path, frames: int, channels: int, lat: int, lon: int) -> N
         for name, (first, last) in extents.items():
             arrays[name][time_index] = middle[name] + spread[name] * frame[first:last].reshape(arrays[name].shape[1:])
     zarr.consolidate_metadata(path, zarr_format=2)
+    rests = {name: ".0" * (array.ndim - 1) for name, array in arrays.items()}
+    copies = [
+        (path / name / f"{n % FRAMES_MADE}{rest}", path / name / f"{n}{rest}")
+        for name, rest in rests.items()
+        for n in range(FRAMES_MADE, frames)
+    ]
     with ThreadPoolExecutor(CORES) as pool:
-        for name, array in arrays.items():
-            rest = ".0" * (array.ndim - 1)
-            for n in range(FRAMES_MADE, frames):
-                pool.submit(shutil.copy, path / name / f"{n % FRAMES_MADE}{rest}", path / name / f"{n}{rest}")
+        list(pool.map(lambda pair: shutil.copy(*pair), copies))  # what fails is raised
 
 
 def time_disk(folder: Path, files: list[Path], frames: int, size: int, threads: int) -> tuple[float, float]:

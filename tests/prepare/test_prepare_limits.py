@@ -34,9 +34,9 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def large_source(tmp_path_factory) -> str:
-    """Fields of noise, which do not compress, a frame of all levels in a chunk: 830 MB."""
+    """Fields of noise, which do not compress, a frame of all levels in a chunk: 1.2 GB."""
     path = str(tmp_path_factory.mktemp("large") / "source.zarr")
-    times, lat, lon, levels = 160, 180, 360, 10
+    times, lat, lon, levels = 240, 180, 360, 10
     group = zarr.open_group(path, mode="w", zarr_format=3)
     coordinates = {
         "time": np.arange(times) * 6,

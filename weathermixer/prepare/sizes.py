@@ -17,7 +17,9 @@ SHARD_TIMES_AT_MOST = 512
 BLOCK_BYTES = 64 * 2**20  # of float32 of one variable, read at once
 READS, REMOTE_READS = 1, 4  # blocks in flight in each worker beside the one that is packed
 TASK_TIMES = 16  # shards are made one after another for so many times at least, as each start reads one more
-PROCESS_BYTES = 256 * 2**20  # a bare process, thread pools, buffers of libraries, and what the allocator keeps
+PROCESS_BYTES = (
+    384 * 2**20
+)  # a process with the program's modules, thread pools, buffers of libraries, and what the allocator keeps
 
 
 @dataclasses.dataclass(frozen=True)
