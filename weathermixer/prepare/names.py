@@ -22,6 +22,8 @@ ALIASES = {
     "u_component_of_wind": ("u", "ua"),
     "v_component_of_wind": ("v", "va"),
     "vertical_velocity": ("w", "wap", "omega"),
+    "sea_surface_temperature": ("sst", "tos"),
+    "sea_ice_cover": ("siconc", "ci"),
     "land_sea_mask": ("lsm", "land_binary_mask", "sftlf"),
     "soil_type": ("slt",),
     "geopotential_at_surface": ("orography", "orog", "hsurf", "z", "surface_geopotential", "z_surface"),
@@ -29,7 +31,7 @@ ALIASES = {
 AMOUNTS = {"total_precipitation": ("tp",)}  # per step of the source, of which sums such as ..._6hr are made
 STATIC = ERA5_STATIC
 UPPER = (*ERA5_UPPER, "vertical_velocity")
-SURFACE = tuple(name for name in VARIABLES if name not in STATIC and (name[0].isdigit() or "pressure" in name))
+SURFACE = tuple(name for name in VARIABLES if name not in (*STATIC, *UPPER))
 HEIGHTS = ("gh", "geopotential_height", "zg", "orography", "orog", "hsurf")  # in metres where units are not given
 _WITH_LEVEL = re.compile(r"(.*[A-Za-z])_?(\d{1,4})(?:_?(?:hPa|mb))?")
 _LOWEST_IN_SHORT_NAME = 20  # t2 and q2 are 2 m above the ground, not on 2 hPa
