@@ -31,9 +31,9 @@ from typing import Any
 import numpy as np
 
 from experiments import command_line
-from weathermixer.archive.archive import Archive
+from weathermixer.archive.archive import Archive, open_archive
 from weathermixer.archive.layout import COMPRESSORS
-from weathermixer.archive.verify import verify_archive
+from weathermixer.archive.verify import describe_missing, verify_archive
 from weathermixer.fields.variables import ERA5, group_by_variable
 from weathermixer.prepare.prepare import prepare_archive
 from weathermixer.prepare.sizes import ArchivePlan, plan_archive
@@ -105,7 +105,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif not _prepare(options) or not options.verify:
         return 0
     findings = verify_archive(options.dest)
-    print("\n".join(findings or [f"verified {options.dest}: every value is as it was prepared"]))
+    if findings:
+        print("\n".join(findings))
+    else:
+        good = f"verified {options.dest}: every value is as it was prepared"
+        print("\n".join([*describe_missing(open_archive(options.dest)), good]))
     return 1 if findings else 0
 
 
@@ -225,6 +229,8 @@ def describe_archive(archive: Archive) -> str:
         rounding = [100 * attributes["rounding"][dtype][index] / tendency for dtype in ("float16", "int16")]
         name = f"{channel.name:<25}{channel.units.replace('**', ''):<7}"
         lines.append(f"{name}{row}{statistics.missing[index]:>11}{rounding[0]:>11.3f}{rounding[1]:>8.3f}")
+    if missing := describe_missing(archive):
+        lines += ["", *missing]
     if attributes["faults"]:
         faults = attributes["faults"]
         lines += ["", f"{len(faults)} faulty fields were kept, the first:", *(f"  {fault}" for fault in faults[:10])]

@@ -9,6 +9,7 @@ import pytest
 import xarray as xr
 
 from tests.prepare.written_sources import TIMES, make_dataset
+from weathermixer.archive.verify import describe_missing, verify_archive
 from weathermixer.fields.ranges import RANGES, plausible_range
 from weathermixer.fields.variables import ERA5, Channel
 from weathermixer.prepare.checks import check_fields
@@ -58,27 +59,58 @@ def test_marks_of_missing_values_that_are_not_declared(tmp_path, fill, name, whe
         prepare(dataset, tmp_path, dtype="float16")
     declared = dataset.copy()
     declared.to_netcdf(tmp_path / "b.nc", encoding={name: {"_FillValue": np.float32(fill)}})
+    source = open_source(tmp_path / "b.nc", variables=[name])
+    if when == slice(None):  # points that are missing at all times are no fault
+        archive = prepare_archive(source, tmp_path / "b", times_per_shard=3)
+        assert describe_missing(archive) == [f"{name} lacks 6 of 96 values, the same points at all times"]
+        assert archive.attributes["faults"] == [] and archive.statistics.missing.tolist() == [6 * len(TIMES)]
+        assert verify_archive(tmp_path / "b") == []
+        return
     with pytest.raises(ValueError, match=r"6 missing \(NaN\) of 96 values"):
-        prepare_archive(open_source(tmp_path / "b.nc", variables=[name]), tmp_path / "b")
+        prepare_archive(source, tmp_path / "b")
+    archive = prepare_archive(source, tmp_path / "b", keep_faults=True)
+    assert describe_missing(archive) == [f"{name} lacks 6 values, at 1 of 20 times other points than at the first"]
+
+
+@pytest.mark.parametrize("changed", ["more", "fewer", "none", "all"])
+def test_points_that_are_not_missing_at_all_times_are_a_fault(tmp_path, changed):
+    """One fault, at the one time whose land is another; land that is the first time's is none, whatever the workers."""
+    dataset = make_dataset()[["2m_temperature", "temperature"]]
+    land = {"more": slice(2, 5), "fewer": slice(2, 3), "none": slice(0), "all": slice(None)}[changed]
+    values = dataset["2m_temperature"].values
+    kept = values[11].copy()
+    values[:, 2:4] = np.nan
+    values[11] = kept
+    values[11, land] = np.nan
+    count = {"more": 36, "fewer": 12, "none": 0, "all": 96}[changed]
+    message = rf"2m_temperature at .*T18:00: {count} missing \(NaN\) of 96 values, and at the first time 24\nleave"
+    with pytest.raises(ValueError, match=message):
+        prepare_archive(open_source(dataset), tmp_path / "a", times_per_shard=4)
+    archive = prepare_archive(open_source(dataset), tmp_path / "a", times_per_shard=4, keep_faults=True)
+    total = 24 * (len(TIMES) - 1) + count
+    assert describe_missing(archive) == [
+        f"2m_temperature lacks {total} values, at 1 of 20 times other points than at the first"
+    ]
+    assert len(archive.attributes["faults"]) == 1
 
 
 def test_a_packed_fill_that_is_not_declared(tmp_path):
-    dataset = make_dataset()[["2m_temperature"]].rename({"2m_temperature": "sst"})
+    dataset = make_dataset()[["2m_temperature"]].rename({"2m_temperature": "snow"})
     packing = {"dtype": "int16", "scale_factor": 2e-3, "add_offset": 290.0, "_FillValue": None}
-    dataset["sst"].values[:, 2:4, 3:6] = 290 - 2e-3 * 32767
+    dataset["snow"].values[:, 2:4, 3:6] = 290 - 2e-3 * 32767
     with pytest.warns(xr.SerializationWarning, match="without any _FillValue"):
-        dataset.to_netcdf(tmp_path / "a.nc", encoding={"sst": packing})
-    source = open_source(tmp_path / "a.nc", variables=["sst"])
+        dataset.to_netcdf(tmp_path / "a.nc", encoding={"snow": packing})
+    source = open_source(tmp_path / "a.nc", variables=["snow"])
     with pytest.raises(
-        ValueError, match="6 of 96 values of sst .* are 224.466, packed as -32767.* ncatted -a _FillValue"
+        ValueError, match="6 of 96 values of snow .* are 224.466, packed as -32767.* ncatted -a _FillValue"
     ):
         prepare_archive(source, tmp_path / "o")
-    dataset["sst"].values[:] = np.maximum(dataset["sst"].values - 288, 0)  # the least value of many is zero
+    dataset["snow"].values[:] = np.maximum(dataset["snow"].values - 288, 0)  # the least value of many is zero
     packing |= {"scale_factor": 1e-3, "add_offset": 32.767}
     with pytest.warns(xr.SerializationWarning, match="without any _FillValue"):
-        dataset.to_netcdf(tmp_path / "b.nc", encoding={"sst": packing})
-    archive = prepare_archive(open_source(tmp_path / "b.nc", variables=["sst"]), tmp_path / "b", dtype="float32")
-    np.testing.assert_allclose(archive.store[:, 0].read().result(), dataset.sst.values, atol=6e-4)
+        dataset.to_netcdf(tmp_path / "b.nc", encoding={"snow": packing})
+    archive = prepare_archive(open_source(tmp_path / "b.nc", variables=["snow"]), tmp_path / "b", dtype="float32")
+    np.testing.assert_allclose(archive.store[:, 0].read().result(), dataset.snow.values, atol=6e-4)
 
 
 @pytest.mark.parametrize("time", [1, 7, 19])
@@ -127,6 +159,6 @@ def test_real_fields_are_not_at_fault():
                 before = None
                 for time, fields in zip(array.time.values, values):
                     ends = fields.min(axis=(1, 2)), fields.max(axis=(1, 2))
-                    faults = check_fields(fields, time, channels, np.zeros(len(levels)), *ends, before=before)
+                    faults, _ = check_fields(fields, time, channels, np.zeros(len(levels)), *ends, before=before)
                     assert [fault for fault in faults if "constant" not in fault] == []
                     before = fields

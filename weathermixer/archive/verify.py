@@ -48,6 +48,28 @@ def verify_archive(path: str | os.PathLike) -> list[str]:
     return findings + _verify_climatology(archive)
 
 
+def describe_missing(archive: Archive) -> list[str]:
+    """A line for each channel that lacks values: how many, and whether the same points do at all times.
+
+    Archives of older software do not say which points; their statistics count them.
+    """
+    lines, size = [], int(np.prod(archive.grid.shape))
+    told = archive.attributes.get("missing", {})
+    for channel, counted in zip(archive.channels, archive.statistics.missing.tolist(), strict=True):
+        found = told.get(channel.name)
+        if found is None and not counted:
+            continue
+        if found is None:
+            lines.append(f"{channel.name} lacks {counted} values")
+        elif not found["times_of_other_points"]:
+            points = found["values"] // len(archive.times)
+            lines.append(f"{channel.name} lacks {points} of {size} values, the same points at all times")
+        else:
+            times = f"{found['times_of_other_points']} of {len(archive.times)} times"
+            lines.append(f"{channel.name} lacks {found['values']} values, at {times} other points than at the first")
+    return lines
+
+
 def _verify_climatology(archive: Archive) -> list[str]:
     """Reads the climatology, where there is one, day by day: its chunks have their own checksums."""
     folder = storage.join(archive.path, CLIMATOLOGY)

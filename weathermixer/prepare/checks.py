@@ -23,28 +23,38 @@ def check_fields(
     missing: Float[np.ndarray, " channel"],
     minimum: Float[np.ndarray, " channel"],
     maximum: Float[np.ndarray, " channel"],
+    *,
+    masks: Bool[np.ndarray, "channel lat lon"] | None = None,
     before: Float[np.ndarray, "channel lat lon"] | None = None,
-) -> list[str]:
-    """Names each channel that holds missing, infinite or impossible values, or nothing but equal ones, with counts.
+) -> tuple[list[str], Bool[np.ndarray, " channel"]]:
+    """(faults, where other points are missing than `masks`) of the channels of a variable at one time.
 
-    `missing` counts the values that are not finite; the range is that of the others. `before` are the fields a short
-    time before, to which none may lie upside down.
+    A fault names a channel that holds missing, infinite or impossible values, or nothing but equal ones, with counts.
+    Points that are missing at the archive's first time, `masks`, are no fault where they, and they alone, are missing:
+    such as land where the sea's surface is meant. `missing` counts the values that are not finite; the range is that of
+    the others. `before` are the fields a short time before, to which none may lie upside down.
     """
     odd = find_impossible(fields, channels, minimum, maximum)
     turned = np.zeros(len(channels), bool) if before is None else _find_turned(fields, before)
-    faults = []
-    for n in np.flatnonzero((missing > 0) | (minimum == maximum) | turned | np.isin(range(len(channels)), list(odd))):
-        values = fields[n]
-        nan, infinite = int(np.isnan(values).sum()), int(np.isinf(values).sum())
-        counts = [f"{nan} missing (NaN)"] * bool(nan) + [f"{infinite} infinite"] * bool(infinite)
-        found = [f"{' and '.join(counts)} of {values.size} values"] if counts else []
-        found += [odd[n]] if n in odd else []
-        if minimum[n] == maximum[n] and not missing[n]:
-            found.append(f"constant, every value is {values.flat[0]}")
+    faults, changed = [], np.zeros(len(channels), bool)
+    masked = np.zeros(len(channels), bool) if masks is None else masks.any(axis=(1, 2))
+    suspect = (missing > 0) | masked | (minimum == maximum) | turned | np.isin(range(len(channels)), list(odd))
+    for n in np.flatnonzero(suspect):
+        values, nan, found = fields[n], np.isnan(fields[n]), [odd[n]] if n in odd else []
+        infinite = int(missing[n]) - int(nan.sum())
+        changed[n] = (nan != (masks[n] if masked[n] else False)).any()
+        if changed[n] or infinite or nan.all():
+            counts = [f"{nan.sum()} missing (NaN)"] * bool(changed[n] or nan.any())
+            counts = " and ".join([*counts, *[f"{infinite} infinite"] * bool(infinite)])
+            of_first = f", and at the first time {masks[n].sum()}" if masked[n] and changed[n] else ""
+            found.insert(0, f"{counts} of {values.size} values{of_first}")
+        if minimum[n] == maximum[n]:
+            found.append(f"constant, every value is {values.flat[np.argmin(nan)]}")
         if turned[n]:
             found.append("it is upside down to the time before, or that is")
-        faults.append(f"{channels[n].name} at {time.astype('datetime64[m]')}: {'; '.join(found)}")
-    return faults
+        if found:
+            faults.append(f"{channels[n].name} at {time.astype('datetime64[m]')}: {'; '.join(found)}")
+    return faults, changed
 
 
 def find_impossible(

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from weathermixer.archive import storage
 from weathermixer.archive.archive import CLIMATOLOGY, Archive, open_archive
@@ -58,7 +58,8 @@ def prepare_archive(
       times_per_shard: times in one file; None: what `plan_archive` finds.
       statistics_period: first and last date of the times that count in the statistics; None: all.
       area_weighted: whether the statistics weigh values by their cells' area.
-      keep_faults: keeps missing, infinite and constant fields instead of stopping; they are counted and named.
+      keep_faults: keeps missing, infinite and constant fields instead of stopping; they are counted and named. Points
+        that a channel lacks at all times are no fault.
       climatology: whether to add the climatology by hour and day of the year, of the times that count in the
         statistics; None: where they span ten years and have all seasons (see `normals`).
       workers: what makes the shards (see `open_workers`): this process, several, or a Dask cluster; the archive is
@@ -109,7 +110,7 @@ def prepare_archive(
         whole = Task(
             target=working_path(path), recipe=recipe["name"], source=source, plan=plan, shards=range(plan.shards),
             first=0, scale=scale, offset=offset, shift=shift, row_weights=row_weights, counted=counted,
-            partner=partner, keep_faults=keep_faults,
+            partner=partner, masks=_find_masks(source, workers), keep_faults=keep_faults,
         )  # fmt: skip
         _write_shards(whole, journal, workers)
         more = _conclude(whole, journal, path, rounding=recipe["rounding"])
@@ -182,6 +183,17 @@ def _measure_sample(source: Source, dtype: str) -> tuple[Float[np.ndarray, "row 
     return np.stack(rows), faults
 
 
+def _find_masks(source: Source, workers: Workers) -> dict[str, Bool[np.ndarray, "level lat lon"]]:
+    """The points that are missing at the first time, of the variables that lack some then."""
+    first = (source.narrow(slice(1), variables=[variable]) for variable in source.variables)
+    found = zip(source.variables, workers.map(_find_missing, first), strict=True)
+    return {variable: missing for variable, missing in found if missing.any()}
+
+
+def _find_missing(source: Source) -> Bool[np.ndarray, "channel lat lon"]:
+    return np.isnan(source.read([0])[0])
+
+
 def _describe_source(source: Source) -> dict[str, Any]:
     return {
         "source": source.name,
@@ -227,10 +239,12 @@ def _split(whole: Task, finished: set[int]) -> Iterator[Task]:
 def _conclude(whole: Task, journal: Journal, path: str, *, rounding: Mapping[str, list[float]]) -> dict[str, Any]:
     """Writes what follows from all shards together, and returns the attributes that do."""
     sums, checksums, faults = no_sums(len(whole.source.channels)), [], []
+    missing = np.zeros((2, len(whole.source.channels)), np.int64)
     for entry in journal.read_entries(whole.shards):
         sums = add_sums(sums, entry["sums"])
         checksums.append(entry["checksums"])
         faults += entry["faults"].tolist()
+        missing += entry["missing"]
     write_statistics(path, make_statistics(sums, whole.shift))
     storage.write_array(
         storage.join(whole.target, "checksum"), np.concatenate(checksums), dimensions=["time", "channel"]
@@ -243,6 +257,11 @@ def _conclude(whole: Task, journal: Journal, path: str, *, rounding: Mapping[str
         "checksum": checksum,
         "manifest": manifest,
         "faults": faults,
+        "missing": {
+            channel.name: {"values": values, "times_of_other_points": changes}
+            for channel, values, changes in zip(whole.source.channels, *missing.tolist(), strict=True)
+            if values
+        },
         "tendency_hours": whole.plan.lag * whole.source.step_hours,
         "rounding": dict(rounding),
     }

@@ -31,6 +31,7 @@ class Task:
 
     source holds their times and, before those, the last one and those that pairs reach back to; first is the archive's
     index of its first time. partner [time] is the index in source of the time 6 h earlier, -1 where there is none.
+    masks are the points that are missing at the archive's first time, of the variables that lack some then.
     """
 
     target: str
@@ -45,6 +46,7 @@ class Task:
     row_weights: Float[np.ndarray, " lat"]
     counted: Bool[np.ndarray, " time"]
     partner: Int[np.ndarray, " time"]
+    masks: dict[str, Bool[np.ndarray, "level lat lon"]]
     keep_faults: bool
 
     def times_of(self, shard: int) -> range:
@@ -53,22 +55,27 @@ class Task:
         return range(part.start - self.first, part.stop - self.first)
 
     def describe(self, shard: int) -> str:
-        """What a shard is made of, as a digest: times, those of them that have pairs, how many fit, the packing."""
+        """What a shard is made of, as a digest: times, those of them that have pairs, how many fit, packing, masks."""
         times = self.times_of(shard)
         hours = self.source.times[times.start : times.stop].astype("datetime64[h]").astype(np.int64)
         paired = self.partner[times.start : times.stop] >= 0
         numbers = [self.plan.times_per_shard, *hours, *paired, *self.scale, *self.offset, *self.shift]
-        return hashlib.sha256(np.array(numbers, np.float64).tobytes()).hexdigest()
+        masks = [self.masks[variable].tobytes() for variable in sorted(self.masks)]
+        return hashlib.sha256(b"".join([np.array(numbers, np.float64).tobytes(), *masks])).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shard:
-    """A shard that is ready to be written: frames as stored, sums [row, channel], checksums, faults found."""
+    """A shard that is ready to be written: frames as stored, sums [row, channel], checksums, faults found.
+
+    missing counts, of each channel, values that are missing, and times at which other points are than at the first.
+    """
 
     frames: np.ndarray
     sums: Float[np.ndarray, "row channel"]
     checksums: UInt32[np.ndarray, "time channel"]
     faults: list[str]
+    missing: Int[np.ndarray, "2 channel"]
 
 
 def find_pairs(
@@ -121,7 +128,8 @@ def _finish(journal: Journal, pending: tuple[int, Shard, storage.WriteFutures] |
             f"{task.target} cannot be written: {error}\nmake room, or mend what is wrong: {GO_ON}"
         ) from None
     made_of, faults = np.array(task.describe(number)), np.array(shard.faults, np.str_)
-    journal.write_entry(number, made_of=made_of, sums=shard.sums, checksums=shard.checksums, faults=faults)
+    arrays = {"sums": shard.sums, "checksums": shard.checksums, "faults": faults, "missing": shard.missing}
+    journal.write_entry(number, made_of=made_of, **arrays)
 
 
 def _list_blocks(task: Task) -> Iterator[tuple[str, np.ndarray]]:
@@ -158,33 +166,37 @@ def _make_shard(task: Task, times: range, blocks: Iterator, earlier: Earlier) ->
     """Makes a shard from the blocks that come next; `earlier` is brought up to the shard's end."""
     groups = group_by_variable(task.source.channels)
     frames = np.empty((len(times), len(task.source.channels), *task.source.grid.shape), task.plan.dtype)
-    sums, faults = no_sums(frames.shape[1]), []
+    sums, faults, missing = no_sums(frames.shape[1]), [], np.zeros((2, frames.shape[1]), np.int64)
     for variable, channels in groups.items():
         some, last = slice(channels[0], channels[-1] + 1), earlier[variable]
         while times.stop - 1 not in last:
             for time, fields in zip(*next(blocks)):
                 of_partner, out = last.get(task.partner[time]), frames[time - times.start]
-                part = _make_fields(task, fields, of_partner, last.get(time - 1), some, time, out)
-                faults += part[1]
+                part, found, changed = _make_fields(
+                    task, variable, fields, of_partner, last.get(time - 1), some, time, out
+                )
+                faults += found
+                missing[:, some] += np.stack([part[MISSING].astype(np.int64), changed])
                 if task.counted[time]:
-                    sums[:, some] = add_sums(sums[:, some], part[0])
+                    sums[:, some] = add_sums(sums[:, some], part)
                 last[time] = fields
                 last.pop(time - task.plan.lag, None)
             if task.plan.times_per_block > task.plan.lag:  # a view would keep all of its block
                 last.update({time: fields.copy() for time, fields in last.items()})
-    return Shard(frames, sums, checksums(frames), faults)
+    return Shard(frames, sums, checksums(frames), faults, missing)
 
 
 def _make_fields(
     task: Task,
+    variable: str,
     fields: np.ndarray,
     of_partner: np.ndarray | None,
     before: np.ndarray | None,
     some: slice,
     time: int,
     out: np.ndarray,
-) -> tuple[np.ndarray, list[str]]:
-    """The fields [channel, lat, lon] of one variable at one time: fills out[some], returns sums and faults."""
+) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """The fields [channel, lat, lon] of one variable at one time: fills out[some], returns sums and check_fields'."""
     channels, lat, lon = fields.shape
     sums, unpackable = no_sums(channels), None
     rows = min(lat, max(1, PIECE_BYTES // (4 * lon)))
@@ -205,10 +217,9 @@ def _make_fields(
     times = task.source.times
     if time and times[time] - times[time - 1] > NEAR:
         before = None
-    faults = check_fields(
-        fields, times[time], task.source.channels[some], *sums[[MISSING, MINIMUM, MAXIMUM]], before=before
-    )
+    counts, others = sums[[MISSING, MINIMUM, MAXIMUM]], {"masks": task.masks.get(variable), "before": before}
+    faults, changed = check_fields(fields, times[time], task.source.channels[some], *counts, **others)
     if unpackable and (task.keep_faults or not faults):
         what = f"{unpackable[0]} at {times[time]}: value {unpackable[1]}"
         raise ValueError(f"{what} cannot be stored as {task.plan.dtype}: prepare with float16 or float32")
-    return sums, faults
+    return sums, faults, changed
