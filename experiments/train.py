@@ -37,9 +37,9 @@ from weathermixer.parallel.mesh import check_divides, make_mesh, use_mesh
 from weathermixer.planning.account import account_step, format_account
 from weathermixer.planning.hardware import find_device
 from weathermixer.planning.work import parameters, train_flops
-from weathermixer.runs import build
+from weathermixer.runs import build, fork
 from weathermixer.runs import workdir as workdirs
-from weathermixer.runs.record import write_record
+from weathermixer.runs.record import RECORD_FILE, write_record
 from weathermixer.runs.run import Run
 from weathermixer.runs.settings import Settings
 from weathermixer.training.checkpoint import Checkpoints, open_checkpoints
@@ -60,6 +60,8 @@ def train(settings: Settings, workdir: pathlib.Path, data: str | None = None, *,
     if settings.evaluation.final:
         evaluate.check(settings, archive)
     record = workdirs.make_record(settings, workdir, archive, accept_data=accept_data)
+    if settings.training.init_from and not (workdir / RECORD_FILE).exists():
+        record = fork.fork_record(record, settings)
     reference, channel_set = record.reference, record.reference.channel_set
     lead_hours = settings.training.lead_steps * archive.step_hours
     longest = max(settings.training.rollout) * lead_hours
@@ -85,8 +87,13 @@ def train(settings: Settings, workdir: pathlib.Path, data: str | None = None, *,
         training = build.make_training(settings, **sizes, rollout=1)
         with _open_checkpoints(settings, workdir) as checkpoints:
             first_step = checkpoints.latest_step() or 0
+            if first_step > training.steps:
+                raise ValueError(f"{workdir} has done {first_step} steps: training.steps={training.steps} are fewer")
+            born = ""
             if first_step:
                 state = checkpoints.restore(describe(jax.eval_shape(training.initial_state), mesh))
+            elif settings.training.init_from:
+                state, born = fork.fork_state(training, settings, channel_set, mesh)
             else:
                 state = jax.jit(training.initial_state)()
             workdirs.write_settings(settings, workdir, archive=data)
@@ -105,6 +112,8 @@ def train(settings: Settings, workdir: pathlib.Path, data: str | None = None, *,
                     if first == first_step:
                         pairs, host_bytes = len(starts), batches.host_bytes
                         _introduce(log, archive, reference, mesh, pairs=pairs, host_bytes=host_bytes)
+                        if born:
+                            log.note(f"starts from the {born}")
                         log.note(f"{parameters(stage.shape):,} parameters, steps {first_step} to {stage.steps}")
                     if max(settings.training.rollout) > 1:
                         log.note(f"steps {first} to {last}: forecasts of {rollout} x {lead_hours} h")

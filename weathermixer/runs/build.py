@@ -137,7 +137,9 @@ def training_steps(settings: Settings, starts: int) -> tuple[int, int]:
     steps = settings.training.steps or round(settings.training.epochs * per_epoch)
     if steps < 1:
         raise ValueError(f"training.steps={steps}: nothing to train; set training.steps or training.epochs")
-    return steps, min(round(settings.optimizer.warmup_epochs * per_epoch), steps // 2)
+    warmup = round(settings.optimizer.warmup_epochs * per_epoch)
+    # a constant rate does not depend on how long the run is: it may be made longer
+    return steps, warmup if settings.optimizer.schedule == "constant" else min(warmup, steps // 2)
 
 
 def rollout_stages(settings: Settings, first_step: int, last_step: int) -> list[tuple[int, int, int]]:
@@ -209,6 +211,7 @@ def make_training(
     steps, warmup = training_steps(settings, starts)
     options, decay = settings.optimizer, settings.training.ema_decay
     rates = dict(start=options.start_rate, end=options.end_rate, warmup_steps=warmup, total_steps=steps)
+    rates["schedule"] = options.schedule
     processor_rate = make_learning_rate(peak=options.peak_rate, **rates)
     optimizer = make_optimizer(
         options.kind,

@@ -20,7 +20,7 @@ from weathermixer.parallel.schedule import SCHEDULES
 from weathermixer.parallel.zero import ZERO
 from weathermixer.training.augment import AUGMENTATIONS
 from weathermixer.training.losses import CHANNEL_WEIGHTS, FORMS
-from weathermixer.training.optimizer import KINDS
+from weathermixer.training.optimizer import KINDS, RATES
 
 
 def _setting(default: Any, choices: tuple = (), **bounds: int | float) -> Any:
@@ -103,10 +103,13 @@ class LossSettings:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
-    """How it is minimized: a linear warm-up, then a cosine."""
+    """How it is minimized: a linear warm-up, then the rest of the schedule."""
 
     kind: str = _setting("adam", KINDS)  # with L2 in the gradient, as published; "adamw": decay of kernels alone
     weight_decay: float = _setting(3e-6, least=0)
+    # after the warm-up: to end_rate at the run's end, or constant, which may be trained on as long as one likes;
+    # "cooldown": from peak_rate at once to end_rate as 1 - sqrt, for a run that starts from a constant one
+    schedule: str = _setting("cosine", RATES)
     peak_rate: float = _setting(1e-4, above=0)
     coder_peak_rate: float = _setting(2e-5, above=0)  # of encode and decode
     start_rate: float = _setting(1e-6, least=0)
@@ -121,6 +124,10 @@ class OptimizerSettings:
 class TrainingSettings:
     """The run's length, and what is kept of it."""
 
+    # what the run starts from: another one's folder, or an export, as PATH or PATH@STEP; its statistics are taken too
+    init_from: str = ""
+    # whether the optimizer's moments are taken from there, and the parameters beside them; else what forecasts
+    init_moments: bool = False
     batch_size: int = _setting(8, least=1)  # samples per step over all instances
     epochs: float = _setting(100.0, above=0)  # length of the run and of its cosine...
     steps: int = _setting(0, least=0)  # ...or in steps, where this is not 0

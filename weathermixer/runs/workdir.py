@@ -22,6 +22,7 @@ CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
 REPORTED = ("mesh", "evaluation")  # where things lie, and what is reported of them
 # what else a resumed run may be given otherwise: it changes speed, memory or reporting, not what is computed
+LENGTH = ("training.steps", "training.epochs")  # free too where the rate is constant
 FREE_TO_CHANGE = (
     "data.source",
     "data.prefetch",
@@ -50,10 +51,13 @@ def check_workdir(settings: Settings, workdir: pathlib.Path) -> None:
         was, wanted = _flat(part, before[part]), _flat(part, now[part])
         for name in was | wanted:
             old, new = was.get(name), wanted.get(name)  # None: a name of a mapping that only the other has
+            if name in LENGTH and settings.optimizer.schedule == "constant" == before["optimizer"]["schedule"]:
+                continue
             if part not in REPORTED and name not in FREE_TO_CHANGE and old != new:
+                hint = f"train another from it, --config.training.init_from={workdir}, " if name in LENGTH else ""
                 raise ValueError(
                     f"{workdir} holds a run with {name}={old}, not {new}: "
-                    "resume it with its own config, or choose another workdir"
+                    f"resume it with its own config, {hint}or choose another workdir"
                 )
 
 

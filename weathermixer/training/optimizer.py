@@ -8,19 +8,30 @@ import jax.numpy as jnp
 import optax
 
 KINDS = ("adam", "adamw")
+RATES = ("cosine", "constant", "cooldown")
 # encode and decode learn at a rate of their own (Jigsaw's published settings); all else is the processor
 CODERS = ("encode", "decode_kernel", "decode_bias")
 
 
-def make_learning_rate(*, start: float, peak: float, end: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Linear from `start` to `peak` in `warmup_steps`, then a cosine to `end` at `total_steps`.
+def make_learning_rate(
+    *, start: float, peak: float, end: float, warmup_steps: int, total_steps: int, schedule: str = "cosine"
+) -> optax.Schedule:
+    """Linear from `start` to `peak` in `warmup_steps`, then a cosine to `end` at `total_steps`, or constant.
 
-    Raises ValueError where the warm-up is not shorter than the whole.
+        cooldown    peak + (end - peak) sqrt(step / total_steps), without a warm-up   (Haegele et al. 2024, 2405.18392)
+
+    Raises ValueError for an unknown schedule, and where a cosine's warm-up is not shorter than the whole.
 
     >>> rate = weathermixer.make_learning_rate(start=0.0, peak=1e-3, end=1e-5, warmup_steps=10, total_steps=100)
     >>> [round(float(rate(step)), 6) for step in (0, 5, 10, 100)]
     [0.0, 0.0005, 0.001, 1e-05]
     """
+    if schedule not in RATES:
+        raise ValueError(f"schedule={schedule!r} is not one of {RATES}")
+    if schedule == "cooldown":
+        return lambda step: peak + (end - peak) * jnp.sqrt(jnp.minimum(step / total_steps, 1.0))
+    if schedule == "constant":
+        return optax.linear_schedule(start, peak, max(warmup_steps, 1))
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(f"warm-up of {warmup_steps} steps does not fit in {total_steps} steps of training")
     warmup = optax.linear_schedule(start, peak, max(warmup_steps, 1))

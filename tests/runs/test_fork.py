@@ -1,0 +1,78 @@
+"""New runs from trained ones: the same forecasts at the start, added channels born fresh, longer runs, cooldowns."""
+
+import numpy as np
+import pytest
+
+from experiments import train
+from tests.experiments.test_train import make_run_settings
+from tests.runs.test_run import CHANNELS, prepare, weather
+from weathermixer.runs.run import open_run
+from weathermixer.training.optimizer import make_learning_rate
+
+
+def settings(**changes):
+    changes = {"data__channels": CHANNELS, "training__steps": 2, "evaluation__every": 0, **changes}
+    return make_run_settings(**changes)
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory):
+    """(folder, archive) of a run of two steps at a constant rate."""
+    folder = tmp_path_factory.mktemp("fork")
+    archive = prepare(weather(), folder / "archive").path
+    train.train(settings(optimizer__schedule="constant"), folder / "run", archive)
+    return folder / "run", archive
+
+
+def test_a_fork_begins_with_the_parents_average_and_statistics(parent, tmp_path):
+    other = prepare(weather(seed=1), tmp_path / "other")
+    still = dict(optimizer__peak_rate=1e-30, optimizer__coder_peak_rate=1e-30, optimizer__start_rate=0.0)
+    still |= dict(optimizer__end_rate=0.0, training__steps=1, training__init_from=f"{parent[0]}@2")
+    run = train.train(settings(**still, mesh__domain=2, mesh__tensor=2), tmp_path / "run", other.path)
+    before = open_run(parent[0])
+    for name, values in before.weights().items():
+        np.testing.assert_array_equal(run.weights()[name], values)
+    np.testing.assert_array_equal(run.reference.mean, before.reference.mean)
+    assert f"starts from the moving average of step 2 of {parent[0]}" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_added_channels_are_born_fresh_and_the_rest_is_kept(parent, tmp_path):
+    names = ("geopotential_850", *CHANNELS)
+    still = dict(optimizer__peak_rate=1e-30, optimizer__coder_peak_rate=1e-30, optimizer__start_rate=0.0)
+    still |= dict(optimizer__end_rate=0.0, training__steps=1, training__init_from=str(parent[0]), data__channels=names)
+    run = train.train(settings(**still), tmp_path / "run", parent[1])
+    old, new = open_run(parent[0]).weights(), run.weights()
+    points = old["encode/kernel"].shape[0] // 8
+    np.testing.assert_array_equal(new["encode/kernel"][points : 7 * points], old["encode/kernel"][: 6 * points])
+    assert np.abs(new["encode/kernel"][:points]).max() > 0
+    np.testing.assert_array_equal(new["head/kernel"][:, 1:5, 1:5], old["head/kernel"][:, :4, :4])
+    np.testing.assert_array_equal(new["blocks/0/token_mlp/up/kernel"], old["blocks/0/token_mlp/up/kernel"])
+    assert "born fresh: the rows of geopotential_850" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_a_constant_run_goes_on_and_cools_down(parent, tmp_path):
+    longer = settings(optimizer__schedule="constant", training__steps=3)
+    assert train.train(longer, parent[0], parent[1]).step == 3
+    with pytest.raises(ValueError, match="has done 3 steps: training.steps=2 are fewer"):
+        train.train(settings(optimizer__schedule="constant"), parent[0], parent[1])
+    cool = dict(optimizer__schedule="cooldown", training__init_from=str(parent[0]), training__init_moments=True)
+    run = train.train(settings(**cool), tmp_path / "cool", parent[1])
+    assert run.step == 2
+    assert "parameters and moments of step 3" in (tmp_path / "cool" / "log.txt").read_text()
+
+
+def test_a_finished_cosine_is_not_stretched(parent, tmp_path):
+    train.train(settings(), tmp_path / "run", parent[1])
+    with pytest.raises(ValueError, match=r"training.steps=2, not 4: .*--config.training.init_from="):
+        train.train(settings(training__steps=4), tmp_path / "run", parent[1])
+    with pytest.raises(ValueError, match="nowhere holds no run"):
+        train.train(settings(training__init_from="nowhere"), tmp_path / "other", parent[1])
+    with pytest.raises(ValueError, match=r"blocks/0/.* is \[.*\] in the run to start from|is another model"):
+        train.train(settings(training__init_from=str(parent[0]), model__embed=32), tmp_path / "other", parent[1])
+
+
+def test_rates_of_schedules():
+    options = dict(start=0.0, peak=1.0, end=0.0, warmup_steps=4, total_steps=100)
+    constant, cooldown = (make_learning_rate(**options, schedule=name) for name in ("constant", "cooldown"))
+    assert [float(constant(step)) for step in (0, 2, 4, 1000)] == [0.0, 0.5, 1.0, 1.0]
+    np.testing.assert_allclose([float(cooldown(step)) for step in (0, 25, 100)], [1.0, 0.5, 0.0], atol=1e-6)

@@ -1,0 +1,141 @@
+"""A new run from a trained one: its parameters on the new run's mesh, and rows for channels that it did not have."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, reshard
+
+from weathermixer.archive.reference import Reference
+from weathermixer.fields.forcings import FORCINGS
+from weathermixer.fields.variables import ChannelSet
+from weathermixer.runs import build
+from weathermixer.runs.record import Record, read_record
+from weathermixer.runs.settings import Settings
+from weathermixer.runs.workdir import CHECKPOINTS, read_settings
+from weathermixer.training.checkpoint import name_leaves, open_checkpoints
+from weathermixer.training.state import TrainState, describe
+
+# parameter -> its dimensions along channels, or along a patch's features, which are channels first
+CHANNEL_DIMENSIONS = {
+    "encode/kernel": (0,), "previous_kernel": (0,), "decode_kernel": (2,), "decode_bias": (0,),
+    "head/inner_scale": (0,), "head/inner_bias": (0,), "head/outer_scale": (1,), "head/outer_bias": (1,),
+    "head/kernel": (1, 2), "head/bias": (0,),
+}  # fmt: skip
+
+
+def fork_reference(own: Reference, parent: Reference) -> Reference:
+    """A reference with the parent's statistics and static fields where it has them, as its parameters were made with.
+
+    Raises ValueError for a channel in another unit than the parent's, and for another step.
+    """
+    if own.step_hours != parent.step_hours:
+        raise ValueError(f"the run to start from has steps of {parent.step_hours} h, the data {own.step_hours} h")
+    theirs = {channel.name: (index, channel.units) for index, channel in enumerate(parent.channel_set.stored)}
+    found = {name: getattr(own, name).copy() for name in ("mean", "std", "tendency_std", "fill")}
+    for index, channel in enumerate(own.channel_set.stored):
+        if channel.name in theirs:
+            there, units = theirs[channel.name]
+            if units != channel.units:
+                raise ValueError(f"{channel.name} is in {channel.units!r}, in the run to start from in {units!r}")
+            for name, values in found.items():
+                values[index] = getattr(parent, name)[there]
+    same = own.grid.difference(parent.grid) is None
+    static = {name: parent.static.get(name, field) if same else field for name, field in own.static.items()}
+    return dataclasses.replace(own, **found, static=static)
+
+
+def fork_record(record: Record, settings: Settings) -> Record:
+    """The record of a run that starts from another; ValueError where that is not there, or does not fit."""
+    path, _ = parse_origin(settings.training.init_from)
+    read_settings(path)  # raises where there is no run
+    if (parent := read_record(path)) is None:
+        raise ValueError(f"{path} holds a run of older software, without run.json: call its training command once more")
+    return dataclasses.replace(record, reference=fork_reference(record.reference, parent.reference))
+
+
+def fork_state(
+    training: build.Training, settings: Settings, channels: ChannelSet, mesh: Mesh
+) -> tuple[TrainState, str]:
+    """(the state before the first step of a run with settings.training.init_from, what it was made of, in words).
+
+    Raises ValueError where the run to start from is not there, or differs in more than its channels.
+    """
+    path, step = parse_origin(settings.training.init_from)
+    state = jax.jit(training.initial_state)()
+    their_settings, _ = read_settings(path)
+    parent = read_record(path).reference
+    labels, before = channel_labels(channels), channel_labels(parent.channel_set)
+    with open_checkpoints(path / CHECKPOINTS) as checkpoints:
+        step = checkpoints.latest_step() if step is None else step
+        if settings.training.init_moments:
+            kept = {"params": state.params, "moments": state.moments} | ({"ema": state.ema} if state.ema else {})
+            found = checkpoints.restore(kept, step=step, partial=True)
+            restart = lambda s: s._replace(count=0 * s.count) if _is_schedule(s) else s  # noqa: E731 - rates begin anew
+            found["moments"] = jax.tree.map(restart, found["moments"], is_leaf=_is_schedule)
+            return dataclasses.replace(state, **found), f"parameters and moments of step {step} of {path}"
+        part = "ema" if "ema" in checkpoints.parts(step=step) else "params"
+        shape = build.make_model_shape(their_settings, parent.grid.shape, parent.channel_set)
+        make_params, _ = build.make_model(their_settings, shape, parent.tendency, mesh)
+        target = describe(jax.eval_shape(make_params, jax.random.key(0)), mesh)
+        theirs = name_leaves(checkpoints.restore({part: target}, step=step, partial=True)[part])
+    own = name_leaves(state.params)
+    if wrong := sorted(set(own) ^ set(theirs)):
+        raise ValueError(f"{path} is another model: {', '.join(wrong)} are parameters of one of the two alone")
+    params = [_take(name, own[name], theirs[name], labels, before) for name in own]
+    params = jax.tree.unflatten(jax.tree.structure(state.params), params)
+    about = f"{'moving average' if part == 'ema' else 'parameters'} of step {step} of {path}"
+    if fresh := [label for label in labels if label and label not in before]:
+        about += f"; born fresh: the rows of {', '.join(fresh)}"
+    if gone := [label for label in before if label and label not in labels]:
+        about += f"; left behind: {', '.join(gone)}"
+    ema = None if state.ema is None else jax.tree.map(lambda p, e: reshard(p, e.sharding), params, state.ema)
+    return dataclasses.replace(state, params=params, ema=ema), about
+
+
+def parse_origin(text: str) -> tuple[pathlib.Path, int | None]:
+    """(path, step) of RUN or RUN@STEP; None: the last."""
+    path, at, step = text.rpartition("@")
+    if at and step.isdigit():
+        return pathlib.Path(path).expanduser(), int(step)
+    return pathlib.Path(text).expanduser(), None
+
+
+def channel_labels(channels: ChannelSet) -> list[str | None]:
+    """What lies in each place of the channel dimension; None: padding."""
+    forcings = [f"{name}/{n}" for name in channels.forcings for n in range(FORCINGS[name])]
+    names = [*channels.stored_names, *channels.static, *forcings]
+    return names + [None] * (channels.size - len(names))
+
+
+def _take(name: str, own: jax.Array, theirs: jax.Array, labels: list, before: list) -> jax.Array:
+    """A parameter with what the other run's holds for the same channels, the rest as it was born."""
+    if labels == before and own.shape == theirs.shape:
+        return reshard(theirs, own.sharding)
+    along = CHANNEL_DIMENSIONS.get(name, ())
+    sizes = [(o, t) for axis, (o, t) in enumerate(zip(own.shape, theirs.shape)) if axis not in along]
+    points = {(own.shape[axis] // len(labels), theirs.shape[axis] // len(before)) for axis in along}
+    if any(o != t for o, t in sizes) or any(o != t for o, t in points):
+        raise ValueError(f"{name} is {list(theirs.shape)} in the run to start from, {list(own.shape)} in this one")
+    if not along:
+        return reshard(theirs, own.sharding)
+    both = [(label, before.index(label)) for label in labels if label and label in before]
+    (point, _), new, old = points.pop(), [labels.index(label) for label, _ in both], [index for _, index in both]
+    spread = lambda places: (np.asarray(places)[:, None] * point + np.arange(point)).ravel()  # noqa: E731
+    values, source = _whole(own).copy(), _whole(theirs)
+    index_new, index_old = ([np.arange(size) for size in values.shape] for _ in range(2))
+    for axis in along:
+        index_new[axis], index_old[axis] = spread(new), spread(old)
+    values[np.ix_(*index_new)] = source[np.ix_(*index_old)]
+    return jax.make_array_from_callback(values.shape, own.sharding, lambda box: values[box])
+
+
+def _whole(array: jax.Array) -> np.ndarray:
+    return np.asarray(reshard(array, NamedSharding(array.sharding.mesh, PartitionSpec())))
+
+
+def _is_schedule(node: Any) -> bool:
+    return isinstance(node, optax.ScaleByScheduleState)
