@@ -37,7 +37,7 @@ setup(
         "flax>=0.12.8",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.4",
-        "tensorstore>=0.1.85",
+        "tensorstore>=0.1.86",
         "zarr>=3.1.6",
         "crc32c>=2.7",
         "xarray>=2026.2",

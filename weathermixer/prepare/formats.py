@@ -153,6 +153,7 @@ def _decode(dataset: xr.Dataset, path: str) -> xr.Dataset:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=xr.SerializationWarning)  # dates far away are refused below
+            warnings.filterwarnings("ignore", "In a future version, xarray will not decode")  # as hours or not
             return xr.decode_cf(dataset)
     except Exception as error:
         reason = str(error).splitlines()[0].partition(" Try opening")[0].rstrip(".")
