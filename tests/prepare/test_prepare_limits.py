@@ -50,7 +50,7 @@ def large_source(tmp_path_factory) -> str:
     group["time"].attrs.update(units="hours since 2000-01-01", calendar="proleptic_gregorian")
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(levels, lat, lon)).astype(np.float32)
-    for name in ("geopotential", "temperature"):
+    for name in ("u_component_of_wind", "v_component_of_wind"):
         array = group.create_array(
             name,
             shape=(times, levels, lat, lon),
