@@ -99,10 +99,6 @@ def train(settings: Settings, workdir: pathlib.Path, data: str | None = None, *,
             workdirs.write_settings(settings, workdir, archive=data)
             write_record(record, workdir, shape=training.shape)
 
-            def look(step: int, *, validation: bool = False):
-                chosen = held_out if validation else starts
-                _look_for_missing(settings, frames, chosen, step, lead=lead_hours // archive.step_hours)
-
             for first, last, rollout in build.rollout_stages(settings, first_step, training.steps):
                 stage = build.make_training(settings, **sizes, rollout=rollout)
                 with (
@@ -120,6 +116,10 @@ def train(settings: Settings, workdir: pathlib.Path, data: str | None = None, *,
 
                     def open_held_out(rollout=rollout):
                         return open_batches(held_out, 0, settings.evaluation.batches, rollout)
+
+                    def look(step: int, *, validation: bool = False, rollout=rollout):
+                        leads = [number * lead_hours // archive.step_hours for number in range(1, rollout + 1)]
+                        _look_for_missing(settings, frames, held_out if validation else starts, step, leads)
 
                     steps = enumerate(log.watch(batches, account=batches.account), first + 1)
                     feed = (frames.standardization, steps, open_held_out, look)
@@ -210,11 +210,14 @@ class _Guard:
         self._unseen.clear()
 
 
-def _look_for_missing(settings: Settings, frames: Frames, starts: np.ndarray, step: int, *, lead: int) -> None:
-    """Reads a step's samples again; ValueError, with channel and time, where one lacks values that it should have."""
+def _look_for_missing(settings: Settings, frames: Frames, starts: np.ndarray, step: int, leads: Sequence[int]) -> None:
+    """Reads a step's samples again; ValueError, with channel and time, where one lacks values that it should have.
+
+    `leads` are those of the targets, in the archive's steps.
+    """
     options = dict(seed=settings.seed, batch_size=settings.training.batch_size, block=settings.data.block)
     chosen = sample_starts(starts, step=step - 1, **options)
-    for offset in (0, lead, *([-1] if settings.model.history == 2 else [])):
+    for offset in (0, *leads, *[-1] * (settings.model.history == 2)):
         frames.read(chosen + offset)
 
 

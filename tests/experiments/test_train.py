@@ -10,9 +10,11 @@ import pytest
 
 from experiments import train
 from experiments.configs import base
-from tests.archives import make_archive
+from tests.archives import make_archive, make_frames
+from weathermixer.archive.archive import open_archive
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel import distributed
+from weathermixer.parallel.mesh import make_mesh, use_mesh
 from weathermixer.runs import run as runs
 from weathermixer.runs.settings import make_settings
 
@@ -199,6 +201,16 @@ def test_an_end_that_cannot_be_is_refused_before_the_run(changes, message, archi
     with pytest.raises(ValueError, match=message):
         train.train(make_run_settings(evaluation__final=True, **changes), tmp_path, archive)
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_missing_value_is_looked_for_in_every_target_of_a_rollout(tmp_path):
+    archive = open_archive(make_sea(tmp_path / "a", faulty=9, missing=[0, 0]))
+    settings = make_run_settings(training__batch_size=1)
+    frames, starts = make_frames(archive, ChannelSet(archive.channels), make_mesh(1, 1, 1)), np.array([6])
+    with use_mesh(frames.mesh):
+        train._look_for_missing(settings, frames, starts, 1, [1, 2])  # which is as far as the fault is not
+        with pytest.raises(ValueError, match="sea_surface_temperature at 2000-01-03T06:00 has 1 of 128"):
+            train._look_for_missing(settings, frames, starts, 1, [1, 2, 3])
 
 
 @pytest.mark.parametrize(
