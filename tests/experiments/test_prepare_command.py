@@ -138,6 +138,7 @@ def test_the_account_is_printed_and_kept(tmp_path, capsys):
         "left out, geopotential lacks them: 1, 2020-01-01T00",
         "taken: 15, 2019-12-30T00 to 2020-01-03T18, every 6 h",
         "missing between: 5, 2020-01-01T00 to 2020-01-02T18",
+        "no unit is given of geopotential, temperature: taken to be in SI (--units says otherwise)",
     ]
     for line in account:
         assert f"account   {line}" in printed

@@ -191,6 +191,8 @@ def open_source(
     if variables is None:
         unknown = [p for p in parts if p.variable not in VARIABLES]
         refused += [LeftOut(p.given, p.file, "not known by name (--variables, --rename)") for p in unknown]
+    bare = dict.fromkeys(p.given for some in wanted.values() for p in some if p.variable in VARIABLES and not p.units)
+    si = [f"no unit is given of {', '.join(bare)}: taken to be in SI (--units says otherwise)"] if bare else []
     orientation = next(iter(series.values()))[0].orientations[0]
     return Source(
         name=name,
@@ -201,7 +203,13 @@ def open_source(
         channels=channels,
         static=fields,
         attributes={str(key): _plain(value) for key, value in pieces[0].attrs.items()},
-        account=(*gather_notes([*notes, *make_notes(left_out + refused)]), *filter(None, repeats), *made, *account),
+        account=(
+            *gather_notes([*notes, *make_notes(left_out + refused)]),
+            *filter(None, repeats),
+            *made,
+            *account,
+            *si,
+        ),
         series=series,
         orientation=orientation,
     )
