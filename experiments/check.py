@@ -112,7 +112,7 @@ def _check_overlaps(settings: Settings, archive: Archive) -> list[str]:
     seen = inside["test"] if counted is None else inside["test"] & in_period(archive.times, tuple(counted))
     if seen.any():
         print(
-            f"statistics are also of {seen.sum()} times of the test period (prepare --statistics_period keeps them out)"
+            f"statistics are also of {seen.sum()} times of the test period (prepare --statistics-period keeps them out)"
         )
     return problems
 

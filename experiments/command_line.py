@@ -1,6 +1,7 @@
 """How programs read a command line: one way to write options, the options that several have, and errors in one line.
 
-An option is --name=VALUE, its words joined by `_` as in a config's fields; lists have commas between; a config's fields
+An option is --name=VALUE, its words joined by `-`; lists have commas between. Who writes `_`, or a list as words of
+its own, is understood. A config's fields
 are options too, --config.training.steps=200. Every program has make_parser(), and main(arguments) that `run` calls.
 """
 
@@ -40,7 +41,10 @@ class Parser(argparse.ArgumentParser):
         for text in (*args, os.getcwd()):
             if not text.isascii() and sys.getfilesystemencoding() != "utf-8":  # TensorStore names files in UTF-8
                 self.error(f"{text!r} needs UTF-8 in this locale: set PYTHONUTF8=1 in the environment")
+        args = [self._spelled(word) for word in args]
         options, unknown = self.parse_known_args(args, namespace)
+        if any(not word.startswith("-") for word in unknown):  # words of a list that was written without commas
+            options, unknown = self.parse_known_args(self._join_lists(args), namespace)
         for word in unknown:
             name, _, text = word.removeprefix("--").partition("=")
             if name.rpartition(".")[0] in self.mappings:
@@ -52,14 +56,28 @@ class Parser(argparse.ArgumentParser):
                     "and a glob that means several files in quotes, 'era5_*.nc'"
                 )
             name = word.partition("=")[0]
-            near = difflib.get_close_matches(name.replace("-", "_"), self._readable, 1)
-            hint = f"did you mean {self._readable[near[0]]}?" if near else "--help shows those that there are"
+            near = difflib.get_close_matches(name, self._option_string_actions, 1)
+            hint = f"did you mean {near[0]}?" if near else "--help shows those that there are"
             self.error(f"{name} is not an option: {hint}")
         return options
 
-    @property
-    def _readable(self) -> dict[str, str]:
-        return {name.replace("-", "_"): name for name in self._option_string_actions}
+    def _spelled(self, word: str) -> str:
+        """--dry-run for --dry_run; a config's fields stay as they are."""
+        name, equals, value = word.partition("=")
+        dashed = name.replace("_", "-")
+        return dashed + equals + value if dashed in self._option_string_actions else word
+
+    def _join_lists(self, args: Sequence[str]) -> list[str]:
+        """--levels=850,500 for --levels 850 500."""
+        joined: list[str] = []
+        for word in args:
+            before = joined[-1].partition("=") if joined else ("", "", "")
+            action = self._option_string_actions.get(before[0])
+            if action is None or "," not in str(action.metavar) or word.startswith("-"):
+                joined.append(word)
+            else:
+                joined[-1] = f"{before[0]}={before[2]},{word}" if before[1] else f"{before[0]}={word}"
+        return joined
 
 
 def make_parser(program: str, doc: str | None) -> Parser:

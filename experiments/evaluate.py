@@ -33,11 +33,11 @@ from weathermixer.fields.regridding import METHODS
 from weathermixer.forecasting.rollout import MODES, check_leads
 from weathermixer.parallel import distributed
 from weathermixer.parallel.mesh import make_mesh
-from weathermixer.prepare.sources import Source
 from weathermixer.runs import run as runs
 from weathermixer.runs.data import Data
 from weathermixer.runs.run import Run
 from weathermixer.runs.settings import Settings
+from weathermixer.sources.sources import Source
 from weathermixer.verification.evaluation import valid_indices
 from weathermixer.verification.scores import format_scores, write_scores
 
@@ -100,8 +100,8 @@ def make_parser() -> command_line.Parser:
     add("--period", type=command_line.period, metavar="FIRST,LAST", help=about)
     about = "lead times in hours, as 6,24,72; default: the config's"
     add("--leads", type=command_line.integers, metavar="H,H,...", help=about)
-    add("--max_starts", type=at_least(0), metavar="N", help="score so many forecasts, evenly spread; 0: all")
-    add("--batch_size", type=at_least(1), metavar="N", help="forecasts at a time; default: the config's")
+    add("--max-starts", type=at_least(0), metavar="N", help="score so many forecasts, evenly spread; 0: all")
+    add("--batch-size", type=at_least(1), metavar="N", help="forecasts at a time; default: the config's")
     add("--output", metavar="FILE", help=f"JSON file of the scores; default: {SCORES_FILE} in RUN")
     return parser
 

@@ -13,7 +13,7 @@ Examples:
   # ten days from two analyses, as netCDF
   python -m experiments.forecast runs/era5 --start=2018-01-01T00,2018-01-01T12 --hours=240 --output=two.nc
   # a map of one channel three days ahead
-  python -m experiments.forecast runs/era5 --start=2018-08-23T00 --hours=72 --plot=z.png --plot_hours=72 \\
+  python -m experiments.forecast runs/era5 --start=2018-08-23T00 --hours=72 --plot=z.png --plot-hours=72 \\
     --channel=geopotential_500
 """
 
@@ -138,7 +138,7 @@ def make_parser() -> command_line.Parser:
     add("--analysis", action="store_true", help="include the state that is started from, at lead 0")
     add("--output", metavar="FILE", help=f"a .zarr, .nc or .grib2; default: {FORECAST_FILE} in RUN")
     add("--plot", metavar="FILE", help="image of a map of one channel; default: none is drawn")
-    add("--plot_hours", type=hours, default=24, metavar="H", help="lead that is drawn; default: 24")
+    add("--plot-hours", type=hours, default=24, metavar="H", help="lead that is drawn; default: 24")
     add("--channel", metavar="NAME", help=f"channel that is drawn; default: {DRAWN_FIRST} or the first")
     return parser
 

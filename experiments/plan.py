@@ -178,8 +178,8 @@ def make_parser() -> command_line.Parser:
     add("--hardware", type=replaced, default={}, metavar="NAME=NUMBER,...", help="numbers of the machine to replace")
     batch = parser.add_mutually_exclusive_group()
     about = "batch = this times the mesh's data axis; default: 1"
-    batch.add_argument("--samples_per_instance", type=least(1), default=1, metavar="N", help=about)
-    batch.add_argument("--batch_size", type=least(1), metavar="N", help="instead: the same batch on every mesh")
+    batch.add_argument("--samples-per-instance", type=least(1), default=1, metavar="N", help=about)
+    batch.add_argument("--batch-size", type=least(1), metavar="N", help="instead: the same batch on every mesh")
     add("--zero", choices=ZERO, help="what is cut over data too; default: the config's")
     add("--top", type=least(0), default=12, metavar="N", help="how many meshes the table shows; 0: all; default: 12")
     add("--compile", action="store_true", help="compile the best mesh's step on simulated devices and compare memory")

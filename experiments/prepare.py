@@ -8,14 +8,14 @@ here. Several together are one source. DEST is a folder, or an s3:// or gs:// ad
 
 Examples:
   # look before you leap: variables, sizes, layout, memory; nothing is read or written
-  python -m experiments.prepare era5.zarr era5.archive --dry_run
+  python -m experiments.prepare era5.zarr era5.archive --dry-run
   # 64 x 32 ERA5 from the public bucket, three variables on three levels
   python -m experiments.prepare \\
     gs://weatherbench2/datasets/era5/1959-2022-6h-64x32_equiangular_conservative.zarr era5_64x32.archive --anonymous \\
     --variables=geopotential,temperature,2m_temperature --levels=850,500,250 --period=1979-01-01,2018-12-31
   # the published 0.25 degree set, for meshes of up to 8 latitude bands x 2 channel groups
   python -m experiments.prepare ERA5.zarr s3://bucket/era5.archive \\
-    --channels=era5 --crop_south_pole --domain=8 --tensor=2
+    --channels=era5 --crop-south-pole --domain=8 --tensor=2
   # the 6 h forecasts of a store of forecasts, at the times that they are valid for, without a day and a month
   python -m experiments.prepare hres.zarr hres_6h.archive --select=prediction_timedelta=6h --exclude=2020-02-29,2021-07
 
@@ -37,10 +37,10 @@ from weathermixer.archive.verify import describe_missing, verify_archive
 from weathermixer.fields.variables import ERA5, group_by_variable
 from weathermixer.prepare.prepare import prepare_archive
 from weathermixer.prepare.sizes import ArchivePlan, plan_archive
-from weathermixer.prepare.sources import Source, open_source
 from weathermixer.prepare.workers import open_workers
 from weathermixer.prepare.writer import check_destination, is_published
 from weathermixer.simulation.simulate import DAYS, simulate
+from weathermixer.sources.sources import Source, open_source
 
 COMPRESSOR_HELP = "default: none, read fastest; zstd (2/3 of the bytes), lz4 (4/5): for slow and remote stores"
 CLIMATOLOGY_HELP = "mean by hour and day of the year, as WeatherBench 2's; auto: of ten years or more"
@@ -66,7 +66,7 @@ def make_parser() -> command_line.Parser:
     take("--step", type=count, metavar="HOURS", help=about)
     about = "months, days or hours to leave out, as 2020-02 or 2020-02-29T06"
     take("--exclude", type=dates, default=(), metavar="DATE,...", help=about)
-    take("--crop_south_pole", action="store_true", help="drop the last row: 721 -> 720, as published")
+    take("--crop-south-pole", action="store_true", help="drop the last row: 721 -> 720, as published")
     take("--coarsen", type=count, default=1, metavar="K", help="average blocks of K x K cells")
     command_line.add_readings(take)
     take("--days", type=count, metavar="N", help=f"of `simulated`; default: {DAYS}")
@@ -76,16 +76,16 @@ def make_parser() -> command_line.Parser:
     keep("--compressor", default="none", choices=list(COMPRESSORS), help=COMPRESSOR_HELP)
     keep("--domain", type=count, default=1, metavar="N", help="largest number of latitude bands to train with")
     keep("--tensor", type=count, default=1, metavar="N", help="largest number of channel groups to train with")
-    keep("--times_per_shard", type=count, metavar="N", help="times in one file; default: up to 256 MiB")
+    keep("--times-per-shard", type=count, metavar="N", help="times in one file; default: up to 256 MiB")
     about = "dates that count: the training years"
-    keep("--statistics_period", type=period, metavar="FIRST,LAST", help=about)
-    keep("--area_weighted", action="store_true", help="weigh the statistics by the cells' area")
-    keep("--keep_faults", action="store_true", help="keep missing, infinite and constant fields, and name them")
+    keep("--statistics-period", type=period, metavar="FIRST,LAST", help=about)
+    keep("--area-weighted", action="store_true", help="weigh the statistics by the cells' area")
+    keep("--keep-faults", action="store_true", help="keep missing, infinite and constant fields, and name them")
     keep("--climatology", choices=["auto", "yes", "no"], default="auto", help=CLIMATOLOGY_HELP)
     who = parser.add_argument_group("who makes it; the archive is the same").add_argument
     who("--workers", type=count, metavar="N", help="processes; default: cores, or one for each GB where that is less")
     who("--dask", metavar="ADDRESS", help="instead: the workers of a Dask scheduler, or local:N")
-    parser.add_argument("--dry_run", action="store_true", help="print what would be made, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be made, and stop")
     about = "read DEST again, made now or before, and check every byte"
     parser.add_argument("--verify", action="store_true", help=about)
     return parser

@@ -278,7 +278,7 @@ def make_parser() -> command_line.Parser:
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run; one that exists is resumed")
     command_line.add_data(parser, "default: the config's own data")
     about = "resume a run on another archive than the one it began with; its statistics stay its own"
-    parser.add_argument("--accept_data", action="store_true", help=about)
+    parser.add_argument("--accept-data", action="store_true", help=about)
     return parser
 
 

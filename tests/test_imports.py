@@ -11,15 +11,15 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     {"fields", "parallel"},
     {"archive", "model", "planning"},
-    {"prepare", "training", "forecasting"},
-    {"simulation", "verification"},
+    {"sources", "training", "forecasting"},
+    {"prepare", "simulation", "verification"},
     {"runs"},
 )
 # Data and model know nothing of each other: models reach training, forecasting and verification as arguments.
 NEVER = (
-    ({"archive", "prepare", "simulation", "planning", "training", "forecasting", "verification"}, {"model"}),
+    ({"archive", "sources", "prepare", "simulation", "planning", "training", "forecasting", "verification"}, {"model"}),
     ({"model"}, {"archive"}),
-    ({"verification", "forecasting", "training"}, {"prepare"}),
+    ({"verification", "forecasting", "training"}, {"sources", "prepare"}),
     ({"parallel"}, {"fields"}),
 )
 # package -> where it may be imported
@@ -126,7 +126,7 @@ def test_mesh_axes_are_named_in_mesh_alone(path):
     ("path", "text"),
     [
         ("weathermixer/parallel/mesh.py", "from weathermixer.fields.grid import Grid"),
-        ("weathermixer/archive/loader.py", "import weathermixer.prepare.sources"),
+        ("weathermixer/archive/loader.py", "import weathermixer.sources.sources"),
         ("weathermixer/archive/loader.py", "import weathermixer.model"),
         ("weathermixer/model/layers.py", "def f():\n    from weathermixer import archive"),
         ("weathermixer/training/steps.py", "from weathermixer.model.mixer import MixerBlock"),

@@ -153,7 +153,7 @@ def test_cheap_commands_run(era5, capsys):
     for module, shown in SHOWN.items():
         for arguments in shown:
             planned = module in ("experiments.plan", "experiments.benchmark.scaling")
-            if "--dry_run" in arguments or (planned and not {"--compile", "--validate"} & {*arguments}):
+            if "--dry-run" in arguments or (planned and not {"--compile", "--validate"} & {*arguments}):
                 importlib.import_module(module).main(arguments)  # raises or exits where something is wrong
                 assert capsys.readouterr().out
                 ran += 1
@@ -168,7 +168,7 @@ def test_what_era5_takes_is_what_the_programs_say(era5, capsys):
     (dry_run,) = (
         arguments
         for arguments in SHOWN["experiments.prepare"]
-        if "--domain=8" in arguments and "--dry_run" in arguments
+        if "--domain=8" in arguments and "--dry-run" in arguments
     )
     prepare.main(dry_run)
     printed = capsys.readouterr().out

@@ -89,7 +89,7 @@ def make_parser() -> command_line.Parser:
     add("--channels", **count, default=72, help="default: 72")
     add("--frames", **count, default=2 * (stores.AHEAD + 1), help="times in the stores")
     about = "the largest mesh that the archives are made for; default: 8,2"
-    add("--made_for", type=command_line.pair, default=(8, 2), metavar="DOMAIN,TENSOR", help=about)
+    add("--made-for", type=command_line.pair, default=(8, 2), metavar="DOMAIN,TENSOR", help=about)
     add("--meshes", **cuts, default=MESHES, help="as 1,1:4,1; default: all of up to 8 devices")
     add("--compressed", **cuts, default=((4, 1),), help="meshes that compressed archives are read for too")
     about = "how many processes read at the same time; default: 1,2,4"
@@ -99,7 +99,7 @@ def make_parser() -> command_line.Parser:
     add("--cold", **cuts, default=((1, 1), (4, 1), (8, 1), (4, 2)), help="meshes with an empty page cache too")
     about = "where the stores lie, deleted afterwards; default: the system's temporary folder"
     add("--folder", type=Path, metavar="DIR", help=about)
-    add("--without_amplification", action="store_true", help="leave out the table of bytes read over bytes needed")
+    add("--without-amplification", action="store_true", help="leave out the table of bytes read over bytes needed")
     add("--csv", type=command_line.output_file, metavar="FILE", help="the rows are written to this file")
     return parser
 

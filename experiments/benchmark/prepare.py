@@ -30,8 +30,8 @@ from weathermixer.fields.ranges import plausible_range
 from weathermixer.prepare.prepare import prepare_archive
 from weathermixer.prepare.shards import make_shards
 from weathermixer.prepare.sizes import plan_archive
-from weathermixer.prepare.sources import Source, open_source
 from weathermixer.prepare.workers import Workers, open_workers
+from weathermixer.sources.sources import Source, open_source
 
 FRAMES_MADE = 8  # the others are copies of them, in files of their own
 FRAMES_PER_WORKER = 8

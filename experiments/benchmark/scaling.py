@@ -2,7 +2,7 @@
 
   python -m experiments.benchmark scaling --output=scaling.png [--csv=scaling.csv] [--size=3.2b] [--validate]
 
-Strong scaling divides a batch of --batch_size samples over more and more devices; weak scaling has --samples_per_device
+Strong scaling divides a batch of --batch-size samples over more and more devices; weak scaling has --samples-per-device
 of them for each device. For every device count each scheme is laid out so that a device receives the fewest bytes: ours
 on any mesh that divides the model, its channels padded where that helps; the published 2- and 4-way scheme;
 Megatron-style tensor parallelism; FSDP; and beside them the least that any distribution of the products can exchange
@@ -79,9 +79,9 @@ def make_parser() -> command_line.Parser:
     parser = command_line.make_parser("experiments.benchmark scaling", __doc__)
     add, file = parser.add_argument, dict(type=command_line.output_file, metavar="FILE")
     add("--size", default="3.2b", choices=sorted(SIZES), help="of the published model, as in --config=reference:SIZE")
-    add("--batch_size", type=command_line.integer(1), default=8, metavar="N", help="samples of a step, strong scaling")
+    add("--batch-size", type=command_line.integer(1), default=8, metavar="N", help="samples of a step, strong scaling")
     about = "in weak scaling; below 1 instances span devices; default: 1"
-    add("--samples_per_device", type=command_line.positive, default=1.0, metavar="N", help=about)
+    add("--samples-per-device", type=command_line.positive, default=1.0, metavar="N", help=about)
     add("--output", **file, default=Path("scaling.png"), help="image of the figure; default: scaling.png")
     add("--csv", **file, help="the rows are written to this file")
     add("--validate", action="store_true", help="count the bytes of compiled programs as well")

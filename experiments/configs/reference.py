@@ -3,7 +3,7 @@
     python -m experiments.train --config=reference --data=ERA5_ARCHIVE --workdir=DIR \
         --config.mesh.domain=8 --config.mesh.tensor=2
 
-The archive is made by experiments.prepare with --channels=era5 --crop_south_pole --domain=8 --tensor=2.
+The archive is made by experiments.prepare with --channels=era5 --crop-south-pole --domain=8 --tensor=2.
 """
 
 from ml_collections import ConfigDict

@@ -8,12 +8,12 @@ import re
 import numpy as np
 import pytest
 
-from tests.prepare.written_sources import make_dataset
+from tests.sources.written_sources import make_dataset
 from weathermixer.archive.archive import Archive
 from weathermixer.archive.layout import COMPRESSORS
 from weathermixer.archive.verify import verify_archive
 from weathermixer.prepare.prepare import prepare_archive
-from weathermixer.prepare.sources import open_source
+from weathermixer.sources.sources import open_source
 
 
 @pytest.fixture(params=COMPRESSORS)

@@ -17,11 +17,11 @@ def test_rows_and_file(tmp_path, capsys):
         "--processes=2",
         "--seconds=0.02",
         "--rounds=1",
-        "--made_for=2,2",
+        "--made-for=2,2",
         f"--folder={tmp_path}",
         f"--csv={path}",
     ]
-    rows = loader.main([*options, "--without_amplification"])
+    rows = loader.main([*options, "--without-amplification"])
     ours = [f"{what}, {compressor}" for compressor in COMPRESSORS for what in ("archive", "its bytes")]
     sources = {2: [*ours, "xarray", "xarray, dask"], 1: [*ours[:2], "xarray", "xarray, dask"]}
     cases = [(2, 2, 2, "warm"), (2, 2, 1, "cold"), (1, 1, 1, "cold")]

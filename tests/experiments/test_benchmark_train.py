@@ -13,7 +13,7 @@ TINY = [
     "--channels=8",
     "--embed=16",
     "--blocks=1",
-    "--compute_dtype=float32",
+    "--compute-dtype=float32",
     "--steps=1",
 ]
 

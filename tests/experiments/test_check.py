@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from experiments.check import find_gaps, main
-from tests.prepare.written_sources import make_dataset
+from tests.sources.written_sources import make_dataset
 from weathermixer.archive.archive import Archive
 from weathermixer.prepare.prepare import prepare_archive
-from weathermixer.prepare.sources import open_source
+from weathermixer.sources.sources import open_source
 
 TIMES = np.datetime64("2020-01-01T00", "ns") + np.arange(60) * np.timedelta64(6, "h")
 PERIODS = {"train": "2020-01-01,2020-01-08", "validation": "2020-01-09,2020-01-11", "test": "2020-01-12,2020-01-15"}

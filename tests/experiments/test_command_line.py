@@ -55,15 +55,25 @@ def test_help_shows_an_example_and_ends_well(name, capsys):
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_options_have_underscores(name):
+def test_options_have_dashes(name):
     options = [option for action in program(name).make_parser()._actions for option in action.option_strings]
-    assert all("-" not in option.removeprefix("--") for option in options if option not in ("-h",))
+    assert not [option for option in options if "_" in option and not option.startswith("--config.")]
+
+
+def test_underscores_and_lists_of_words_are_understood():
+    parser = program("prepare").make_parser()
+    options = parser.parse_args(["a.nc", "dest", "--dry_run", "--levels", "850", "500", "--variables", "z", "t"])
+    assert options.dry_run and options.levels == (850, 500) and options.variables == ("z", "t")
+    options = parser.parse_args(["--variables", "z,t", "a.nc", "b.nc", "dest"])
+    assert options.source == ["a.nc", "b.nc"] and options.dest == "dest" and options.variables == ("z", "t")
 
 
 @pytest.mark.parametrize(
     ("name", "arguments", "status", "message"),
     [
         ("train", ["--workdir=run"], 2, "required: --config"),
+        ("train", [*TRAIN, "one"], 2, "'one' is one word too many: lists are written with commas"),
+        ("prepare", ["a.nc", "o", "--dry-runs"], 2, "--dry-runs is not an option: did you mean --dry-run?"),
         ("train", [*TRAIN, "--config.model.blokcs=2"], 2, "is not an option: did you mean --config.model.blocks?"),
         ("train", [*TRAIN, "--config.model.blocks=0"], 1, "config.model.blocks=0 must be at least 1"),
         ("train", [*TRAIN, "--config.model.blocks=two"], 1, "config.model.blocks='two' must be an integer"),
@@ -76,8 +86,6 @@ def test_options_have_underscores(name):
         ("train", ["--workdir=run", "--config=reference:5b"], 1, "size '5b' is not one of 1b, 3.2b, 10b"),
         ("train", ["--workdir=run", "--config=quickstart:big"], 1, "get_config() takes 0 positional arguments"),
         ("train", ["run", *TRAIN], 2, "'run' is one word too many"),
-        ("prepare", ["a.nc", "dest", "--levels", "850", "500"], 2, "'500' is one word too many: lists are"),
-        ("prepare", ["a.nc", "dest", "--dry-run"], 2, "--dry-run is not an option: did you mean --dry_run?"),
         ("prepare", ["a.nc", "dest", "--period=2000-13-01,2001"], 2, "--period: '2000-13-01,2001' is not a first"),
         ("prepare", ["a.nc", "dest", "--select=number"], 2, "--select: 'number' is not NAME=VALUE"),
         ("prepare", ["a.nc", "dest", "--coarsen=0"], 2, "--coarsen: '0': give an integer of at least 1"),
@@ -98,7 +106,7 @@ def test_options_have_underscores(name):
         ("compiled", ["nowhere.hlo"], 1, "No such file or directory: 'nowhere.hlo'"),
         ("benchmark.__main__", ["speed"], 2, "invalid choice: 'speed' (choose from"),
         ("benchmark.loader", ["--meshes=1,1:4"], 2, "--meshes: '4': give two positive integers"),
-        ("benchmark.scaling", ["--samples_per_device=-1"], 2, "'-1': give a number of more than 0"),
+        ("benchmark.scaling", ["--samples-per-device=-1"], 2, "'-1': give a number of more than 0"),
         ("benchmark.train", ["--patch=7"], 2, "--patch: '7': give two positive integers"),
     ],
 )  # fmt: skip

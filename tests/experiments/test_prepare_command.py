@@ -7,7 +7,7 @@ import pytest
 
 from experiments import command_line
 from experiments.prepare import main
-from tests.prepare.written_sources import make_dataset, write_zarr
+from tests.sources.written_sources import make_dataset, write_zarr
 from weathermixer.archive.archive import open_archive
 
 
@@ -27,7 +27,7 @@ def source(tmp_path) -> pathlib.Path:
     ],
 )
 def test_dry_run_writes_nothing(tmp_path, source, capsys, options, size):
-    command = [str(source), str(tmp_path / "a"), "--dry_run", "--crop_south_pole", "--domain=4", "--levels=500"]
+    command = [str(source), str(tmp_path / "a"), "--dry-run", "--crop-south-pole", "--domain=4", "--levels=500"]
     assert main([*command, *options]) == 0
     printed = capsys.readouterr().out
     assert "20, 2019-12-30T00 to 2020-01-03T18" in printed
@@ -40,7 +40,7 @@ def test_dry_run_writes_nothing(tmp_path, source, capsys, options, size):
 
 def test_prepare_then_verify(tmp_path, source, capsys):
     command = [str(source), str(tmp_path / "a"), "--variables=temperature_850,2m_temperature", "--dtype=int16"]
-    command += ["--period=2019-12-31,2020-01-02", "--statistics_period=2019-12-31,2020-01-01", "--static="]
+    command += ["--period=2019-12-31,2020-01-02", "--statistics-period=2019-12-31,2020-01-01", "--static="]
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "published" in printed
@@ -65,7 +65,7 @@ def test_prepare_then_verify(tmp_path, source, capsys):
     "options, message",
     [
         (["--variables=vertical_velocity"], "no variable 'vertical_velocity'"),
-        (["--domain=4"], "latitude=9 is not divisible by domain=4; --crop_south_pole drops the last row"),
+        (["--domain=4"], "latitude=9 is not divisible by domain=4; --crop-south-pole drops the last row"),
         (["--channels=era5"], "no variable 'mean_sea_level_pressure'"),
         (["--climatology=yes"], "the record is too short, or lacks a season (--climatology=no)"),
     ],

@@ -12,16 +12,16 @@ import xarray as xr
 from experiments.evaluate import score
 from experiments.forecast import write
 from tests.archives import make_archive
-from tests.prepare.written_sources import make_dataset
+from tests.sources.written_sources import make_dataset
 from weathermixer.archive.archive import open_archive
 from weathermixer.archive.reference import make_reference
 from weathermixer.fields.grid import area_weights
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel.mesh import make_mesh
 from weathermixer.prepare.prepare import prepare_archive
-from weathermixer.prepare.sources import open_source
 from weathermixer.runs.run import Run, spread
 from weathermixer.runs.settings import Settings
+from weathermixer.sources.sources import open_source
 
 CHANNELS = ChannelSet.make(["2m_temperature"], ["geopotential"], [500, 850], static=["land_sea_mask"], multiple=4)
 TIMES = np.datetime64("2020-01-01T00", "ns") + np.arange(60) * np.timedelta64(6, "h")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from experiments import train
-from tests.prepare.written_sources import write_netcdf_parts
+from tests.sources.written_sources import write_netcdf_parts
 from tests.tiny_training import quick_compilation, tiny_settings
 from weathermixer.prepare.prepare import prepare_archive
-from weathermixer.prepare.sources import open_source
+from weathermixer.sources.sources import open_source
 
 pytestmark = [
     pytest.mark.skipif(

@@ -8,7 +8,7 @@ from tests.forecasting.test_forecasts import GRID, LEADS, TIMES, describe, make_
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.forecasting.forecasts import collect_forecast
 from weathermixer.forecasting.grib import write_grib
-from weathermixer.prepare.sources import open_source
+from weathermixer.sources.sources import open_source
 
 pytest.importorskip("cfgrib", reason="no cfgrib: pip install 'weathermixer[grib]'")
 CHANNELS = ChannelSet.from_names(

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from tests.prepare.written_sources import TIMES, make_dataset
+from tests.sources.written_sources import TIMES, make_dataset
 from weathermixer.archive.verify import describe_missing, verify_archive
 from weathermixer.fields.ranges import RANGES, plausible_range
 from weathermixer.fields.variables import ERA5, Channel
 from weathermixer.prepare.checks import check_fields
 from weathermixer.prepare.prepare import prepare_archive
-from weathermixer.prepare.sources import open_source
+from weathermixer.sources.sources import open_source
 
 REAL = os.environ.get("WEATHERMIXER_REAL_DATA", "")
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from tests.prepare.written_sources import frames_of, make_dataset
+from tests.sources.written_sources import frames_of, make_dataset
 from weathermixer.archive.verify import verify_archive
 from weathermixer.prepare.normals import is_long_enough, window_weights
 from weathermixer.prepare.prepare import prepare_archive
-from weathermixer.prepare.sources import Source, open_source
+from weathermixer.sources.sources import Source, open_source
 
 YEARS = (2019, 2020, 2021)
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from tests.prepare.written_sources import TIMES, frames_of, make_dataset, write_zarr
+from tests.sources.written_sources import TIMES, frames_of, make_dataset, write_zarr
 from weathermixer.archive.archive import open_archive
 from weathermixer.archive.layout import COMPRESSORS
 from weathermixer.archive.verify import verify_archive
 from weathermixer.prepare import shards
 from weathermixer.prepare.prepare import prepare_archive
 from weathermixer.prepare.sizes import plan_archive
-from weathermixer.prepare.sources import Source, open_source
+from weathermixer.sources.sources import Source, open_source
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_it_goes_on_where_it_stopped(tmp_path, source, monkeypatch):
     ],
 )
 def test_what_was_begun_goes_on_with_the_remedies_that_are_printed(tmp_path, monkeypatch, remedy, again):
-    """--exclude, --period and --keep_faults at a fault: shards of the same times are not made again."""
+    """--exclude, --period and --keep-faults at a fault: shards of the same times are not made again."""
     dataset = make_dataset()
     dataset["temperature"].values[12, 2, 3, 4] = np.nan
     taken = {name: value for name, value in remedy.items() if name != "keep_faults"}
@@ -292,7 +292,7 @@ def test_an_absent_source_chunk_is_found(tmp_path):
     [
         ({"dtype": "float64"}, "dtype='float64' must be one of"),
         ({"domain": 3}, "latitude=8 is not divisible by domain=3"),
-        ({"domain": 7}, "latitude=8 is not divisible by domain=7; --crop_south_pole drops the last row"),
+        ({"domain": 7}, "latitude=8 is not divisible by domain=7; --crop-south-pole drops the last row"),
         ({"tensor": 0}, "must be at least 1"),
     ],
 )

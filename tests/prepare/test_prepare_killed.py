@@ -10,18 +10,18 @@ import time
 
 import pytest
 
-from tests.prepare.written_sources import make_dataset, write_zarr
+from tests.sources.written_sources import make_dataset, write_zarr
 from weathermixer.archive.archive import open_archive
 from weathermixer.archive.verify import verify_archive
 from weathermixer.prepare.prepare import prepare_archive
-from weathermixer.prepare.sources import open_source
+from weathermixer.sources.sources import open_source
 
 # A process that imports everything once, and forks a prepare whenever it is told to: starting Python takes longer than
 # the prepare that is to be killed. It touches no thread before it forks.
 DRIVER = """
 import os, sys
 from weathermixer.prepare.prepare import prepare_archive
-from weathermixer.prepare.sources import open_source
+from weathermixer.sources.sources import open_source
 for line in sys.stdin:
     child = os.fork()
     if child == 0:

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import zarr
 
-from tests.prepare.written_sources import make_dataset, write_zarr
+from tests.sources.written_sources import make_dataset, write_zarr
 from weathermixer.prepare.prepare import prepare_archive
-from weathermixer.prepare.sources import open_source
+from weathermixer.sources.sources import open_source
 
 MEASURE = """
 import json, sys
 from weathermixer.prepare.sizes import plan_archive
 from weathermixer.prepare.prepare import prepare_archive
-from weathermixer.prepare.sources import open_source
+from weathermixer.sources.sources import open_source
 from weathermixer.prepare.workers import open_workers
 def peak(process):  # of getrusage the peak is that of the process that started this one, where that was larger
     return int(open(f"/proc/{process}/status").read().split("VmHWM:")[1].split()[0]) * 1024
@@ -78,7 +78,7 @@ def test_memory_is_bounded(tmp_path, large_source, times_per_shard, workers):
 FULL = """
 import resource, signal, sys
 from weathermixer.prepare.prepare import prepare_archive
-from weathermixer.prepare.sources import open_source
+from weathermixer.sources.sources import open_source
 source = open_source(sys.argv[1])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from tests.prepare.written_sources import frames_of, make_dataset, write_zarr
+from tests.sources.written_sources import frames_of, make_dataset, write_zarr
 from weathermixer.archive.archive import open_archive
 from weathermixer.archive.verify import verify_archive
 from weathermixer.prepare import shards
 from weathermixer.prepare.prepare import prepare_archive
-from weathermixer.prepare.sources import open_source
+from weathermixer.sources.sources import open_source
 
 pytest.importorskip("s3fs", reason="no s3fs: pip install 'weathermixer[cloud]'")
 

@@ -5,7 +5,7 @@ import pytest
 import xarray as xr
 
 from weathermixer.prepare.prepare import prepare_archive
-from weathermixer.prepare.sources import open_source
+from weathermixer.sources.sources import open_source
 
 HOURS = np.datetime64("2020-01-01T00", "ns") + np.arange(96) * np.timedelta64(1, "h")
 LAT, LON = 90 - (np.arange(8) + 0.5) * 22.5, np.arange(12) * 30.0

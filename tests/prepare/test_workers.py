@@ -15,14 +15,14 @@ import dask
 import numpy as np
 import pytest
 
-from tests.prepare.written_sources import make_dataset, write_zarr
 from tests.servers import serve
+from tests.sources.written_sources import make_dataset, write_zarr
 from weathermixer.archive.archive import open_archive
 from weathermixer.archive.verify import verify_archive
 from weathermixer.prepare.prepare import prepare_archive
 from weathermixer.prepare.sizes import REMOTE_READS
-from weathermixer.prepare.sources import open_source
 from weathermixer.prepare.workers import Workers, open_workers
+from weathermixer.sources.sources import open_source
 
 OPTIONS = dict(domain=2, times_per_shard=3)
 
@@ -169,7 +169,7 @@ def test_killed_workers_and_schedulers_lose_nothing(tmp_path):
 
     with serve(tmp_path, dawdle) as (url, asked), contextlib.ExitStack() as stack:
         command = [sys.executable, "-m", "experiments.prepare", f"{url}/source.zarr", str(tmp_path / "a")]
-        command += ["--times_per_shard=1", "--dask"]
+        command += ["--times-per-shard=1", "--dask"]
         cluster = Cluster(tmp_path, stack)
         first, _ = cluster.start_worker(), cluster.start_worker()
         with subprocess.Popen([*command, cluster.address], stderr=subprocess.PIPE, text=True) as prepare:

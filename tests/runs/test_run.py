@@ -11,11 +11,11 @@ import xarray as xr
 
 from experiments import forecast, train
 from tests.experiments.test_train import make_run_settings
-from tests.prepare.written_sources import frames_of, make_dataset, write_zarr
+from tests.sources.written_sources import frames_of, make_dataset, write_zarr
 from weathermixer.parallel.mesh import make_mesh
 from weathermixer.prepare.prepare import prepare_archive
-from weathermixer.prepare.sources import open_source
 from weathermixer.runs.run import open_run
+from weathermixer.sources.sources import open_source
 from weathermixer.verification.scores import format_scores
 
 TIMES = np.datetime64("2000-01-01T00", "ns") + np.arange(40) * np.timedelta64(6, "h")
@@ -236,7 +236,7 @@ def test_a_resumed_run_has_its_own_archive_or_says_that_another_will_do(trained,
     shutil.copytree(trained[0], workdir)
     settings = make_run_settings(data__channels=CHANNELS, training__steps=3, evaluation__every=0)
     with pytest.raises(
-        ValueError, match=r"holds a run on .*archive \(.*, checksum .*not .*other \(.*say --accept_data"
+        ValueError, match=r"holds a run on .*archive \(.*, checksum .*not .*other \(.*say --accept-data"
     ):
         train.train(settings, workdir, other.path)
     run = train.train(settings, workdir, other.path, accept_data=True)

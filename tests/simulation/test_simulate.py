@@ -15,11 +15,11 @@ import xarray as xr
 
 from weathermixer.archive.sampling import valid_starts
 from weathermixer.fields.variables import VARIABLES
-from weathermixer.prepare.sources import open_source
 from weathermixer.simulation import simulate as simulation
 from weathermixer.simulation.member import RECORD, read_day
 from weathermixer.simulation.record import Settings, open_record
 from weathermixer.simulation.simulate import simulate
+from weathermixer.sources.sources import open_source
 
 RADIUS, ROTATION, GAS_CONSTANT = 6.37122e6, 7.292e-5, 287.0
 # 500 and 505 hPa lie between the same two layers of the model: temperature is linear in log-pressure between them

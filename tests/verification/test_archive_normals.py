@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from tests.prepare.written_sources import make_dataset
+from tests.sources.written_sources import make_dataset
 from weathermixer.archive.archive import open_archive
 from weathermixer.archive.reference import make_reference
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel.mesh import make_mesh
 from weathermixer.prepare.prepare import prepare_archive
-from weathermixer.prepare.sources import open_source
+from weathermixer.sources.sources import open_source
 from weathermixer.verification.climatologies import open_normals
 
 # any order and not all that the archive has; a static field and two channels of padding

@@ -1,5 +1,5 @@
-"""Any source of weather data to an archive, in one pass.
+"""A source to an archive: checked, packed, written in shards, with its statistics.
 
-Read sources.py (what a source is) with formats.py, names.py, orientation.py, series.py and selection.py below it; then
-prepare.py with sizes.py, shards.py, checks.py, statistics.py, normals.py, writer.py and journal.py.
+Read prepare.py, then sizes.py (what will be made), shards.py (a task makes some) and workers.py (who runs tasks), with
+checks.py, statistics.py, normals.py, writer.py and journal.py.
 """

@@ -104,5 +104,5 @@ def describe_faults(faults: Sequence[str], path: str) -> str:
     remedy = "a wrong unit is set right by --units=NAME=UNIT, a mark of missing values by the file's _FillValue; "
     return (
         f"the source holds faulty fields, {path} is not published:\n  {shown}{more}\n{remedy * units}"
-        "leave these times out (--exclude=TIME,... or another --period) or the variable, or keep them (--keep_faults)"
+        "leave these times out (--exclude=TIME,... or another --period) or the variable, or keep them (--keep-faults)"
     )

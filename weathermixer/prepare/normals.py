@@ -21,8 +21,8 @@ from weathermixer.archive.sampling import days_of_year
 from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import Channel, group_by_variable
 from weathermixer.prepare.journal import Journal
-from weathermixer.prepare.sources import Source
 from weathermixer.prepare.workers import Workers
+from weathermixer.sources.sources import Source
 
 DAYS = 366
 WINDOW_DAYS = 61

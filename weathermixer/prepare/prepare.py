@@ -24,10 +24,10 @@ from weathermixer.prepare.journal import Journal, open_journal, remove_journal
 from weathermixer.prepare.normals import choose_terms, climatology_members, write_climatology
 from weathermixer.prepare.shards import Task, find_pairs, make_shards
 from weathermixer.prepare.sizes import ArchivePlan, plan_archive
-from weathermixer.prepare.sources import Source
 from weathermixer.prepare.statistics import add_sums, make_statistics, no_sums
 from weathermixer.prepare.workers import HERE, Workers
 from weathermixer.prepare.writer import create_archive, publish, working_path, write_statistics
+from weathermixer.sources.sources import Source
 
 SAMPLE_TIMES = 16  # evenly over the record, from which scale and offset are chosen
 SAMPLE_BYTES = 4 * 2**20  # of one variable

@@ -16,9 +16,9 @@ from weathermixer.fields.variables import group_by_variable
 from weathermixer.prepare.checks import check_fields, describe_faults
 from weathermixer.prepare.journal import Journal
 from weathermixer.prepare.sizes import ArchivePlan
-from weathermixer.prepare.sources import Source
 from weathermixer.prepare.statistics import ROWS, add_sums, measure, no_sums
 from weathermixer.prepare.workers import GO_ON, in_order
+from weathermixer.sources.sources import Source
 
 PIECE_BYTES = 2**19  # of float32 that is measured and packed at once: it and its copies stay in a core's cache
 NEAR = np.timedelta64(24, "h")  # times so near to each other have fields that are alike

@@ -9,7 +9,7 @@ import numpy as np
 
 from weathermixer.archive.layout import COMPRESSORS, chunk_shape, stored_bytes
 from weathermixer.archive.packing import DTYPES
-from weathermixer.prepare.sources import Source
+from weathermixer.sources.sources import Source
 
 SHARD_BYTES = 256 * 2**20  # of one file before compression: few enough files, small enough to hold some in memory
 SHARD_TIMES = 64  # the index of a shard, 16 bytes for each chunk, is read before the first of its chunks
@@ -112,7 +112,7 @@ def plan_archive(
         raise ValueError(f"domain={domain} and tensor={tensor} must be at least 1")
     lat, lon = source.grid.shape
     if lat % domain:
-        remedy = "; --crop_south_pole drops the last row" if (lat - 1) % domain == 0 else ""
+        remedy = "; --crop-south-pole drops the last row" if (lat - 1) % domain == 0 else ""
         raise ValueError(f"latitude={lat} is not divisible by domain={domain}{remedy}")
     channels = len(source.channels)
     itemsize = np.dtype(dtype).itemsize

@@ -20,9 +20,9 @@ from weathermixer.model.weathermixer import ModelShape, WeatherMixer
 from weathermixer.parallel.distributed import wait_for_all
 from weathermixer.parallel.mesh import use_mesh
 from weathermixer.prepare.prepare import prepare_archive
-from weathermixer.prepare.sources import open_source
 from weathermixer.runs.settings import Settings
 from weathermixer.simulation.simulate import simulate
+from weathermixer.sources.sources import open_source
 from weathermixer.training.losses import make_loss_weights
 from weathermixer.training.optimizer import make_learning_rate, make_optimizer
 from weathermixer.training.state import TrainState, make_state

@@ -20,7 +20,7 @@ from weathermixer.archive.reference import Reference
 from weathermixer.archive.standardization import make_standardization
 from weathermixer.fields.regridding import regrid
 from weathermixer.parallel.mesh import sharding
-from weathermixer.prepare.sources import Source, open_source
+from weathermixer.sources.sources import Source, open_source
 
 # an open data set, or the path or address of one
 Data = str | os.PathLike | xr.Dataset | Archive | Source
@@ -29,7 +29,7 @@ Data = str | os.PathLike | xr.Dataset | Archive | Source
 def open_data_set(data: Data, reference: Reference, **options: Any) -> Archive | Source:
     """Opens an archive or, with some of open_source's options, a source with a model's channels, by their names.
 
-    A source with the south pole below a grid that is otherwise the model's loses that row, as `--crop_south_pole` does.
+    A source with the south pole below a grid that is otherwise the model's loses that row, as `--crop-south-pole` does.
     Raises ValueError that names what is missing and what there is instead.
     """
     if isinstance(data, Archive | Source):

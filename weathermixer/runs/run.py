@@ -26,12 +26,12 @@ from weathermixer.forecasting.files import ForecastWriter, check_output
 from weathermixer.forecasting.forecasts import Forecast, collect_forecast, describe_forecasts, make_forecast
 from weathermixer.forecasting.rollout import check_leads
 from weathermixer.parallel.mesh import make_mesh, use_mesh, ways
-from weathermixer.prepare.sources import Source
 from weathermixer.runs import build
 from weathermixer.runs.data import Data, make_frames, open_data_set
 from weathermixer.runs.record import read_record
 from weathermixer.runs.settings import Settings
 from weathermixer.runs.workdir import CHECKPOINTS, read_settings
+from weathermixer.sources.sources import Source
 from weathermixer.training.checkpoint import name_leaves, open_checkpoints
 from weathermixer.training.state import describe
 from weathermixer.verification.climatologies import Climatology, Normals, make_climatology, open_normals
@@ -238,7 +238,7 @@ class Run:
         if normals and jax.process_index() == 0:
             print(
                 f"the climatology in {frames.name} is also of times that are scored: one of the training period takes "
-                "its place (prepare --statistics_period keeps times out)"
+                "its place (prepare --statistics-period keeps times out)"
             )
         training = np.flatnonzero(in_period(frames.times, self.settings.data.train))
         if not len(training):

@@ -109,6 +109,6 @@ def make_record(settings: Settings, workdir: pathlib.Path, archive: Archive, *, 
         words = "{path} ({first} to {last}, checksum {checksum!s:.12})"
         raise ValueError(
             f"{workdir} holds a run on {words.format_map(before)}, not {words.format_map(now)}: resume it with its own "
-            "data, or say --accept_data to go on with this one and the run's own statistics"
+            "data, or say --accept-data to go on with this one and the run's own statistics"
         )
     return record

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from tests.prepare.written_sources import TIMES, frames_of, make_dataset
-from weathermixer.prepare.sources import Source, open_source
+from tests.sources.written_sources import TIMES, frames_of, make_dataset
+from weathermixer.sources.sources import Source, open_source
 
 HOUR = np.timedelta64(1, "h")
 START = np.datetime64("2020-01-01T00", "ns")

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from tests.prepare.written_sources import LEVELS, TIMES, frames_of, make_dataset, write_zarr
 from tests.servers import serve
+from tests.sources.written_sources import LEVELS, TIMES, frames_of, make_dataset, write_zarr
 from weathermixer.fields.units import GRAVITY
 from weathermixer.fields.variables import ChannelSet
-from weathermixer.prepare.sources import open_source
+from weathermixer.sources.sources import open_source
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])

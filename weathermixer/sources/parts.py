@@ -9,9 +9,9 @@ from jaxtyping import Float
 
 from weathermixer.fields.units import conversion
 from weathermixer.fields.variables import VARIABLES
-from weathermixer.prepare.coordinates import Levels, find_levels
-from weathermixer.prepare.names import STATIC, amounts_of, identify, is_height, rank, sum_hours
-from weathermixer.prepare.times import Note
+from weathermixer.sources.coordinates import Levels, find_levels
+from weathermixer.sources.names import STATIC, amounts_of, identify, is_height, rank, sum_hours
+from weathermixer.sources.times import Note
 
 NAMES_SHOWN = 12  # in one line
 

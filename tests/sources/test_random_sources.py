@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from tests.prepare.written_sources import LEVELS, TIMES, make_dataset
+from tests.sources.written_sources import LEVELS, TIMES, make_dataset
 from weathermixer.fields.units import GRAVITY
 from weathermixer.prepare.prepare import prepare_archive
-from weathermixer.prepare.sources import open_source
+from weathermixer.sources.sources import open_source
 
 # what a file may call a variable, and the units it may give it in: value in file = (value - shift) / factor
 NAMES = {

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from tests.prepare.written_sources import frames_of, make_dataset, write_grib
-from weathermixer.prepare.sources import Source, open_source
+from tests.sources.written_sources import frames_of, make_dataset, write_grib
+from weathermixer.sources.sources import Source, open_source
 
 pytest.importorskip("cfgrib", reason="no cfgrib: pip install 'weathermixer[grib]'")
 HOUR = np.timedelta64(1, "h")

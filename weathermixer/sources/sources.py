@@ -16,14 +16,14 @@ from jaxtyping import Float, Int
 
 from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import VARIABLES, Channel, group_by_variable
-from weathermixer.prepare.formats import Spec, open_pieces
-from weathermixer.prepare.names import possible_names
-from weathermixer.prepare.orientation import Orientation, make_orient
-from weathermixer.prepare.parts import LeftOut, Part, find_sums, make_notes, take_apart
-from weathermixer.prepare.selection import choose_channels
-from weathermixer.prepare.series import Series, check_levels, compare_repeats, find_series
-from weathermixer.prepare.static import read_static
-from weathermixer.prepare.times import choose_times, gather_notes
+from weathermixer.sources.formats import Spec, open_pieces
+from weathermixer.sources.names import possible_names
+from weathermixer.sources.orientation import Orientation, make_orient
+from weathermixer.sources.parts import LeftOut, Part, find_sums, make_notes, take_apart
+from weathermixer.sources.selection import choose_channels
+from weathermixer.sources.series import Series, check_levels, compare_repeats, find_series
+from weathermixer.sources.static import read_static
+from weathermixer.sources.times import choose_times, gather_notes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

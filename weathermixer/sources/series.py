@@ -9,8 +9,8 @@ import xarray as xr
 from jaxtyping import Float, Int
 
 from weathermixer.fields.variables import Channel
-from weathermixer.prepare.orientation import Orientation, take
-from weathermixer.prepare.parts import Part
+from weathermixer.sources.orientation import Orientation, take
+from weathermixer.sources.parts import Part
 
 HOUR = np.timedelta64(1, "h")
 REPEATS_READ = 64  # of the times that lie in a source twice

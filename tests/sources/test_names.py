@@ -8,11 +8,11 @@ import re
 import numpy as np
 import pytest
 
-from tests.prepare.written_sources import frames_of, make_dataset
+from tests.sources.written_sources import frames_of, make_dataset
 from weathermixer.fields.units import GRAVITY
-from weathermixer.prepare.names import STATIC, identify, split_level
 from weathermixer.prepare.prepare import prepare_archive
-from weathermixer.prepare.sources import open_source
+from weathermixer.sources.names import STATIC, identify, split_level
+from weathermixer.sources.sources import open_source
 
 DATASET = make_dataset()
 

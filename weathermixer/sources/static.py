@@ -7,10 +7,10 @@ from jaxtyping import Float
 
 from weathermixer.fields.ranges import plausible_range
 from weathermixer.fields.variables import VARIABLES
-from weathermixer.prepare.names import STATIC
-from weathermixer.prepare.orientation import Orientation
-from weathermixer.prepare.parts import LeftOut, Part, make_notes
-from weathermixer.prepare.times import gather_notes
+from weathermixer.sources.names import STATIC
+from weathermixer.sources.orientation import Orientation
+from weathermixer.sources.parts import LeftOut, Part, make_notes
+from weathermixer.sources.times import gather_notes
 
 Field = Float[np.ndarray, "lat lon"]
 _LOWEST_GROUND = 2e4  # m2 s-2: somewhere the ground is lower than 2 km, and no geopotential above 750 hPa is

@@ -15,10 +15,10 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from weathermixer.prepare.coordinates import DIMENSIONS, rename_dimensions
-from weathermixer.prepare.grib import is_grib, open_grib
-from weathermixer.prepare.netcdf3 import length_by_header
-from weathermixer.prepare.times import LEADS, Note, at_valid_times, read_lead, with_dates
+from weathermixer.sources.coordinates import DIMENSIONS, rename_dimensions
+from weathermixer.sources.grib import is_grib, open_grib
+from weathermixer.sources.netcdf3 import length_by_header
+from weathermixer.sources.times import LEADS, Note, at_valid_times, read_lead, with_dates
 
 Spec = str | os.PathLike | xr.Dataset
 

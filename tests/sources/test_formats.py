@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from tests.prepare.written_sources import frames_of, make_dataset, write_zarr
-from weathermixer.prepare.formats import find_paths
-from weathermixer.prepare.sources import Source, open_source
+from tests.sources.written_sources import frames_of, make_dataset, write_zarr
+from weathermixer.sources.formats import find_paths
+from weathermixer.sources.sources import Source, open_source
 
 
 @pytest.fixture(scope="module")

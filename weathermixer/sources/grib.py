@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from weathermixer.prepare.names import ALIASES, STATIC, SURFACE
+from weathermixer.sources.names import ALIASES, STATIC, SURFACE
 
 LEFT_OUT_SHOWN = 12
 _SURFACE_LEVELS = ("surface", "meanSea", "heightAboveGround")

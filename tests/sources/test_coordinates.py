@@ -6,8 +6,8 @@ Levels that are no pressures, and parts of the globe, are refused by name.
 import numpy as np
 import pytest
 
-from tests.prepare.written_sources import LEVELS, frames_of, make_dataset
-from weathermixer.prepare.sources import open_source
+from tests.sources.written_sources import LEVELS, frames_of, make_dataset
+from weathermixer.sources.sources import open_source
 
 DATASET = make_dataset()
 UPPER = DATASET[["temperature"]]

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from tests.prepare.written_sources import TIMES, frames_of, make_dataset
+from tests.sources.written_sources import TIMES, frames_of, make_dataset
 from weathermixer.fields.units import GRAVITY
 from weathermixer.prepare.prepare import prepare_archive
-from weathermixer.prepare.sources import open_source
+from weathermixer.sources.sources import open_source
 
 DATASET = make_dataset()
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from weathermixer.fields.grid import Grid, area_weights
-from weathermixer.prepare.parts import Part
+from weathermixer.sources.parts import Part
 
 # steps between latitudes may differ by this share: those of a Gaussian grid do by 1 %
 UNEVEN = 0.05

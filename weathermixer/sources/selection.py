@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from weathermixer.fields.variables import VARIABLES, Channel, group_by_variable
-from weathermixer.prepare.names import STATIC, SURFACE, split_level
-from weathermixer.prepare.parts import LeftOut, Part, make_notes
-from weathermixer.prepare.times import gather_notes
+from weathermixer.sources.names import STATIC, SURFACE, split_level
+from weathermixer.sources.parts import LeftOut, Part, make_notes
+from weathermixer.sources.times import gather_notes
 
 
 def choose_channels(

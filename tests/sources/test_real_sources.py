@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from tests.prepare.written_sources import write_netcdf_parts
+from tests.sources.written_sources import write_netcdf_parts
 from weathermixer.archive.verify import verify_archive
 from weathermixer.prepare.prepare import prepare_archive
-from weathermixer.prepare.sources import open_source
+from weathermixer.sources.sources import open_source
 
 REAL = os.environ.get("WEATHERMIXER_REAL_DATA", "")
 pytestmark = pytest.mark.skipif(not REAL, reason="WEATHERMIXER_REAL_DATA, the folder of real fields, is not set")
