@@ -53,8 +53,9 @@ def train(settings: Settings, workdir: pathlib.Path, data: str | None = None, *,
     Raises ValueError, before long work starts, for what cannot work; FloatingPointError where the loss is not finite.
     """
     mesh = make_mesh(settings.mesh.data, settings.mesh.domain, settings.mesh.tensor)
-    part = settings.training.batch_size // settings.training.accumulate
-    check_divides(mesh, **{"batch_size / accumulate": ("batch", part)})
+    parts = settings.training.accumulate
+    what = "batch_size" if parts == 1 else "batch_size / accumulate"
+    check_divides(mesh, **{what: ("batch", settings.training.batch_size // parts)})
     workdirs.check_workdir(settings, workdir)
     archive = build.open_data(settings, data)
     if settings.evaluation.final:

@@ -133,7 +133,7 @@ def test_an_archive_that_moved_is_named_and_may_be_given_again(undisturbed, arch
     assert runs.open_run(workdir).open_data().path == str(moved)
     shutil.rmtree(moved)
     run = runs.open_run(workdir)
-    with pytest.raises(ValueError, match=rf"was trained on {moved}, .*no archive at .*now: --data=ARCHIVE"):
+    with pytest.raises(ValueError, match=rf"was trained on {moved}, .*no archive at .*now, .*: --data=ARCHIVE"):
         run.open_data()
     assert run.open_data(archive).path == archive
 

@@ -22,7 +22,7 @@ ALIASES = {
     "u_component_of_wind": ("u", "ua"),
     "v_component_of_wind": ("v", "va"),
     "vertical_velocity": ("w", "wap", "omega"),
-    "sea_surface_temperature": ("sst", "tos"),
+    "sea_surface_temperature": ("tos",),  # who asks for sst has a channel of that name
     "sea_ice_cover": ("siconc", "ci"),
     "land_sea_mask": ("lsm", "land_binary_mask", "sftlf"),
     "soil_type": ("slt",),
