@@ -39,7 +39,7 @@ setup(
         "orbax-checkpoint>=0.12.4",
         "tensorstore>=0.1.86",
         "zarr>=3.1.6",
-        "crc32c>=2.7",
+        "google-crc32c>=1.5",
         "xarray>=2026.2",
         "dinosaur>=1.5.1",
         "jaxtyping>=0.3.3",

@@ -35,6 +35,7 @@ from weathermixer.archive.standardization import Standardization, make_standardi
 from weathermixer.fields.grid import cosine_weights
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.model.weathermixer import HEADS, REMATERIALIZE, ModelShape, WeatherMixer
+from weathermixer.parallel import fp8
 from weathermixer.parallel.mesh import instances, make_mesh, sharding, use_mesh, ways
 from weathermixer.parallel.schedule import SCHEDULES
 from weathermixer.parallel.zero import ZERO
@@ -100,7 +101,7 @@ def make_parser() -> command_line.Parser:
     add("--batch-size", **count, help="samples per step, all instances together; default: one per instance")
     add("--mesh", type=command_line.mesh, default=(1, 1, 1), metavar=command_line.MESH, help="default: 1,1,1")
     about = "of activations and products; default: bfloat16"
-    add("--compute-dtype", default="bfloat16", choices=("bfloat16", "float32"), help=about)
+    add("--compute-dtype", default="bfloat16", choices=("bfloat16", "float32", "fp8"), help=about)
     add("--schedule", default="auto", choices=SCHEDULES, help="of the distributed contractions; default: auto")
     add("--rematerialize", default="none", choices=REMATERIALIZE, help="default: none")
     add("--zero", default="none", choices=ZERO, help="what is cut over the instances too")
@@ -168,7 +169,8 @@ def make_problem(shape: ModelShape, args: argparse.Namespace) -> tuple[Any, Trai
         shape,
         rngs=nnx.Rngs(0),
         tendency=[0.1] * shape.channels,
-        compute_dtype=jnp.dtype(args.compute_dtype),
+        compute_dtype=jnp.dtype("bfloat16" if args.compute_dtype == "fp8" else args.compute_dtype),
+        fp8=args.compute_dtype == "fp8",
         rematerialize=args.rematerialize,
         schedule=args.schedule,
     )
@@ -183,7 +185,15 @@ def make_problem(shape: ModelShape, args: argparse.Namespace) -> tuple[Any, Trai
     latitude = 90 - (np.arange(shape.grid[0]) + 0.5) * 180 / shape.grid[0]
     channel = (np.arange(shape.channels) < shape.predicted).astype(np.float32)
     loss = make_loss(apply, area=cosine_weights(latitude), channel=channel, repeats=1)
-    train_step = make_train_step(loss, optimizer, learning_rate=rate, ema_decay=None, seed=None, zero=args.zero)
+    train_step = make_train_step(
+        loss,
+        optimizer,
+        learning_rate=rate,
+        ema_decay=None,
+        seed=None,
+        zero=args.zero,
+        compiler_options=fp8.COMPILER_OPTIONS if args.compute_dtype == "fp8" else None,
+    )
     return train_step, state
 
 

@@ -92,7 +92,12 @@ class Work:
     """Metrics of a step that ends when it is told to."""
 
     def __init__(self):
-        self.over = threading.Event()
+        self.over, self.asked = threading.Event(), threading.Event()
+
+    def is_ready(self):
+        ready = self.over.is_set()
+        self.asked.set()
+        return ready
 
     def block_until_ready(self):
         self.over.wait(10)
@@ -115,6 +120,7 @@ def test_the_host_is_one_step_ahead(tmp_path, clock):
             clock.now += 0.25
         assert not log._sent.end.done()
         clock.now += 1.0
+        late.asked.wait(10)
         late.over.set()
         log._sent.there.result()
         clock.now += 7.0

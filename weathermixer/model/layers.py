@@ -54,8 +54,8 @@ class Dense(nnx.Module):
     the kernel is cut follows from its schedule, what it computes does not.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, over: Over, schedule: Schedule, rngs: nnx.Rngs):
-        self.over = over
+    def __init__(self, inputs: int, outputs: int, *, over: Over, schedule: Schedule, rngs: nnx.Rngs, fp8: bool = False):
+        self.over, self.fp8 = over, fp8
         self.schedule = resolve_schedule(schedule, inputs, outputs, over)
         names = kernel_names(over, self.schedule)
         bias = "token_vector" if over == "token" else "embed_vector"
@@ -64,7 +64,7 @@ class Dense(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t d"], *, finish: Callable = add_bias) -> Float[Array, "b t2 d2"]:
         """finish(x kernel, bias): an activation function that adds the bias itself saves writing the sum."""
-        y = mix(x, self.kernel[...], over=self.over, schedule=self.schedule)
+        y = mix(x, self.kernel[...], over=self.over, schedule=self.schedule, fp8=self.fp8)
         return finish(y, dense_bias(self.bias[...], self.over))
 
 

@@ -14,9 +14,19 @@ class Mlp(nnx.Module):
     Parameters: up.kernel [size, hidden], up.bias [hidden], down.kernel [hidden, size], down.bias [size].
     """
 
-    def __init__(self, size: int, hidden: int, *, over: Over, schedule: Schedule, dropout_rate: float, rngs: nnx.Rngs):
-        self.up = Dense(size, hidden, over=over, schedule=schedule, rngs=rngs)
-        self.down = Dense(hidden, size, over=over, schedule=schedule, rngs=rngs)
+    def __init__(
+        self,
+        size: int,
+        hidden: int,
+        *,
+        over: Over,
+        schedule: Schedule,
+        fp8: bool,
+        dropout_rate: float,
+        rngs: nnx.Rngs,
+    ):
+        self.up = Dense(size, hidden, over=over, schedule=schedule, fp8=fp8, rngs=rngs)
+        self.down = Dense(hidden, size, over=over, schedule=schedule, fp8=fp8, rngs=rngs)
         self.dropout_rate = dropout_rate
 
     def __call__(self, x: Float[Array, "b t d"], key: Key[Array, ""] | None) -> Float[Array, "b t d"]:
@@ -40,10 +50,11 @@ class MixerBlock(nnx.Module):
         token_hidden: int,
         embed_hidden: int,
         schedule: Schedule,
+        fp8: bool,
         dropout_rate: float,
         rngs: nnx.Rngs,
     ):
-        options = dict(schedule=schedule, dropout_rate=dropout_rate, rngs=rngs)
+        options = dict(schedule=schedule, fp8=fp8, dropout_rate=dropout_rate, rngs=rngs)
         self.token_norm = LayerNorm(embed, rngs=rngs)
         self.token_mlp = Mlp(tokens, token_hidden, over="token", **options)
         self.channel_norm = LayerNorm(embed, rngs=rngs)

@@ -141,6 +141,7 @@ class WeatherMixer(nnx.Module):
         compute_dtype: jnp.dtype = jnp.float32,
         rematerialize: str = "none",
         schedule: Schedule = "auto",
+        fp8: bool = False,
     ):
         """Initializes on the current mesh (weathermixer.parallel.mesh.use_mesh), every parameter on its own shards.
 
@@ -151,6 +152,7 @@ class WeatherMixer(nnx.Module):
           compute_dtype: of activations and products; parameters, statistics and the state in the head stay float32.
           rematerialize: "none" or "block" (keep the blocks' inputs, compute the rest again in the backward pass).
           schedule: of the contractions, see weathermixer.parallel.schedule.
+          fp8: the blocks' products in 8-bit floats (weathermixer.parallel.fp8); encode, decode and the head as without.
 
         Raises ValueError where a size does not divide over the mesh or an option is unknown.
         """
@@ -173,6 +175,7 @@ class WeatherMixer(nnx.Module):
                 token_hidden=shape.token_hidden,
                 embed_hidden=shape.embed_hidden,
                 schedule=schedule,
+                fp8=fp8,
                 dropout_rate=shape.dropout_rate,
                 rngs=rngs,
             )

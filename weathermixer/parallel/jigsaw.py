@@ -4,29 +4,26 @@ An activation [batch, token, embed] is cut over both model axes. Mixing channels
 `tensor`, mixing tokens its middle one over `domain`: the same operation with the axes' roles swapped, without a
 transpose (Jigsaw, section 3). Below, `along` is the mesh axis that is contracted and `across` the other one.
 
-Two things happen along the contracted axis, and each is the other's transpose:
-
-    gather     every device gets every part of a cut array      for owner, chunk in _arrive(x, ...): ...
-    scatter    every device gets its part of a sum              _deliver(lambda owner: term of owner's part, ...)
-
-In the ring forms a chunk travels while another is multiplied. Chunk k goes straight to the device k places on, not
-through its neighbours: through a switch both cost the same bytes, but straight there is no chain of dependent hops, and
-a partial sum is rounded once on its way instead of at every hop. Kernels are gathered across the other axis in the same
-chunks; they wait for nothing, so they travel under the products before. What moves, in bytes: schedule.py.
+Along the contracted axis either x is gathered or the partial products of y are scattered (rings.py); in the ring forms
+a chunk travels while another is multiplied. Kernels are gathered across the other axis in the same chunks; they wait
+for nothing, so they travel under the products before. What moves, in bytes: schedule.py.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
-from jax.sharding import reshard
+from jax.sharding import PartitionSpec, reshard
 from jaxtyping import Array, Float
 
-from weathermixer.parallel.mesh import LOGICAL_AXES, gathered, spec
+from weathermixer.parallel.fp8 import Quantized, multiply, quantize
+from weathermixer.parallel.mesh import AXES, LOGICAL_AXES, gathered, spec
+from weathermixer.parallel.rings import add, arrive, deliver, gather, in_order, part
 from weathermixer.parallel.schedule import SCHEDULES, Over, Schedule, kernel_names, moves_input
 
 ACTIVATION = ("batch", "token", "embed")
@@ -41,6 +38,7 @@ def mix(
     *,
     over: Over,
     schedule: Schedule = "auto",
+    fp8: bool = False,
 ) -> Float[Array, "b t2 d2"]:
     """Contracts an activation with a kernel over its channels or over its tokens.
 
@@ -54,8 +52,9 @@ def mix(
         before it travels; its gradient comes back in its own dtype.
       over: what is mixed.
       schedule: "auto" is the ring form for which the kernel is cut; "einsum" leaves the schedule to the compiler.
+      fp8: products, and what travels to them, in 8-bit floats (fp8.py); sums and results as without.
 
-    Raises ValueError where the schedule is unknown or the kernel is not cut for it.
+    Raises ValueError where the schedule is unknown or has no fp8 ("einsum"), and where the kernel is not cut for it.
 
     >>> mesh = weathermixer.make_mesh(1, 2, 2)
     >>> x = jax.device_put(np.ones((1, 8, 4)), weathermixer.sharding(mesh, "batch", "token", "embed"))
@@ -79,8 +78,10 @@ def mix(
                 f"kernel cut {cut} does not fit schedule={schedule!r} over {over}s: it is {spec(*names)} for {names}"
             )
     if schedule == "einsum":
-        return _sum(_einsum(x, kernel, over, names) for x, kernel in zip(xs, kernels, strict=True))
-    return _contract(xs, kernels, Way.of(over, schedule))
+        if fp8:
+            raise ValueError("schedule='einsum' has no products in 8-bit floats: choose another schedule, as 'auto'")
+        return add(_einsum(x, kernel, over, names) for x, kernel in zip(xs, kernels, strict=True))
+    return _contract(xs, kernels, Way.of(over, schedule, fp8=fp8))
 
 
 def _einsum(x, kernel, over, names):
@@ -93,19 +94,41 @@ def _einsum(x, kernel, over, names):
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """How a contraction goes: over which dimension of x, along and across which mesh axes, what moves, and how."""
+    """How a contraction goes: over which dimension of x's matrix, along and across which mesh axes, what moves, how.
 
-    dim: int
+    On a device an activation is a matrix, as it lies in memory: [token, batch * embed] where tokens are mixed, and
+    [token * batch, embed] where channels are. `mixed` is the dimension that is contracted, `free` the other one.
+    """
+
+    mixed: int
     along: str
     across: str
     gather: bool
     ring: bool
+    fp8: bool
 
     @classmethod
-    def of(cls, over: Over, schedule: Schedule) -> "Way":
-        dim = {"token": 1, "channel": 2}[over]
-        along, across = (LOGICAL_AXES[ACTIVATION[d]] for d in (dim, 3 - dim))
-        return cls(dim, along, across, gather=moves_input(schedule), ring=schedule.startswith("ring"))
+    def of(cls, over: Over, schedule: Schedule, *, fp8: bool = False) -> "Way":
+        mixed = {"token": 0, "channel": 1}[over]
+        along, across = (LOGICAL_AXES[ACTIVATION[1 + d]] for d in (mixed, 1 - mixed))
+        gather, ring = moves_input(schedule), schedule.startswith("ring")
+        return cls(mixed, along, across, gather=gather, ring=ring, fp8=fp8)
+
+    @property
+    def free(self) -> int:
+        return 1 - self.mixed
+
+    @property
+    def kernel_spec(self) -> PartitionSpec:
+        return spec(*kernel_names("channel" if self.mixed else "token", "gather" if self.gather else "scatter"))
+
+    @property
+    def matrix_spec(self) -> PartitionSpec:
+        batch, token, embed = spec(*ACTIVATION)
+        return PartitionSpec((token, batch), embed) if self.mixed else PartitionSpec(token, (batch, embed))
+
+    def operand_spec(self, cut: PartitionSpec) -> Any:
+        return Quantized(cut, PartitionSpec(cut[1], cut[0]), PartitionSpec()) if self.fp8 else cut
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -114,12 +137,14 @@ def _contract(xs, kernels, way):
 
 
 def _contract_forward(xs, kernels, way):
-    y = jax.shard_map(functools.partial(_forward, way=way), out_specs=spec(*ACTIVATION))(xs, kernels)
-    return y, (xs, kernels)
+    cuts = tuple((way.operand_spec(cut),) * len(xs) for cut in (way.matrix_spec, way.kernel_spec))
+    forward = functools.partial(_forward, way=way)
+    y, operands = jax.shard_map(forward, out_specs=(spec(*ACTIVATION), cuts))(xs, kernels)
+    return y, operands if way.fp8 else (xs, kernels)  # what is only cast is cast again, and not kept twice
 
 
 def _contract_backward(way, saved, dy):
-    cuts = jax.tree.map(lambda array: jax.typeof(array).sharding.spec, saved)
+    cuts = tuple((cut,) * len(saved[0]) for cut in (spec(*ACTIVATION), way.kernel_spec))
     return jax.shard_map(functools.partial(_backward, way=way), out_specs=cuts)(*saved, dy)
 
 
@@ -127,129 +152,104 @@ _contract.defvjp(_contract_forward, _contract_backward)
 
 
 def _forward(xs, kernels, way):
-    """y = sum x W, of one device's parts."""
-    pairs = [(x, _whole(kernel, x.dtype, way)) for x, kernel in zip(xs, kernels, strict=True)]
+    """y = sum x W, of one device's parts; and what the backward pass starts from, x and W as operands of products."""
+    batch, dtype = xs[0].shape[0], xs[0].dtype
+    xs = tuple(_operand(_matrix(x, way), dtype, way, AXES) for x in xs)
+    kernels = tuple(_operand(kernel, dtype, way, (way.along, way.across)) for kernel in kernels)
+    pairs = [(x, _whole(kernel, way)) for x, kernel in zip(xs, kernels, strict=True)]
+    product = functools.partial(_product, way=way, dtype=dtype)
     if way.gather:
-        arriving = ((_arrive(x, way.along, way.dim, ring=way.ring), kernel) for x, kernel in pairs)
-        return _sum(
-            _product(chunk, _part(kernel, owner, way.along, 0), way.dim)
-            for chunks, kernel in arriving
-            for owner, chunk in chunks
+        arriving = ((arrive(x, way.along, way.mixed, ring=way.ring), kernel) for x, kernel in pairs)
+        y = add(
+            product(chunk, part(kernel, owner, way.along, 0)) for chunks, kernel in arriving for owner, chunk in chunks
         )
+    else:
 
-    def term(owner):
-        return _sum(_product(x, _part(kernel, owner, way.along, 1), way.dim) for x, kernel in pairs)
+        def term(owner):
+            return add(product(x, part(kernel, owner, way.along, 1)) for x, kernel in pairs)
 
-    return _deliver(term, way.along, way.dim, ring=way.ring)
+        y = deliver(term, way.along, way.mixed, ring=way.ring)
+    return _activation(y, batch, way), (xs, kernels)
 
 
 def _backward(xs, kernels, dy, way):
     """dx = dy W^T by the transposed schedule, then dW = x^T dy from what has arrived, as one product each."""
+    batch, dtype = dy.shape[0], dy.dtype
     if lax.axis_size(way.across) > 1:
         # gather them again: no device keeps whole kernels from forward to backward. Tied to x, which is there since
         # the forward pass, they wait for nothing; tied to dy they would be gathered only when they are needed
         kernels, xs = lax.optimization_barrier((kernels, xs))
-    wholes = [_whole(kernel, dy.dtype, way) for kernel in kernels]
+    if not way.fp8:
+        xs, kernels = [_matrix(x, way) for x in xs], [kernel.astype(dtype) for kernel in kernels]
+    wholes = [_whole(kernel, way) for kernel in kernels]
+    dy = _operand(_matrix(dy, way), dtype, way, AXES, first=way.free)  # as the bias's gradient is summed
+    product = functools.partial(_product, way=way, dtype=dtype, transposed=True)
     if way.gather:
 
         def term(whole, owner):
-            return _product(dy, _part(whole, owner, way.along, 0), way.dim, transposed=True)
+            return product(dy, part(whole, owner, way.along, 0))
 
-        dxs = [_deliver(functools.partial(term, whole), way.along, way.dim, ring=way.ring) for whole in wholes]
+        dxs = [deliver(functools.partial(term, whole), way.along, way.mixed, ring=way.ring) for whole in wholes]
         # waits for nothing, as the kernels
-        xs = [lax.all_gather(x, way.along, axis=way.dim, tiled=True) for x in xs]
+        xs = [gather(x, way.along, way.mixed) for x in xs]
     else:
-        chunks = list(_arrive(dy, way.along, way.dim, ring=way.ring))
-        dxs = [
-            _sum(
-                _product(chunk, _part(whole, owner, way.along, 1), way.dim, transposed=True) for owner, chunk in chunks
-            )
-            for whole in wholes
-        ]
-        dy = _in_order([chunk for _, chunk in chunks], way.along, way.dim)
+        chunks = list(arrive(dy, way.along, way.mixed, ring=way.ring))
+        dxs = [add(product(chunk, part(whole, owner, way.along, 1)) for owner, chunk in chunks) for whole in wholes]
+        dy = in_order([chunk for _, chunk in chunks], way.along, way.mixed)
 
     def kernel_term(x, owner):
         if way.gather:
-            return _outer(_part(x, owner, way.across, way.dim), dy, way.dim)
-        return _outer(x, _part(dy, owner, way.across, way.dim), way.dim)
+            return _outer(part(x, owner, way.across, way.mixed), dy, way, dtype)
+        return _outer(x, part(dy, owner, way.across, way.mixed), way, dtype)
 
-    def kernel_gradient(x, kernel):
-        part = _deliver(functools.partial(kernel_term, x), way.across, 0 if way.gather else 1, ring=way.ring)
-        return lax.psum(part.astype(kernel.dtype), LOGICAL_AXES["batch"])
+    def kernel_gradient(x):
+        own = deliver(functools.partial(kernel_term, x), way.across, 0 if way.gather else 1, ring=way.ring)
+        return lax.psum(own.astype(jnp.float32), LOGICAL_AXES["batch"])
 
-    return tuple(dxs), tuple(map(kernel_gradient, xs, kernels))
+    return tuple(_activation(dx, batch, way) for dx in dxs), tuple(map(kernel_gradient, xs))
 
 
-def _whole(kernel, dtype, way):
-    """The kernel in the compute dtype, gathered over the axis that is not contracted."""
+def _matrix(x, way):
+    """A device's part of an activation as a matrix; free, as it lies in memory so."""
+    tokens, batch, embed = (x := jnp.moveaxis(with_layout_constraint(x, TOKEN_MAJOR), 1, 0)).shape
+    return x.reshape((tokens * batch, embed) if way.mixed else (tokens, batch * embed))
+
+
+def _activation(y, batch, way):
+    """The activation of a matrix."""
+    y = y.reshape((-1, batch, y.shape[1]) if way.mixed else (y.shape[0], batch, -1))
+    return with_layout_constraint(jnp.moveaxis(y, 0, 1), TOKEN_MAJOR)
+
+
+def _operand(x, dtype, way, axes, **options):
+    """A matrix that is cut over `axes` as products want it: quantized, or in the compute dtype."""
+    return quantize(x, axes, **options) if way.fp8 else x.astype(dtype)
+
+
+def _whole(kernel, way):
+    """The kernel, gathered over the axis that is not contracted."""
     dim = 0 if way.gather else 1
-    chunks = [chunk for _, chunk in _arrive(kernel.astype(dtype), way.across, dim, ring=way.ring)]
-    return _in_order(chunks, way.across, dim)
-
-
-def _arrive(x, axis: str, dim: int, *, ring: bool) -> Iterator[tuple[Array | None, Array]]:
-    """Yields (owner, chunk) for every device's part of x along a mesh axis, the own one first; or (None, all of x)."""
-    if not ring:
-        yield None, lax.all_gather(x, axis, axis=dim, tiled=True)
-        return
-    devices, me = lax.axis_size(axis), lax.axis_index(axis)
-    for k in range(devices):
-        yield (me + k) % devices, _shift(x, axis, -k)
-
-
-def _deliver(term: Callable[[Array | None], Array], axis: str, dim: int, *, ring: bool) -> Array:
-    """This device's part of the sum over a mesh axis of term(owner), the own term last, under the others' travel."""
-    if not ring:
-        return lax.psum_scatter(term(None), axis, scatter_dimension=dim, tiled=True)
-    devices, me = lax.axis_size(axis), lax.axis_index(axis)
-    return _sum(_shift(term((me + k) % devices), axis, k) for k in reversed(range(devices)))
-
-
-def _shift(x, axis, by):
-    """Sends x to the device `by` places on along a mesh axis."""
-    devices = lax.axis_size(axis)
-    return x if by == 0 else lax.ppermute(x, axis, [(device, (device + by) % devices) for device in range(devices)])
-
-
-def _sum(terms: Iterable[Array]) -> Array:
-    """The sum of a few arrays, in float32 at least, in their dtype."""
-    terms = list(terms)
-    wide = jnp.promote_types(terms[0].dtype, jnp.float32)
-    return functools.reduce(jnp.add, [term.astype(wide) for term in terms]).astype(terms[0].dtype)
-
-
-def _part(x, owner, axis, dim):
-    """The part of a dimension that `owner` holds along a mesh axis; all of it where owner is None."""
-    if owner is None:
-        return x
-    size = x.shape[dim] // lax.axis_size(axis)
-    return lax.dynamic_slice_in_dim(x, owner * size, size, dim)
-
-
-def _in_order(chunks, axis, dim):
-    """Chunks as they arrived, the own one first, put together in the order of their owners; in one pass over memory."""
-    if len(chunks) == 1:
-        return chunks[0]
-    size, devices = chunks[0].shape[dim], len(chunks)
-    start = (devices - lax.axis_index(axis)) % devices * size
-    return lax.dynamic_slice_in_dim(jnp.concatenate(chunks + chunks, dim), start, devices * size, dim)
+    return in_order([chunk for _, chunk in arrive(kernel, way.across, dim, ring=way.ring)], way.across, dim)
 
 
 # The three products. The operand whose free dimension comes first in the result stands first, so that none needs a
-# transpose: tokens [o, d] = kernel[i, o]^T x[i, d], channels [t, o] = x[t, i] kernel[i, o].
+# transpose: tokens [o, n] = kernel[i, o]^T x[i, n], channels [n, o] = x[n, i] kernel[i, o].
 
 
-def _product(x, kernel, dim, *, transposed=False):
-    """x W over dimension `dim` of x, or x W^T."""
-    x, contracted = with_layout_constraint(x, TOKEN_MAJOR), 1 if transposed else 0
-    if dim == 1:
-        y = jnp.moveaxis(lax.dot_general(kernel, x, (((contracted,), (1,)), ((), ()))), 0, 1)
-    else:
-        y = lax.dot_general(x, kernel, (((2,), (contracted,)), ((), ())))
-    return with_layout_constraint(y, TOKEN_MAJOR)
+def _product(x, kernel, *, way, dtype, transposed=False):
+    """x W over the mixed dimension of x, or x W^T."""
+    contracted = 1 if transposed else 0
+    if way.mixed == 0:
+        return _multiply(kernel, x, (contracted, 0), dtype)
+    return _multiply(x, kernel, (1, contracted), dtype)
 
 
-def _outer(x, dy, dim):
-    """x^T dy: [i, o] from [.., i, ..] and [.., o, ..], summed over the batch and the dimension that is not mixed."""
-    free = (0, 3 - dim)
-    return lax.dot_general(x, dy, ((free, free), ((), ())))
+def _outer(x, dy, way, dtype):
+    """x^T dy: [i, o] from [i, n] and [o, n], or from [n, i] and [n, o]: summed over the dimension that is not mixed."""
+    return _multiply(x, dy, (way.free, way.free), dtype)
+
+
+def _multiply(a, b, dims, dtype):
+    if isinstance(a, Quantized):
+        return multiply(a, b, dims, dtype)
+    return lax.dot_general(a, b, (((dims[0],), (dims[1],)), ((), ())))

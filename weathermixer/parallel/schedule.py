@@ -47,7 +47,15 @@ def kernel_names(over: Over, schedule: Schedule) -> tuple[str, str]:
 
 
 def traffic(
-    schedule: Schedule, *, rows: int, contracted: int, produced: int, along: int, across: int, itemsize: int
+    schedule: Schedule,
+    *,
+    rows: int,
+    contracted: int,
+    produced: int,
+    along: int,
+    across: int,
+    itemsize: int,
+    operand_itemsize: int | None = None,
 ) -> Traffic:
     """Bytes that a device receives in one contraction and in its backward pass.
 
@@ -57,16 +65,17 @@ def traffic(
         batch * embed where tokens are.
       contracted, produced: the kernel's sizes.
       along, across: in how many parts the contracted mesh axis and the other one cut.
-      itemsize: bytes of an element in the compute dtype, in which kernels and their gradients travel too.
+      itemsize: bytes of an element of what is summed, y, dx and dW.
+      operand_itemsize: of what goes to products, x, dy and W; None: the same.
     """
-    gather = moves_input(schedule)
-    moved = rows * (contracted if gather else produced) * itemsize // (along * across)
-    kernel = contracted * produced * itemsize // (along * across)
+    gather, operand = moves_input(schedule), operand_itemsize or itemsize
+    moved = (along - 1) * rows * (contracted if gather else produced) // (along * across)
+    kernel = (across - 1) * contracted * produced // (along * across)
     return Traffic(
-        activation_forward=(along - 1) * moved,
-        activation_backward=(along - 1) * moved * (2 if gather else 1),
-        kernel_forward=(across - 1) * kernel,
-        kernel_backward=2 * (across - 1) * kernel,
+        activation_forward=moved * (operand if gather else itemsize),
+        activation_backward=moved * (operand + itemsize if gather else operand),
+        kernel_forward=kernel * operand,
+        kernel_backward=kernel * (operand + itemsize),
     )
 
 

@@ -14,6 +14,7 @@ class Hardware:
     name: str
     bf16_flops: float | int  # dense peak, FLOP/s
     tf32_flops: float | int  # dense peak of float32 products as jax runs them by default, FLOP/s
+    fp8_flops: float | int  # dense peak of products of 8-bit floats, FLOP/s; 0 where there are none
     memory_bytes: float | int
     memory_rate: float | int  # peak, bytes/s
     node_rate: float | int  # to the devices of the same node, bytes/s each way
@@ -30,9 +31,10 @@ class Hardware:
 
     def peak(self, compute_dtype: str) -> float:
         """Dense peak in FLOP/s of products in `compute_dtype`; ValueError for a dtype without a peak."""
-        peaks = {"bfloat16": self.bf16_flops, "float32": self.tf32_flops}
-        if compute_dtype not in peaks:
-            raise ValueError(f"compute_dtype={compute_dtype!r} has no peak in the table, choose one of {sorted(peaks)}")
+        peaks = {"bfloat16": self.bf16_flops, "float32": self.tf32_flops, "fp8": self.fp8_flops}
+        known = sorted(name for name, peak in peaks.items() if peak)
+        if compute_dtype not in known:
+            raise ValueError(f"compute_dtype={compute_dtype!r} has no peak on {self.name}, choose one of {known}")
         return peaks[compute_dtype]
 
 
@@ -67,11 +69,11 @@ _CPU = dict(
 HARDWARE = {
     hardware.name: hardware
     for hardware in (
-        Hardware("a100", 312e12, 156e12, 80e9, 2.039e12, 300e9, 25e9, **_GPU),
-        Hardware("h100", 989e12, 494.5e12, 80e9, 3.35e12, 450e9, 50e9, **_GPU),
-        Hardware("h200", 989e12, 494.5e12, 141e9, 4.8e12, 450e9, 50e9, **_GPU),
-        Hardware("b200", 2250e12, 1125e12, 180e9, 8.0e12, 900e9, 50e9, **_GPU),
-        Hardware("cpu", 0.1e12, 0.1e12, 16e9, 20e9, 5e9, 1e9, **_CPU),
+        Hardware("a100", 312e12, 156e12, 0.0, 80e9, 2.039e12, 300e9, 25e9, **_GPU),
+        Hardware("h100", 989e12, 494.5e12, 1979e12, 80e9, 3.35e12, 450e9, 50e9, **_GPU),
+        Hardware("h200", 989e12, 494.5e12, 1979e12, 141e9, 4.8e12, 450e9, 50e9, **_GPU),
+        Hardware("b200", 2250e12, 1125e12, 4500e12, 180e9, 8.0e12, 900e9, 50e9, **_GPU),
+        Hardware("cpu", 0.1e12, 0.1e12, 0.0, 16e9, 20e9, 5e9, 1e9, **_CPU),
     )
 }
 

@@ -30,12 +30,13 @@ def activation_bytes(shape: Shape, options: StepOptions) -> float:
 def block_bytes(shape: Shape, options: StepOptions) -> int:
     """Bytes that a mixer block keeps for its backward pass.
 
-    Of each of its two MLPs the norm's input and result, the hidden layer before and after GELU, and dropout's masks.
+    Of each of its two MLPs the norm's input, the hidden layer before GELU, what follows either, in the dtype that
+    products read, and dropout's masks.
     """
     s = shape
     state, hidden = s.tokens * s.embed, s.token_hidden * s.embed + s.tokens * s.embed_hidden
     masks = (2 * state + hidden) * options.dropout  # one byte each
-    return (4 * state + 2 * hidden) * options.compute_bytes + masks
+    return (2 * state + hidden) * (options.compute_bytes + options.operand_bytes) + masks
 
 
 def temporary_bytes(shape: Shape, layout: Layout, options: StepOptions) -> float:

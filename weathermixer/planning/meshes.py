@@ -58,7 +58,7 @@ class StepOptions:
     Attributes:
       batch: samples per step over all instances.
       repeats: passes through the blocks (latent rollout).
-      compute_dtype: of activations and products, "bfloat16" or "float32".
+      compute_dtype: of activations and products, "bfloat16" or "float32"; or "fp8", as in the settings.
       rematerialize: "none" or "block", as in the model.
       schedule: of the contractions, as in weathermixer.parallel.schedule.
       dropout: whether there is any.
@@ -88,14 +88,25 @@ class StepOptions:
     def __post_init__(self):
         if self.zero not in ("none", "moments", "parameters"):
             raise ValueError(f"zero={self.zero!r} is not one of none, moments, parameters")
-        if self.compute_dtype not in ("bfloat16", "float32"):
-            raise ValueError(f"compute_dtype={self.compute_dtype!r} is not one of bfloat16, float32")
+        if self.compute_dtype not in ("bfloat16", "float32", "fp8"):
+            raise ValueError(f"compute_dtype={self.compute_dtype!r} is not one of bfloat16, float32, fp8")
         if self.batch < 1 or self.repeats < 1:
             raise ValueError(f"batch={self.batch} and repeats={self.repeats} must be at least 1")
 
     @property
     def compute_bytes(self) -> int:
-        return 2 if self.compute_dtype == "bfloat16" else 4
+        return 4 if self.compute_dtype == "float32" else 2
+
+    @property
+    def operand_bytes(self) -> int:
+        """Of an element of what the blocks' products read."""
+        return 1 if self.compute_dtype == "fp8" else self.compute_bytes
+
+    def product_dtype(self, c: Contraction) -> str:
+        """In which a contraction's products are computed."""
+        if c.name == "blend":
+            return "float32"
+        return "bfloat16" if self.compute_dtype == "fp8" and not c.in_block else self.compute_dtype
 
     def repeated_in_backward(self, c: Contraction) -> bool:
         """Whether rematerialization makes a product again: not a block's last one, whose result nothing needs."""

@@ -43,8 +43,7 @@ def product_seconds(shape: Shape, layout: Layout, options: StepOptions, hardware
     """Seconds that a device spends in the products of each kind of contraction; the head's run in float32."""
     seconds = {}
     for c in contractions(shape):
-        dtype = "float32" if c.name == "blend" else options.compute_dtype
-        rate = hardware.peak(dtype) * hardware.achieved_products
+        rate = hardware.peak(options.product_dtype(c)) * hardware.achieved_products
         passes = (3 if c.needs_input_gradient else 2) + options.repeated_in_backward(c)
         times = c.count * (options.repeats if c.in_block else 1)
         seconds[c.name] = passes * times * c.flops * options.batch / layout.devices / rate

@@ -70,6 +70,7 @@ def contraction_transfers(c: Contraction, layout: Layout, options: StepOptions) 
         along=contracted.size,
         across=across.size,
         itemsize=options.compute_bytes,
+        operand_itemsize=options.operand_bytes if c.in_block else None,
     )
     activation = moved.activation_forward + moved.activation_backward
     kernel = moved.kernel_backward

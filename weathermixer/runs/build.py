@@ -17,6 +17,7 @@ import weathermixer
 from weathermixer.archive.archive import FORMAT_VERSION, Archive, open_archive
 from weathermixer.fields.variables import Channel, ChannelSet
 from weathermixer.model.weathermixer import ModelShape, WeatherMixer
+from weathermixer.parallel import fp8
 from weathermixer.parallel.distributed import wait_for_all
 from weathermixer.parallel.mesh import use_mesh
 from weathermixer.prepare.prepare import prepare_archive
@@ -97,16 +98,19 @@ def make_model_shape(settings: Settings, grid: tuple[int, int], channel_set: Cha
 
 
 def compute_dtype(settings: Settings) -> jnp.dtype:
-    """Of activations and products: bfloat16 where the hardware is made for it."""
+    """Of activations, and of products that are not in 8-bit floats: bfloat16 where the hardware is made for it."""
     if settings.model.compute_dtype == "auto":
         return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
-    return jnp.dtype(settings.model.compute_dtype)
+    return jnp.dtype(jnp.bfloat16 if settings.model.compute_dtype == "fp8" else settings.model.compute_dtype)
 
 
 def make_model(
     settings: Settings, shape: ModelShape, tendency: np.ndarray, mesh: Mesh | AbstractMesh
 ) -> tuple[Callable, Callable]:
     """The model as two functions on the mesh in use: make_params(key) -> params, apply(params, x, *, repeats, key)."""
+
+    if settings.model.compute_dtype == "fp8" and isinstance(mesh, Mesh):
+        fp8.check_device(mesh.devices.flat[0])
 
     def build(key):
         return WeatherMixer(
@@ -116,6 +120,7 @@ def make_model(
             compute_dtype=compute_dtype(settings),
             rematerialize=settings.model.rematerialize,
             schedule=settings.model.schedule,
+            fp8=settings.model.compute_dtype == "fp8",
         )
 
     abstract = jax.sharding.use_abstract_mesh if isinstance(mesh, AbstractMesh) else use_mesh
@@ -241,6 +246,8 @@ def make_training(
         cut_gradient=settings.training.rollout_gradient == "own",
         input_only=(len(channel_set.dynamic), len(channel_set.stored)),
     )
+    compiler_options = fp8.COMPILER_OPTIONS if settings.model.compute_dtype == "fp8" else None
+    eval_loss = jax.jit(loss, compiler_options=compiler_options)
     train_step = make_train_step(
         loss,
         optimizer,
@@ -249,9 +256,10 @@ def make_training(
         seed=settings.seed if shape.dropout_rate or settings.data.augmentation != "none" else None,
         zero=settings.mesh.zero,
         accumulate=settings.training.accumulate,
+        compiler_options=compiler_options,
     )
 
     def initial_state():
         return make_state(make_params(jax.random.key(settings.seed)), optimizer, ema=decay > 0, zero=settings.mesh.zero)
 
-    return Training(shape, steps, rollout, apply, loss, jax.jit(loss), train_step, initial_state)
+    return Training(shape, steps, rollout, apply, loss, eval_loss, train_step, initial_state)

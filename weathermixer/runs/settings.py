@@ -84,8 +84,9 @@ class ModelSettings:
     dropout_rate: float = _setting(0.0, least=0, below=1)
     # frames that the model sees; 2: the state and the one a step before, which shows tendencies
     history: int = _setting(1, (1, 2))
-    # of activations and products, "auto": bfloat16 on GPU and TPU, float32 on CPU. State stays float32
-    compute_dtype: str = _setting("auto", ("auto", "bfloat16", "float32"))
+    # of activations and products, "auto": bfloat16 on GPU and TPU, float32 on CPU. State stays float32. "fp8":
+    # bfloat16, but the blocks' products in 8-bit floats, for GPUs of compute capability 8.9 on (Ada, Hopper, Blackwell)
+    compute_dtype: str = _setting("auto", ("auto", "bfloat16", "float32", "fp8"))
     rematerialize: str = _setting("none", REMATERIALIZE)  # "block" keeps only the blocks' inputs for backward
     schedule: str = _setting("auto", SCHEDULES)  # of the distributed contractions, see parallel/schedule.py
 

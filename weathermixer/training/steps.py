@@ -1,6 +1,6 @@
 """One training step, and the loss on data that is not trained on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -110,6 +110,7 @@ def make_train_step(
     seed: int | None,
     zero: str = "none",
     accumulate: int = 1,
+    compiler_options: Mapping[str, Any] | None = None,
 ) -> Callable[[TrainState, Batch, Standardization], tuple[TrainState, dict[str, Array]]]:
     """The jitted train_step(state, batch, standardization) -> (state, metrics); the state it is given is donated.
 
@@ -120,6 +121,7 @@ def make_train_step(
       seed: of dropout and augmentation, which are drawn anew from (seed, step); None for neither.
       zero: as the state was made with: where it is not "none" each instance updates its part alone.
       accumulate: in so many parts the batch goes through the model, one after the other; their mean is the gradient.
+      compiler_options: given to XLA, as for jax.jit.
 
     >>> import optax
     >>> run, optimizer = weathermixer.open_run("runs/quickstart"), optax.adam(1e-4)
@@ -168,4 +170,4 @@ def make_train_step(
             params = gather_instances(params)
         return TrainState(state.step + 1, params, moments, ema), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    return jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options)

@@ -122,7 +122,7 @@ class RunLog:
         for batch in batches:
             if account is not None:
                 self._account = account()
-            self._called = time.perf_counter(), self._ends.submit(_end, batch)
+            self._called = time.perf_counter(), self._ends.submit(_arrival, batch)
             yield batch
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> dict[str, float] | None:
@@ -241,6 +241,13 @@ def _end(arrays: Any) -> float:
     """When arrays that are being made are there; the thread that waits for them keeps nobody else waiting."""
     jax.block_until_ready(arrays)
     return time.perf_counter()
+
+
+def _arrival(batch: Any) -> float:
+    """When a batch is there, if that is later than the end of the step before, which was waited for just now."""
+    if all(leaf.is_ready() for leaf in jax.tree.leaves(batch) if hasattr(leaf, "is_ready")):
+        return -math.inf
+    return _end(batch)
 
 
 def _seconds(seconds: float) -> str:

@@ -1,0 +1,141 @@
+"""8-bit floats: what quantizing keeps, both writers alike, products within rounding, the same on every mesh."""
+
+import functools
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec
+
+from tests.parallel.test_jigsaw import FACTORIZATIONS, SUBSCRIPTS, dense, make_case
+from weathermixer.parallel import fp8
+from weathermixer.parallel.jigsaw import mix
+from weathermixer.parallel.mesh import AXES, make_mesh, sharding, use_mesh
+from weathermixer.parallel.schedule import SCHEDULES, kernel_names
+
+
+def quantize(x, sizes=(1, 2, 2)):
+    """(straight, turned, unit) of a matrix that is cut over `domain` and `tensor`, put together."""
+    mesh = make_mesh(*sizes)
+    cut = PartitionSpec("domain", "tensor")
+    out = fp8.Quantized(cut, PartitionSpec("tensor", "domain"), PartitionSpec())
+    with use_mesh(mesh):
+        x = jax.device_put(x, jax.sharding.NamedSharding(mesh, cut))
+        inner = functools.partial(fp8.quantize, axes=AXES[1:])
+        return jax.tree.map(lambda y: np.asarray(y, np.float32), jax.jit(jax.shard_map(inner, out_specs=out))(x))
+
+
+@pytest.mark.parametrize("largest", [3e-20, 1e-8, 0.9, 1.0, 1.1, 7e4])
+def test_values_keep_their_first_digits_whatever_their_size(largest):
+    x = np.random.default_rng(0).standard_normal((24, 40)).astype(np.float32)
+    x *= np.float32(largest) / np.abs(x).max()
+    straight, turned, unit = quantize(x)
+    assert np.log2(unit) == np.round(np.log2(unit)) and 128 <= np.abs(x).max() / unit <= 256
+    np.testing.assert_array_equal(straight, turned.T)
+    # three bits of mantissa: half of 2**-3, down to the format's least step
+    assert np.all(np.abs(straight * unit - x) <= np.maximum(np.abs(x) / 16, unit * 2**-10) * (1 + 1e-6))
+
+
+def test_zeros_stay_and_what_is_not_finite_shows():
+    straight, _, unit = quantize(np.zeros((4, 4), np.float32))
+    assert not straight.any() and unit > 0
+    for bad in (np.inf, np.nan):
+        x = np.ones((4, 4), np.float32)
+        x[3, 3] = bad
+        straight, _, unit = quantize(x)
+        assert np.isnan((straight * unit)[3, 3])
+
+
+@pytest.mark.parametrize("shape", [(64, 128), (150, 200), (7, 300)])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_the_kernel_writes_what_the_reference_writes(shape, dtype):
+    x = jax.random.normal(jax.random.key(0), shape, dtype)
+    for fast, plain in zip(fp8.write_fast(x, jnp.float32(32), interpret=True), fp8.write(x, jnp.float32(32))):
+        assert fast.dtype == plain.dtype == fp8.FORMAT
+        np.testing.assert_array_equal(np.asarray(fast, np.float32), np.asarray(plain, np.float32))
+
+
+def distributed(sizes, cases, dtype):
+    """(y, dx, dW) of every case with products in 8-bit floats, on a mesh."""
+    mesh = make_mesh(*sizes)
+    activation = sharding(mesh, "batch", "token", "embed")
+    results = []
+    with use_mesh(mesh):
+        for over, schedule, x, kernel, dy in cases:
+            x, dy = (jax.device_put(array, activation) for array in (x, dy))
+            kernel = jax.device_put(kernel, sharding(mesh, *kernel_names(over, schedule)))
+            f = functools.partial(mix, over=over, schedule=schedule, fp8=True)
+            pull = jax.jit(lambda x, w, dy, f=f: (lambda y, back: (y, *back(dy)))(*jax.vjp(f, x, w)))
+            results.append([np.asarray(r, np.float64) for r in pull(x.astype(dtype), kernel, dy.astype(dtype))])
+    return results
+
+
+@pytest.fixture(scope="module")
+def cases():
+    schedules = [schedule for schedule in SCHEDULES if schedule not in ("auto", "einsum")]
+    return [make_case(over, schedule, 4, 48, 96, 144) for over in SUBSCRIPTS for schedule in schedules]
+
+
+@pytest.fixture(scope="module")
+def on_one_device(cases):
+    return distributed((1, 1, 1), cases, jnp.float32)
+
+
+def test_products_are_rounded_and_nothing_else(cases, on_one_device):
+    for case, results in zip(cases, on_one_device, strict=True):
+        for ours, exact in zip(results, dense(case[0], *case[2:]), strict=True):
+            assert 1e-3 < np.abs(ours - exact).max() / np.abs(exact).max() < 8e-2
+
+
+@pytest.mark.parametrize("sizes", FACTORIZATIONS[:-2], ids=str)
+def test_every_mesh_quantizes_alike(cases, on_one_device, sizes):
+    """The units are those of whole matrices: between meshes only the order of sums in float32 differs."""
+    for found, expected in zip(distributed(sizes, cases, jnp.float32), on_one_device, strict=True):
+        for ours, one in zip(found, expected, strict=True):
+            assert np.abs(ours - one).max() / np.abs(one).max() < 2e-6
+
+
+def test_the_compiler_has_no_schedule_for_it():
+    x, kernel, _ = make_case("token", "einsum", 1, 16, 8, 8)[2:]
+    mesh = make_mesh(1, 1, 1)
+    with use_mesh(mesh), pytest.raises(ValueError, match="schedule='einsum' has no products in 8-bit floats"):
+        x = jax.device_put(x, sharding(mesh, "batch", "token", "embed"))
+        kernel = jax.device_put(kernel, sharding(mesh, *kernel_names("token", "einsum")))
+        mix(x, kernel, over="token", schedule="einsum", fp8=True)
+
+
+def test_a_gpu_without_such_products_is_named():
+    fp8.check_device.__wrapped__(SimpleNamespace(platform="gpu", compute_capability="9.0", device_kind="NVIDIA H100"))
+    fp8.check_device.__wrapped__(SimpleNamespace(platform="gpu", compute_capability="gfx942", device_kind="AMD"))
+    fp8.check_device(jax.devices()[0])
+    with pytest.raises(ValueError, match="A100 has compute capability 8.0, and products .* choose 'bfloat16'"):
+        a100 = SimpleNamespace(platform="gpu", compute_capability="8.0", device_kind="NVIDIA A100")
+        fp8.check_device.__wrapped__(a100)
+
+
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend")
+@pytest.mark.parametrize("over", SUBSCRIPTS)
+def test_a_gpu_multiplies_8_bit_floats_that_are_written_once(over):
+    """In the program that a GPU's compiler is given: a kernel for x, W and dy each, three products, no transpose."""
+    gpu = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
+    mesh = AbstractMesh((1, 1, 1), AXES, axis_types=(AxisType.Explicit,) * 3, abstract_device=gpu)
+    x, kernel, dy = make_case(over, "scatter", 2, 64, 48, 80)[2:]
+    names = ("batch", "token", "embed")
+    with jax.sharding.use_abstract_mesh(mesh):
+        described = [
+            jax.ShapeDtypeStruct(array.shape, dtype, sharding=sharding(mesh, *cut))
+            for array, dtype, cut in (
+                (x, jnp.bfloat16, names),
+                (kernel, jnp.float32, kernel_names(over, "scatter")),
+                (dy, jnp.bfloat16, names),
+            )
+        ]
+        forward = functools.partial(mix, over=over, fp8=True)
+        pull = jax.jit(lambda x, w, dy: (lambda y, back: (y, *back(dy)))(*jax.vjp(forward, x, w)))
+        text = pull.trace(*described).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("@__gpu$xla.gpu.triton") == 3
+    widened = {line.split()[0] for line in text.splitlines() if "convert" in line and "xf8E4M3FN>) ->" in line}
+    assert len(widened) == 6 and text.count("dot_general") == 3
+    assert not [line for line in text.splitlines() if "stablehlo.transpose" in line and "f8E4M3FN" in line]
