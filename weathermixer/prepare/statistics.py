@@ -65,21 +65,21 @@ def measure(
 
 def _moments(values: np.ndarray, shift: np.ndarray | None, row_weights: np.ndarray) -> np.ndarray:
     """(sum w, sum w d, sum w d^2) per channel, of the values that are finite."""
-
-    def total(of: np.ndarray) -> np.ndarray:
-        return (of.sum(axis=-1) * row_weights).sum(axis=-1)
-
     deviation = values.astype(np.float64)
     if shift is not None:
         deviation -= shift[:, None, None]
     with np.errstate(invalid="ignore"):
-        first = total(deviation)
+        first = _total(deviation, row_weights)
     weight = np.full(len(values), row_weights.sum() * values.shape[-1])
     if not np.isfinite(first).all():
         finite = np.isfinite(values)
         deviation = np.where(finite, deviation, 0.0)
-        first, weight = total(deviation), total(finite)
-    return np.stack([weight, first, total(np.square(deviation, out=deviation))])
+        first, weight = _total(deviation, row_weights), _total(finite, row_weights)
+    return np.stack([weight, first, _total(np.square(deviation, out=deviation), row_weights)])
+
+
+def _total(values: np.ndarray, row_weights: np.ndarray) -> np.ndarray:
+    return (values.sum(axis=-1) * row_weights).sum(axis=-1)
 
 
 def make_statistics(sums: Float[np.ndarray, "row channel"], shift: Float[np.ndarray, " channel"]) -> Statistics:
