@@ -24,7 +24,7 @@ def quick_compilation():
 
 
 def tiny_settings(**options: Any) -> Settings:
-    """Settings of a few thousand parameters; options are fields of data, model, training or mesh."""
+    """Settings of a few thousand parameters; options are fields of data, model, training, mesh or optimizer."""
     values = Settings().values()
     channels = ("2m_temperature", "geopotential_500", "temperature_850", "u_component_of_wind_850")
     values["data"] |= dict(channels=channels, static=("land_sea_mask",), channel_multiple=8)
@@ -32,7 +32,7 @@ def tiny_settings(**options: Any) -> Settings:
     values["training"] |= dict(batch_size=8, steps=10)
     values["optimizer"] |= dict(peak_rate=1e-3, coder_peak_rate=1e-3)
     for name, value in options.items():
-        (part,) = (part for part in ("data", "model", "training", "mesh") if name in values[part])
+        part = next(part for part in ("data", "model", "training", "mesh", "optimizer") if name in values[part])
         values[part][name] = value
     return make_settings(values)
 

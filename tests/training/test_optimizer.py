@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from weathermixer.parallel.mesh import make_mesh, sharding, use_mesh
 from weathermixer.training.optimizer import make_learning_rate, make_optimizer
 
 RATES = dict(processor_rate=optax.constant_schedule(1e-2), coder_rate=optax.constant_schedule(2e-3))
@@ -56,6 +57,37 @@ def test_steps_follow_the_equations(kind, decoupled):
     got = run(make_optimizer(kind, weight_decay=0.1, clip_norm=1.0, **RATES), gradients)
     wanted = reference(gradients, decay=0.1, decoupled=decoupled, clip=1.0)
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=2e-5), got, wanted)
+
+
+def test_muon_takes_orthogonal_steps_on_kernels_of_blocks_and_adams_on_the_rest():
+    rng, mesh = np.random.default_rng(1), make_mesh(1, 1, 1)
+
+    def draw(*shape):
+        return jax.device_put(rng.standard_normal(shape).astype(np.float32), sharding(mesh, *[None] * len(shape)))
+
+    gradient = {"encode": {"kernel": draw(8, 16)}, "blocks": {"up": {"kernel": draw(8, 16)}, "bias": draw(8)}}
+    gradient["blocks"]["circulant"] = {"kernel": draw(8, 16, 3)}
+    optimizer = make_optimizer("muon", clip_norm=None, **RATES)
+    with use_mesh(mesh):
+        params = jax.tree.map(jnp.zeros_like, gradient)
+        steps, moments = jax.jit(optimizer.update)(gradient, optimizer.init(params), params)
+    for step, rate in ((steps["encode"]["kernel"], 2e-3), (steps["blocks"]["bias"], 1e-2)):
+        np.testing.assert_allclose(np.abs(step), np.abs(step).max(), rtol=1e-4)  # each number's is as large
+        assert np.abs(step).max() == pytest.approx(rate, rel=0.5)
+    for name in ("up", "circulant"):
+        # what is contracted first, offsets too: [24, 16] of [8, 16, 3]
+        step, slope = (
+            np.moveaxis(np.asarray(tree["blocks"][name]["kernel"]), 1, -1).reshape(-1, 16)
+            if name == "circulant"
+            else np.asarray(tree["blocks"][name]["kernel"])
+            for tree in (steps, gradient)
+        )
+        singular = np.linalg.svd(step)[1] / (1e-2 * 0.2 * np.sqrt(max(step.shape)))
+        assert singular.min() > 0.6 and singular.max() < 1.3
+        assert (step * slope).sum() < 0  # downhill
+    # one moment of what takes orthogonal steps, two of the rest
+    kept = sum(leaf.size for leaf in jax.tree.leaves(moments) if leaf.ndim and leaf.shape != (3,))
+    assert kept == 8 * 16 + 8 * 16 * 3 + 2 * (8 * 16 + 8)
 
 
 def test_learning_rate_warms_up_then_falls_along_a_cosine():

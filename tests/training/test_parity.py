@@ -32,6 +32,7 @@ ROLES = dict(
     augmentation="rotate_longitude",
 )
 ROLLOUT = dict(dropout_rate=0.1, head="increment", embed=64, lead_steps=2, rematerialize="block")
+CIRCULANT = dict(token_mixing="circulant", token_hidden=32, head="increment", lead_steps=2)
 FED_BACK = dict(head="increment", embed=64, rollout=(3,), rollout_weights=(1.0, 0.5, 2.0), accumulate=2, batch_size=16)
 
 
@@ -109,6 +110,23 @@ def test_forecasts_that_are_fed_back_three_times(one_device):
     here, _ = measure((2, 2, 2), FED_BACK, params)
     rows = compare(differences(here, expected), None)
     assert all(row.fine for row in rows), format_differences("2x2x2", rows, 5)
+
+
+@pytest.mark.parametrize("mesh", [(2, 2, 2), pytest.param((1, 4, 2), marks=pytest.mark.slow)])
+def test_circulant_token_mixing(mesh, one_device):
+    expected, params = one_device(CIRCULANT)
+    here, _ = measure(mesh, CIRCULANT, params)
+    rows = compare(differences(here, expected), None)
+    assert all(row.fine for row in rows), format_differences(str(mesh), rows, 5)
+
+
+def test_a_short_run_with_muon_on_kernels_of_two_and_three_dimensions():
+    options = CIRCULANT | dict(kind="muon", zero="moments", peak_rate=1e-2)
+    (expected, _), (losses, state) = (make_tiny(sizes, **options).run(steps=4) for sizes in ((1, 1, 1), (2, 2, 2)))
+    np.testing.assert_allclose(losses, expected, rtol=2e-5)
+    # moments are cut as their parameters are, and over the instances
+    kernels = [leaf for leaf in jax.tree.leaves(state.moments) if leaf.ndim > 1]
+    assert all(np.prod(leaf.sharding.shard_shape(leaf.shape)) * 8 == leaf.size for leaf in kernels)
 
 
 @pytest.mark.parametrize(("dtype", "most"), [("bfloat16", 0.1), ("fp8", 0.3)])

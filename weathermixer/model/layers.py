@@ -1,4 +1,4 @@
-"""Layers on cut arrays: parameters born sharded, the dense layer on either dimension, LayerNorm, dropout."""
+"""Layers on cut arrays: parameters born sharded, dense and circulant layers, LayerNorm, dropout."""
 
 import math
 from collections.abc import Callable
@@ -66,6 +66,37 @@ class Dense(nnx.Module):
         """finish(x kernel, bias): an activation function that adds the bias itself saves writing the sum."""
         y = mix(x, self.kernel[...], over=self.over, schedule=self.schedule, fp8=self.fp8)
         return finish(y, dense_bias(self.bias[...], self.over))
+
+
+class Circulant(nnx.Module):
+    """An affine map of the tokens that is the same wherever longitude begins: dense over rows, circulant along them.
+
+        y[b, (r, j), d] = sum_{s, l} x[b, (s, l), d] kernel[s, r, (j - l) mod columns] + bias[r]
+
+    Tokens are (row, column), so `inputs` and `outputs` are whole numbers of rows. Parameters: kernel [rows of inputs,
+    rows of outputs, offset], bias [rows of outputs]: as many as Dense's over its columns. A band of rows of the kernel
+    is made dense where it lies, and contracted as any other: products and what travels are those of Dense.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, *, columns: int, schedule: Schedule, rngs: nnx.Rngs, fp8: bool = False
+    ):
+        self.columns, self.fp8 = columns, fp8
+        self.schedule = resolve_schedule(schedule, inputs, outputs, "token")
+        names, shape = kernel_names("token", self.schedule), (inputs // columns, outputs // columns, columns)
+        self.kernel = parameter(kernel_init(inputs), rngs, (*names, "stack"), shape)
+        self.bias = parameter(constant_init(0.0), rngs, ("token_vector",), shape[1:2])
+
+    def __call__(self, x: Float[Array, "b t d"], *, finish: Callable = add_bias) -> Float[Array, "b t2 d"]:
+        """As Dense."""
+        kernel, columns = self.kernel[...].astype(x.dtype), self.columns
+        # [s, l, r, j]: from a column l the offsets are turned by l
+        dense = jnp.stack([jnp.roll(kernel, column, axis=-1) for column in range(columns)], axis=1)
+        size = dense.shape[0] * columns, dense.shape[2] * columns
+        dense = jnp.reshape(dense, size, out_sharding=spec(*kernel_names("token", self.schedule)))
+        y = mix(x, dense, over="token", schedule=self.schedule, fp8=self.fp8)
+        bias = jnp.broadcast_to(self.bias[...][:, None], (len(self.bias[...]), columns))
+        return finish(y, dense_bias(bias.reshape(-1), "token"))
 
 
 def resolve_schedule(schedule: Schedule, inputs: int, outputs: int, over: Over) -> Schedule:

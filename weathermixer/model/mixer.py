@@ -1,32 +1,25 @@
 """The mixer block: an MLP over tokens, then one over channels, behind LayerNorms and residuals (Jigsaw, section 4)."""
 
+import functools
+from collections.abc import Callable
+
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from weathermixer.model.elementwise import gelu
-from weathermixer.model.layers import Dense, LayerNorm, dropout, fold_key
-from weathermixer.parallel.schedule import Over, Schedule
+from weathermixer.model.layers import Circulant, Dense, LayerNorm, dropout, fold_key
+from weathermixer.parallel.schedule import Schedule
 
 
 class Mlp(nnx.Module):
-    """Dense, exact GELU, dense, over the channels or over the tokens of an activation.
+    """A layer, exact GELU, a layer, over the channels or over the tokens of an activation.
 
-    Parameters: up.kernel [size, hidden], up.bias [hidden], down.kernel [hidden, size], down.bias [size].
+    Parameters, of Dense: up.kernel [size, hidden], up.bias [hidden], down.kernel [hidden, size], down.bias [size].
     """
 
-    def __init__(
-        self,
-        size: int,
-        hidden: int,
-        *,
-        over: Over,
-        schedule: Schedule,
-        fp8: bool,
-        dropout_rate: float,
-        rngs: nnx.Rngs,
-    ):
-        self.up = Dense(size, hidden, over=over, schedule=schedule, fp8=fp8, rngs=rngs)
-        self.down = Dense(hidden, size, over=over, schedule=schedule, fp8=fp8, rngs=rngs)
+    def __init__(self, layer: Callable[[int, int], nnx.Module], size: int, hidden: int, *, dropout_rate: float):
+        self.up = layer(size, hidden)
+        self.down = layer(hidden, size)
         self.dropout_rate = dropout_rate
 
     def __call__(self, x: Float[Array, "b t d"], key: Key[Array, ""] | None) -> Float[Array, "b t d"]:
@@ -39,7 +32,7 @@ class MixerBlock(nnx.Module):
     """h = h + TokenMLP(LN(h));  h = h + ChannelMLP(LN(h)).
 
     Parameters: token_norm, token_mlp (tokens -> token_hidden -> tokens), channel_norm, channel_mlp (embed ->
-    embed_hidden -> embed).
+    embed_hidden -> embed). Token mixing is circulant along rows of `circulant` tokens; 0: dense.
     """
 
     def __init__(
@@ -49,16 +42,20 @@ class MixerBlock(nnx.Module):
         embed: int,
         token_hidden: int,
         embed_hidden: int,
+        circulant: int,
         schedule: Schedule,
         fp8: bool,
         dropout_rate: float,
         rngs: nnx.Rngs,
     ):
-        options = dict(schedule=schedule, fp8=fp8, dropout_rate=dropout_rate, rngs=rngs)
+        options = dict(schedule=schedule, fp8=fp8, rngs=rngs)
+        over_tokens, over_channels = (functools.partial(Dense, over=over, **options) for over in ("token", "channel"))
+        if circulant:
+            over_tokens = functools.partial(Circulant, columns=circulant, **options)
         self.token_norm = LayerNorm(embed, rngs=rngs)
-        self.token_mlp = Mlp(tokens, token_hidden, over="token", **options)
+        self.token_mlp = Mlp(over_tokens, tokens, token_hidden, dropout_rate=dropout_rate)
         self.channel_norm = LayerNorm(embed, rngs=rngs)
-        self.channel_mlp = Mlp(embed, embed_hidden, over="channel", **options)
+        self.channel_mlp = Mlp(over_channels, embed, embed_hidden, dropout_rate=dropout_rate)
 
     def __call__(self, h: Float[Array, "b t d"], key: Key[Array, ""] | None) -> Float[Array, "b t d"]:
         h = h + self.token_mlp(self.token_norm(h), fold_key(key, 0))

@@ -30,6 +30,7 @@ from weathermixer.parallel.zero import gather_instances
 
 HEADS = ("blend", "increment")
 REMATERIALIZE = ("none", "block")
+TOKEN_MIXING = ("dense", "circulant")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,7 @@ class ModelShape:
       head: "blend" (published) or "increment".
       dropout_rate: in the MLPs.
       history: frames that the model sees: 1 as published, or 2, the state and the one a step before it.
+      token_mixing: "dense" (published), or "circulant" along longitude: token_hidden is then whole rows of tokens.
 
     Raises ValueError for a patch that does not divide the grid, an unknown head, and counts that cannot be.
 
@@ -67,6 +69,7 @@ class ModelShape:
     head: str = "blend"
     dropout_rate: float = 0.0
     history: int = 1
+    token_mixing: str = "dense"
 
     def __post_init__(self):
         for what, size, part in zip(("latitude", "longitude"), self.grid, self.patch, strict=True):
@@ -76,6 +79,13 @@ class ModelShape:
                 )
         if self.head not in HEADS:
             raise ValueError(f"head={self.head!r} is not one of {HEADS}")
+        if self.token_mixing not in TOKEN_MIXING:
+            raise ValueError(f"token_mixing={self.token_mixing!r} is not one of {TOKEN_MIXING}")
+        if self.circulant and self.token_hidden % self.circulant:
+            raise ValueError(
+                f"token_hidden={self.token_hidden} is not whole rows of {self.circulant} tokens, which "
+                f"token_mixing='circulant' needs: choose a multiple of {self.circulant}"
+            )
         if self.history not in (1, 2):
             raise ValueError(f"history={self.history} must be 1 or 2 frames")
         if not 0 < self.predicted <= self.channels:
@@ -86,18 +96,24 @@ class ModelShape:
         return (self.grid[0] // self.patch[0]) * (self.grid[1] // self.patch[1])
 
     @property
+    def circulant(self) -> int:
+        """Columns of tokens along which token mixing is circulant; 0: it is dense."""
+        return self.grid[1] // self.patch[1] if self.token_mixing == "circulant" else 0
+
+    @property
     def features(self) -> int:
         """Features of a patch, before encoding and after decoding."""
         return self.channels * self.patch[0] * self.patch[1]
 
     def check_mesh(self, mesh) -> None:
         """Raises a ValueError that names every size that does not divide over `mesh`."""
+        width = max(self.circulant, 1)  # tokens of a row: circulant kernels are cut by rows
         check_divides(
             mesh,
             channels=("channel", self.channels),
             patch_rows=("lat", self.grid[0] // self.patch[0]),
-            tokens=("token_vector", self.tokens),
-            token_hidden=("token_vector", self.token_hidden),
+            tokens=("token_vector", self.tokens // width),
+            token_hidden=("token_vector", self.token_hidden // width),
             features=("embed_vector", self.features),
             embed=("embed_vector", self.embed),
             embed_hidden=("embed_vector", self.embed_hidden),
@@ -174,6 +190,7 @@ class WeatherMixer(nnx.Module):
                 embed=shape.embed,
                 token_hidden=shape.token_hidden,
                 embed_hidden=shape.embed_hidden,
+                circulant=shape.circulant,
                 schedule=schedule,
                 fp8=fp8,
                 dropout_rate=shape.dropout_rate,

@@ -58,6 +58,9 @@ def temporary_bytes(shape: Shape, layout: Layout, options: StepOptions) -> float
     numbers = 2 * gathered + ahead + batch * 3 * largest / layout.instance
     if options.compute_dtype != "float32":
         numbers += parameters(shape) / layout.instance
+    if shape.circulant:  # kernels that were made dense: kept for the backward pass, or a block's made again
+        count = 1 if options.rematerialize == "block" else shape.blocks
+        numbers += count * sum(c.kernel for c in mixing if c.over == "token") / layout.instance
     total = numbers * options.compute_bytes
     if options.zero == "parameters":  # those of one block gathered, or all where the backward pass is to find them
         gathered_blocks = shape.blocks if options.rematerialize == "block" else 1

@@ -118,14 +118,14 @@ def indivisible(shape: Shape, layout: Layout, batch: int) -> list[str]:
 
     The same rules as the model's own check, plus the batch's.
     """
-    domain, tensor = f"domain={layout.domain}", f"tensor={layout.tensor}"
+    domain, tensor, width = f"domain={layout.domain}", f"tensor={layout.tensor}", max(shape.circulant, 1)
     token_cut, embed_cut = f"{domain} * {tensor}", f"{tensor} * {domain}"
     rules = [
         ("batch", batch, layout.data, f"data={layout.data}"),
         ("channels", shape.channels, layout.tensor, tensor),
         ("patch_rows", shape.grid[0] // shape.patch[0], layout.domain, domain),
-        ("tokens", shape.tokens, layout.instance, token_cut),
-        ("token_hidden", shape.token_hidden, layout.instance, token_cut),
+        ("tokens", shape.tokens // width, layout.instance, token_cut),
+        ("token_hidden", shape.token_hidden // width, layout.instance, token_cut),
         ("features", shape.features, layout.instance, embed_cut),
         ("embed", shape.embed, layout.instance, embed_cut),
         ("embed_hidden", shape.embed_hidden, layout.instance, embed_cut),

@@ -20,6 +20,7 @@ class Shape(Protocol):
     history: int
     tokens: int
     features: int
+    circulant: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,14 +108,14 @@ def executed_flops(shape: Shape, *, batch: int = 1, repeats: int = 1, rematerial
 
 def parameter_parts(shape: Shape) -> dict[str, int]:
     """Numbers of parameters by part of the model: kernels, biases, the norms' scales and biases."""
-    s = shape
+    s, columns = shape, max(shape.circulant, 1)  # of offsets, a circulant kernel has one value for all columns
     kernels = {c.name: c.kernel * c.count for c in contractions(shape)}
     norm = 2 * s.embed
-    token_vectors = s.blocks * (norm + s.token_hidden + s.tokens)
+    token_vectors = s.blocks * (norm + (s.token_hidden + s.tokens) // columns)
     channel_vectors = s.blocks * (norm + s.embed_hidden + s.embed)
     parts = {
         "encode": kernels["encode"] + s.embed,
-        "token mixing": kernels["token up"] + kernels["token down"] + token_vectors,
+        "token mixing": (kernels["token up"] + kernels["token down"]) // columns + token_vectors,
         "channel mixing": kernels["channel up"] + kernels["channel down"] + channel_vectors,
         "decode": kernels["decode"] + norm + s.features,
     }

@@ -94,6 +94,7 @@ def make_model_shape(settings: Settings, grid: tuple[int, int], channel_set: Cha
         head=model.head,
         dropout_rate=model.dropout_rate,
         history=model.history,
+        token_mixing=model.token_mixing,
     )
 
 

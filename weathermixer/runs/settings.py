@@ -15,7 +15,7 @@ from typing import Any, get_args
 import numpy as np
 
 from weathermixer.forecasting.rollout import MODES, PRESCRIBED
-from weathermixer.model.weathermixer import HEADS, REMATERIALIZE
+from weathermixer.model.weathermixer import HEADS, REMATERIALIZE, TOKEN_MIXING
 from weathermixer.parallel.schedule import SCHEDULES
 from weathermixer.parallel.zero import ZERO
 from weathermixer.training.augment import AUGMENTATIONS
@@ -77,6 +77,8 @@ class ModelSettings:
     patch: tuple[int, ...] = _setting((1, 60), least=1, length=2)  # rows and columns of a token
     embed: int = _setting(4320, least=1)  # features of a token (D)
     token_hidden: int = _setting(8640, least=1)  # hidden size of token mixing (H)
+    # "circulant": the same from every column of tokens, with columns times fewer parameters; H is whole rows of tokens
+    token_mixing: str = _setting("dense", TOKEN_MIXING)
     embed_hidden: int = _setting(4320, least=1)  # hidden size of channel mixing (F)
     blocks: int = _setting(3, least=1)
     # as published, or "increment": state + decoded change in units of the 6 h tendency
@@ -106,7 +108,8 @@ class LossSettings:
 class OptimizerSettings:
     """How it is minimized: a linear warm-up, then the rest of the schedule."""
 
-    kind: str = _setting("adam", KINDS)  # with L2 in the gradient, as published; "adamw": decay of kernels alone
+    # with L2 in the gradient, as published; "adamw": decay of kernels alone; "muon": and orthogonal steps in blocks
+    kind: str = _setting("adam", KINDS)
     weight_decay: float = _setting(3e-6, least=0)
     # after the warm-up: to end_rate at the run's end, or constant, which may be trained on as long as one likes;
     # "cooldown": from peak_rate at once to end_rate as 1 - sqrt, for a run that starts from a constant one

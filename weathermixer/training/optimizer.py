@@ -1,4 +1,4 @@
-"""Adam as published, or AdamW: one global gradient norm, warm-up and cosine, a rate per group of parameters."""
+"""Adam as published, AdamW or Muon: one global gradient norm, warm-up and cosine, a rate per group of parameters."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers
 
-KINDS = ("adam", "adamw")
+KINDS = ("adam", "adamw", "muon")
 RATES = ("cosine", "constant", "cooldown")
 # encode and decode learn at a rate of their own (Jigsaw's published settings); all else is the processor
 CODERS = ("encode", "decode_kernel", "decode_bias")
@@ -53,8 +54,9 @@ def make_optimizer(
     """The optimizer of a WeatherMixer's parameters; its moments are float32 and cut as the parameters are.
 
     Args:
-      kind: "adam", where `weight_decay` is an L2 term added to the clipped gradient (published), or "adamw", where it
-        acts on kernels alone, apart from the gradient.
+      kind: "adam", where `weight_decay` is an L2 term added to the clipped gradient (published), "adamw", where it
+        acts on kernels alone, apart from the gradient, or "muon": adamw, but the blocks' kernels' momentum is made
+        orthogonal (Jordan 2024), with steps as large as AdamW's (Liu et al. 2025, 2502.16982).
       processor_rate, coder_rate: learning rates of the mixer blocks and the rest, and of encode and decode.
       clip_norm: bound of the norm of the whole gradient, over all parameters and devices; None for none.
 
@@ -73,7 +75,8 @@ def make_optimizer(
     if kind == "adam":
         steps = [optax.add_decayed_weights(weight_decay), adam]
     else:
-        steps = [adam, optax.add_decayed_weights(weight_decay, mask=_kernels)]
+        scale = _muon(beta1, beta2, epsilon) if kind == "muon" else adam
+        steps = [scale, optax.add_decayed_weights(weight_decay, mask=_kernels)]
     if clip_norm is not None:
         steps = [optax.clip_by_global_norm(clip_norm), *steps]
     rates = {
@@ -81,6 +84,33 @@ def make_optimizer(
         "processor": optax.scale_by_learning_rate(processor_rate),
     }
     return optax.chain(*steps, optax.partition(rates, _groups))
+
+
+def _muon(beta1: float, beta2: float, epsilon: float) -> optax.GradientTransformation:
+    """optax's Muon on the blocks' kernels and Adam on the rest, as a direction: rates and decay come after.
+
+    The products X X^T of Newton and Schulz contract dimensions that are cut on both sides: the compiler says how.
+    """
+    options = dict(adam_b1=beta1, adam_b2=beta2, eps=epsilon, mu_dtype=jnp.float32, consistent_rms=0.2)
+    muon = optax.contrib.muon(-1.0, muon_weight_dimension_numbers=_matrices, **options)
+
+    def update(gradient, moments, params=None):
+        cuts = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, (gradient, moments))
+        return jax.sharding.auto_axes(muon.update, out_sharding=cuts)(gradient, moments, params)
+
+    return optax.GradientTransformation(muon.init, update)
+
+
+def _matrices(params: Any) -> Any:
+    """What Muon takes for a matrix: (contracted, produced) of a kernel, whose third dimension is contracted too."""
+    contracted = {2: 0, 3: (0, 2)}  # the third: offsets along longitude
+
+    def matrix(names, leaf):
+        if names[0] == "blocks" and names[-1] == "kernel":
+            return MuonDimensionNumbers(contracted[leaf.ndim], 1)
+        return None
+
+    return _map_named(matrix, params)
 
 
 def _groups(params: Any) -> Any:
