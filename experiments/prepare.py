@@ -39,7 +39,8 @@ from weathermixer.prepare.prepare import prepare_archive
 from weathermixer.prepare.sizes import ArchivePlan, plan_archive
 from weathermixer.prepare.workers import open_workers
 from weathermixer.prepare.writer import check_destination, is_published
-from weathermixer.simulation.simulate import DAYS, simulate
+from weathermixer.simulation.record import Settings as Simulation
+from weathermixer.simulation.simulate import simulate
 from weathermixer.sources.sources import Source, open_source
 
 COMPRESSOR_HELP = "default: none, read fastest; zstd (2/3 of the bytes), lz4 (4/5): for slow and remote stores"
@@ -69,7 +70,7 @@ def make_parser() -> command_line.Parser:
     take("--crop-south-pole", action="store_true", help="drop the last row: 721 -> 720, as published")
     take("--coarsen", type=count, default=1, metavar="K", help="average blocks of K x K cells")
     command_line.add_readings(take)
-    take("--days", type=count, metavar="N", help=f"of `simulated`; default: {DAYS}")
+    take("--days", type=count, metavar="N", help=f"of `simulated`; default: {Simulation.days}")
     take("--anonymous", action="store_true", help="public bucket: no credentials are looked for")
     keep = parser.add_argument_group("how to keep it").add_argument
     keep("--dtype", default="float16", choices=["float16", "int16", "float32"], help="default: float16")
@@ -119,7 +120,7 @@ def _prepare(options: argparse.Namespace) -> bool:
     check_destination(options.dest)
     if options.source == ["simulated"]:
         # kept beside the archive: it is made once, and prepared in as many ways as one likes
-        options.source = [simulate(options.dest.rstrip("/") + ".simulation.zarr", days=options.days or DAYS)]
+        options.source = [simulate(options.dest.rstrip("/") + ".simulation.zarr", days=options.days or Simulation.days)]
     source = open_source(options.source, **source_options(options))
     layout = {
         "dtype": options.dtype,

@@ -16,8 +16,8 @@ import xarray as xr
 from weathermixer.archive.sampling import valid_starts
 from weathermixer.fields.variables import VARIABLES
 from weathermixer.simulation import simulate as simulation
-from weathermixer.simulation.member import RECORD, read_day
-from weathermixer.simulation.record import Settings, open_record
+from weathermixer.simulation.member import RECORD, read_state
+from weathermixer.simulation.record import Settings, create_record
 from weathermixer.simulation.simulate import simulate
 from weathermixer.sources.sources import open_source
 
@@ -69,7 +69,7 @@ def test_the_record_is_as_weatherbench_2_has_it(record, path):
 
 
 def test_the_default_grid_is_weatherbench_2s():
-    settings = Settings(**TINY | {"latitudes": 32, "longitudes": 64}, seed=0, layers=8, step_minutes=60)
+    settings = Settings()
     assert settings.latitude[0] == -87.1875
     assert settings.latitude[-1] == 87.1875
     assert settings.longitude[1] == 5.625
@@ -144,14 +144,14 @@ def test_fields_are_synthesized_from_the_spectrum(record):
 @pytest.mark.slow
 def test_goes_on_after_a_kill_with_the_same_bits(record, tmp_path):
     path = tmp_path / "killed.zarr"
-    folder = f"{path}.partial"
+    folder = Path(f"{path}.partial")
     alone = TINY | {"days": 20, "members": 1}  # the tiny record's first member
     code = f"from weathermixer.simulation.simulate import simulate\nsimulate({str(path)!r}, **{alone!r})"
     # settings of JAX that a training run may have must not reach the simulation
     settings = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_ENABLE_X64": "1", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | settings)
     deadline = time.monotonic() + 200
-    while not read_day(folder, 0):
+    while not read_state(folder, 0)[0]:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -162,7 +162,7 @@ def test_goes_on_after_a_kill_with_the_same_bits(record, tmp_path):
     while any(_runs(pid) for pid in members):  # a member ends with the process that started it
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert 0 < read_day(folder, 0) < 25
+    assert 0 < read_state(folder, 0)[0] < 25
     assert not path.exists()
     simulate(path, **alone, progress=False)
     resumed = xr.open_zarr(path, chunks=None).load()
@@ -189,8 +189,9 @@ def test_a_complete_record_is_used_again(path, monkeypatch):
 def test_other_settings_are_refused(path, tmp_path):
     with pytest.raises(ValueError, match=r"seed=0 there, 1 wanted; .*step_minutes=60 there, 30 wanted.*another path"):
         simulate(path, **TINY, seed=1, step_minutes=30)
-    begun = tmp_path / "begun.zarr"
-    open_record(f"{begun}.partial/{RECORD}", Settings(**TINY, seed=0, layers=8, step_minutes=60))
+    begun, partial = tmp_path / "begun.zarr", tmp_path / "begun.zarr.partial"
+    partial.mkdir()
+    create_record(partial / RECORD, Settings(**TINY))
     with pytest.raises(ValueError, match="begun.zarr.partial.*seed=0 there, 1 wanted"):
         simulate(begun, **TINY, seed=1)
 

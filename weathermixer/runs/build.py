@@ -22,6 +22,7 @@ from weathermixer.parallel.distributed import wait_for_all
 from weathermixer.parallel.mesh import use_mesh
 from weathermixer.prepare.prepare import prepare_archive
 from weathermixer.runs.settings import Settings
+from weathermixer.simulation import record as simulation
 from weathermixer.simulation.simulate import simulate
 from weathermixer.sources.sources import open_source
 from weathermixer.training.losses import make_loss_weights
@@ -53,7 +54,7 @@ def open_data(settings: Settings, data: str | None) -> Archive:
     simulated = source == "simulated"
     if not simulated and "://" not in source and not os.path.exists(source):
         raise ValueError(f"config.data.source={source!r} is not there: give its path, or --data=ARCHIVE")
-    made_of = simulate.__kwdefaults__ if simulated else os.path.abspath(source)  # the simulation is the default one
+    made_of = dataclasses.asdict(simulation.Settings()) if simulated else os.path.abspath(source)
     name = hashlib.sha256(json.dumps([made_of, weathermixer.__version__]).encode()).hexdigest()[:8]
     cache = cache_directory()
     path = cache / f"{pathlib.Path(source).stem}-{name}-v{FORMAT_VERSION}.archive"

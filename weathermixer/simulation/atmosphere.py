@@ -20,8 +20,8 @@ from dinosaur.units import SimUnits
 from jaxtyping import Array, Float
 
 from weathermixer.simulation import climate
+from weathermixer.simulation.record import FRAMES_PER_DAY, Settings
 
-FRAME_HOURS = 6
 REFERENCE_KELVIN = 288.0  # of the semi-implicit scheme; the result does not depend on it
 # Scale-selective damping of the smallest waves alone: del^8, so that waves as large as a storm live for weeks
 DAMPING_HOURS, DAMPING_ORDER = 4.0, 4
@@ -43,31 +43,24 @@ class Atmosphere:
     advance: Callable[[State], tuple[State, Frames]]
 
 
-def make_atmosphere(
-    *, truncation: int, layers: int, step_minutes: int, levels_hpa: Sequence[int], latitudes: int, longitudes: int
-) -> Atmosphere:
-    """Builds the model: triangular truncation, equal sigma layers, frames on pressure levels and an equiangular grid.
-
-    Raises ValueError where the time step does not divide the six hours between frames.
-    """
-    if FRAME_HOURS * 60 % step_minutes:
-        raise ValueError(f"step_minutes={step_minutes} does not divide the {FRAME_HOURS} hours between two frames")
+def make_atmosphere(settings: Settings) -> Atmosphere:
+    """The model: triangular truncation, equal sigma layers, frames on pressure levels and an equiangular grid."""
     # enough Gaussian latitudes that products of two fields are not aliased
-    grid = spherical_harmonic.Grid.construct(truncation, gaussian_nodes=-(-(3 * truncation + 1) // 4))
-    coords = CoordinateSystem(grid, SigmaCoordinates.equidistant(layers))
+    nodes = -(-(3 * settings.truncation + 1) // 4)
+    grid = spherical_harmonic.Grid.construct(settings.truncation, gaussian_nodes=nodes)
+    coords = CoordinateSystem(grid, SigmaCoordinates.equidistant(settings.layers))
     constants = SimUnits.from_si()
-    step = _make_step(coords, constants, step_minutes)
-    synthesis = dataclasses.replace(
-        grid, latitude_nodes=latitudes, longitude_nodes=longitudes, latitude_spacing="equiangular"
-    )
+    step = _make_step(coords, constants, settings.step_minutes)
+    points = dict(latitude_nodes=settings.latitudes, longitude_nodes=settings.longitudes)
+    synthesis = dataclasses.replace(grid, **points, latitude_spacing="equiangular")
 
     @jax.jit
     def advance(state: State) -> tuple[State, Frames]:
         return time_integration.trajectory_from_step(
             step,
-            outer_steps=24 // FRAME_HOURS,
-            inner_steps=FRAME_HOURS * 60 // step_minutes,
-            post_process_fn=lambda s: _to_frame(s, coords, synthesis, constants, levels_hpa),
+            outer_steps=FRAMES_PER_DAY,
+            inner_steps=24 * 60 // FRAMES_PER_DAY // settings.step_minutes,
+            post_process_fn=lambda s: _to_frame(s, coords, synthesis, constants, settings.levels_hpa),
         )(state)
 
     return Atmosphere(initial_state=lambda seed: _initial_state(coords, constants, seed), advance=advance)

@@ -7,37 +7,31 @@ same bits. Nothing here may import JAX before the process is pinned to a core.
 """
 
 import os
+import pathlib
 import sys
 import threading
-from typing import Any
 
 import numpy as np
+import zarr
 
-from weathermixer.simulation.record import FRAMES_PER_DAY, SURFACE, UPPER, open_field, read_settings
+from weathermixer.simulation.record import FRAMES_PER_DAY, SURFACE, UPPER, read_settings
 
 RECORD = "record"
-DAY_DONE = "day done"
 
 
-def run_member(folder: str, member: int) -> None:
-    """Integrates a member from its kept state, or from its start, to its end; says DAY_DONE after each day.
+def run_member(folder: pathlib.Path, member: int) -> None:
+    """Integrates a member from its kept state, or from its start, to its end.
 
     Raises FloatingPointError, with the day, where the integration blows up.
     """
+    from dinosaur.primitive_equations import State
+
     from weathermixer.simulation.atmosphere import make_atmosphere
 
-    record = os.path.join(folder, RECORD)
-    settings = read_settings(record)
-    atmosphere = make_atmosphere(
-        truncation=settings.truncation,
-        layers=settings.layers,
-        step_minutes=settings.step_minutes,
-        levels_hpa=settings.levels_hpa,
-        latitudes=settings.latitudes,
-        longitudes=settings.longitudes,
-    )
-    fields = {name: open_field(record, name) for name in UPPER + SURFACE}
-    day, state = read_state(folder, member) or (0, atmosphere.initial_state([settings.seed, member]))
+    settings, fields = read_settings(folder / RECORD), zarr.open_group(folder / RECORD, mode="r+")
+    atmosphere = make_atmosphere(settings)
+    day, arrays = read_state(folder, member)
+    state = State(*arrays) if day else atmosphere.initial_state([settings.seed, member])
     frames: list[dict[str, np.ndarray]] = []
     while day < settings.spin_up_days + settings.member_days:
         state, frame = atmosphere.advance(state)
@@ -45,78 +39,47 @@ def run_member(folder: str, member: int) -> None:
         kept = day - settings.spin_up_days
         if kept > 0:
             frames.append({name: np.asarray(values) for name, values in frame.items()})
-        if kept % settings.chunk_days == 0:
-            arrays = [np.asarray(array) for array in state.astuple()[:4]]
-            if not all(np.isfinite(array).all() for array in arrays):
-                raise FloatingPointError(
-                    f"member {member} is not finite on day {day}: step_minutes={settings.step_minutes} is too long for "
-                    f"truncation={settings.truncation}"
-                )
-            end = (member * settings.member_days + kept) * FRAMES_PER_DAY
-            _write_chunk(fields, frames, end)
-            write_state(folder, member, day, arrays)
-            frames = []
-        print(DAY_DONE, flush=True)
+        if kept % settings.chunk_days:
+            continue
+        arrays = [np.asarray(array) for array in state.astuple()[:4]]
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise FloatingPointError(
+                f"member {member} is not finite on day {day}: step_minutes={settings.step_minutes} is too long for "
+                f"truncation={settings.truncation}"
+            )
+        end = (member * settings.member_days + kept) * FRAMES_PER_DAY
+        for name in UPPER + SURFACE if frames else ():
+            fields[name][end - len(frames) * FRAMES_PER_DAY : end] = np.concatenate([frame[name] for frame in frames])
+        write_state(folder, member, day, arrays)
+        frames = []
 
 
-def _write_chunk(fields: dict[str, Any], frames: list[dict[str, np.ndarray]], end: int) -> None:
-    start = end - len(frames) * FRAMES_PER_DAY
-    if frames:
-        values = {name: np.concatenate([frame[name] for frame in frames]) for name in fields}
-        for write in [fields[name][start:end].write(array) for name, array in values.items()]:
-            write.result()
-
-
-def write_state(folder: str, member: int, day: int, arrays: list[np.ndarray]) -> None:
+def write_state(folder: pathlib.Path, member: int, day: int, arrays: list[np.ndarray]) -> None:
     """Keeps the state at the end of a day: whole or not at all."""
-    path = _state_path(folder, member)
-    with open(path + ".new", "wb") as file:
-        np.savez(file, day=day, **{f"array{index}": array for index, array in enumerate(arrays)})
-    os.replace(path + ".new", path)
+    new = folder / f"member-{member}.new.npz"
+    np.savez(new, *arrays, day=day)
+    new.rename(folder / f"member-{member}.npz")
 
 
-def read_state(folder: str, member: int) -> tuple[int, Any] | None:
-    """(day, state) that were kept, None at the first start."""
-    from dinosaur.primitive_equations import State
-
-    if not os.path.exists(_state_path(folder, member)):
-        return None
-    with np.load(_state_path(folder, member)) as kept:
-        return int(kept["day"]), State(*(kept[f"array{index}"] for index in range(4)))
-
-
-def read_day(folder: str, member: int) -> int:
-    """How many days a member has behind it."""
-    if not os.path.exists(_state_path(folder, member)):
-        return 0
-    with np.load(_state_path(folder, member)) as kept:
-        return int(kept["day"])
-
-
-def _state_path(folder: str, member: int) -> str:
-    return os.path.join(folder, f"member-{member}.npz")
-
-
-def _pin(member: int) -> None:
-    """Keeps this process, whose threads do not exist yet, on one core: every member on another one."""
-    if hasattr(os, "sched_setaffinity"):  # Linux; elsewhere XLA's flag alone has to do
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[member % len(cores)]})
+def read_state(folder: pathlib.Path, member: int) -> tuple[int, list[np.ndarray]]:
+    """How many days a member has behind it, and its state then: none at the first start."""
+    path = folder / f"member-{member}.npz"
+    if not path.exists():
+        return 0, []
+    with np.load(path) as kept:
+        return int(kept["day"]), [kept[f"arr_{index}"] for index in range(4)]
 
 
 def _stop_with_parent() -> None:
     """Ends this process when the one that started it is gone, however it went: its end of the pipe is closed then."""
-
-    def wait():
-        # not through sys.stdin, whose lock the interpreter wants when it ends
-        while os.read(0, 1024):
-            pass
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+    while os.read(0, 1024):  # not through sys.stdin, whose lock the interpreter wants when it ends
+        pass
+    os._exit(1)
 
 
 if __name__ == "__main__":
-    _stop_with_parent()
-    _pin(int(sys.argv[2]))
-    run_member(sys.argv[1], int(sys.argv[2]))
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    if hasattr(os, "sched_setaffinity"):  # Linux: every member on another core; elsewhere XLA's flag alone has to do
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(sys.argv[2]) % len(cores)]})
+    run_member(pathlib.Path(sys.argv[1]), int(sys.argv[2]))

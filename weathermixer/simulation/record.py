@@ -8,43 +8,56 @@ one after the other in time, with a gap after each.
 """
 
 import dataclasses
-import os
-import shutil
+import pathlib
+import warnings
+from collections.abc import Sequence
 
 import numpy as np
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 import weathermixer
-from weathermixer.archive import storage
 from weathermixer.fields.variables import VARIABLES
 
 FIRST_TIME = np.datetime64("2000-01-01T00", "ns")
-EPOCH = np.datetime64("1970-01-01T00", "ns")
 HOUR = np.timedelta64(1, "h")
 FRAMES_PER_DAY = 4
 GAP_DAYS = 1  # between members
 CHUNK_DAYS = 10  # at most: what one chunk of the store holds, and what a kill can lose
 UPPER = ("geopotential", "temperature", "u_component_of_wind", "v_component_of_wind")
 SURFACE = ("surface_pressure",)
-MODEL_VERSION = 1  # counts changes that give another record for the same settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All that the record's bits depend on. `days` are those of all members together, after their spin-up."""
+    """All that the record's bits depend on; the defaults are the quickstart's, 90 s on two cores.
 
-    days: int
-    spin_up_days: int
-    members: int
-    seed: int
-    longitudes: int
-    latitudes: int
-    levels_hpa: tuple[int, ...]
-    truncation: int
-    layers: int
-    step_minutes: int
-    version: int = MODEL_VERSION
+    Attributes:
+      days: days of all members together, four frames each.
+      spin_up_days: days that each member runs before, and that are not kept.
+      members: independent simulations that run at the same time, one core each.
+      longitudes, latitudes: the equiangular grid, WeatherBench 2's 64 x 32 by default; its cells' centres.
+      levels_hpa: pressure levels. Those under the ground or above the highest layer are extrapolated.
+      truncation: largest wavenumber of the model; `layers` and `step_minutes` as it allows.
+      version: counts changes that give another record for the same settings.
+
+    Raises ValueError for numbers that cannot be.
+    """
+
+    days: int = 900
+    spin_up_days: int = 30
+    members: int = 2
+    seed: int = 0
+    longitudes: int = 64
+    latitudes: int = 32
+    levels_hpa: Sequence[int] = (100, 200, 300, 400, 500, 700, 850, 925)
+    truncation: int = 21
+    layers: int = 8
+    step_minutes: int = 60
+    version: int = 1
 
     def __post_init__(self):
+        object.__setattr__(self, "levels_hpa", tuple(self.levels_hpa))  # as it comes from a list, or from JSON
         for name in ("days", "members", "longitudes", "latitudes", "truncation", "layers", "step_minutes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"simulation: {name}={getattr(self, name)} must be at least 1")
@@ -86,86 +99,66 @@ class Settings:
         return FIRST_TIME + (starts[:, None] + frames).ravel() * HOUR
 
 
-def read_settings(path: str) -> Settings | None:
+def read_settings(path: pathlib.Path) -> Settings | None:
     """Settings of the record at `path`, None where there is none; ValueError where there is something else."""
-    document = storage.read_json(storage.open_folder(path), "zarr.json") if os.path.isdir(path) else None
-    if document is None:
-        if os.path.lexists(path) and not (os.path.isdir(path) and not os.listdir(path)):
-            raise ValueError(f"{path} exists and is no simulation: choose another path, or delete it")
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return None
-    if "simulation" not in document.get("attributes", {}):
+    if not (path / "zarr.json").exists():
+        raise ValueError(f"{path} exists and is no simulation: choose another path, or delete it")
+    values = zarr.open_group(path, mode="r").attrs.get("simulation")
+    if values is None:
         raise ValueError(f"{path} is a Zarr store but no simulation: choose another path, or delete it")
-    values = document["attributes"]["simulation"]
-    return Settings(**values | {"levels_hpa": tuple(values["levels_hpa"])})
+    return Settings(**values)
 
 
-def open_field(path: str, name: str) -> storage.Array:
-    """A variable of the record, [time, level, latitude, longitude] or [time, latitude, longitude]."""
-    return storage.open_array(storage.join(path, name), write=True)
-
-
-def check_same(found: Settings, settings: Settings, path: str) -> None:
-    found, wanted = dataclasses.asdict(found), dataclasses.asdict(settings)
-    different = [f"{name}={found[name]} there, {wanted[name]} wanted" for name in wanted if found[name] != wanted[name]]
-    if different:
+def is_begun(path: pathlib.Path, settings: Settings) -> bool:
+    """Whether the record of these settings is at `path`; ValueError where something else is."""
+    found = read_settings(path)
+    if found is not None and found != settings:
+        there, wanted = dataclasses.asdict(found), dataclasses.asdict(settings)
+        different = [
+            f"{name}={there[name]} there, {wanted[name]} wanted" for name in wanted if there[name] != wanted[name]
+        ]
         raise ValueError(
             f"{path} holds a simulation with other settings ({'; '.join(different)}): choose another path, or delete it"
         )
+    return found is not None
 
 
-def open_record(record: str, settings: Settings) -> None:
-    """Writes the record's metadata and coordinates, or checks the settings of one that was begun.
-
-    The group's zarr.json comes last, so that it tells that the rest is there.
-    """
-    found = read_settings(record) if os.path.exists(os.path.join(record, "zarr.json")) else None
-    if found is not None:
-        check_same(found, settings, record)
-        return
-    shutil.rmtree(record, ignore_errors=True)
-    hours = (settings.times() - EPOCH) // HOUR
-    cf_time = {"units": "hours since 1970-01-01", "calendar": "proleptic_gregorian", "standard_name": "time"}
-    for name, values, attributes in (
-        ("time", hours.astype(np.int64), cf_time),
-        ("level", np.array(settings.levels_hpa, np.int64), {"units": "hPa", "standard_name": "air_pressure"}),
-        ("latitude", settings.latitude, {"units": "degrees_north", "standard_name": "latitude"}),
-        ("longitude", settings.longitude, {"units": "degrees_east", "standard_name": "longitude"}),
-    ):
-        storage.write_array(storage.join(record, name), values, dimensions=[name], attributes=attributes)
-    for name in UPPER + SURFACE:
-        _create_field(record, name, settings)
-    attributes = {
+def create_record(path: pathlib.Path, settings: Settings) -> None:
+    """Writes a record's metadata and coordinates at `path`, all at once."""
+    new = path.with_name("new")
+    about = {
         "title": "Dry atmosphere after Held and Suarez (1994), simulated with dinosaur",
         "Conventions": "CF-1.11",
         "software": f"weathermixer {weathermixer.__version__}",
         "simulation": dataclasses.asdict(settings),
     }
-    folder = storage.open_folder(record)
-    names = ("time", "level", "latitude", "longitude", *UPPER, *SURFACE)
-    members = {name: storage.read_json(folder, f"{name}/zarr.json") for name in names}
-    consolidated = {"kind": "inline", "must_understand": False, "metadata": members}
-    group = {"zarr_format": 3, "node_type": "group", "attributes": attributes, "consolidated_metadata": consolidated}
-    storage.write_json(folder, "zarr.json", group)
-
-
-def _create_field(record: str, name: str, settings: Settings) -> None:
-    levels = (len(settings.levels_hpa),) if name in UPPER else ()
-    grid = (*levels, settings.latitudes, settings.longitudes)
-    dimensions = ["time", *(["level"] if levels else []), "latitude", "longitude"]
-    blosc = {"cname": "zstd", "clevel": 1, "shuffle": "bitshuffle", "typesize": 4, "blocksize": 0}
-    chunk = [settings.chunk_days * FRAMES_PER_DAY, *grid]
-    variable = VARIABLES[name]
-    metadata = {
-        "shape": [settings.days * FRAMES_PER_DAY, *grid],
-        "data_type": "float32",
-        "fill_value": "NaN",
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
-        "codecs": [
-            {"name": "bytes", "configuration": {"endian": "little"}},
-            {"name": "blosc", "configuration": blosc},
-            {"name": "crc32c"},
-        ],
-        "dimension_names": dimensions,
-        "attributes": {"units": variable.units, "standard_name": variable.standard_name, "short_name": variable.short},
+    group = zarr.create_group(new, attributes=about, overwrite=True)
+    hours = (settings.times() - np.datetime64(0, "ns")) // HOUR
+    cf_time = {"units": "hours since 1970-01-01", "calendar": "proleptic_gregorian", "standard_name": "time"}
+    axes = {
+        "time": (hours.astype(np.int64), cf_time),
+        "level": (np.array(settings.levels_hpa, np.int64), {"units": "hPa", "standard_name": "air_pressure"}),
+        "latitude": (settings.latitude, {"units": "degrees_north", "standard_name": "latitude"}),
+        "longitude": (settings.longitude, {"units": "degrees_east", "standard_name": "longitude"}),
     }
-    storage.create_array(storage.join(record, name), metadata)
+    for name, (values, attributes) in axes.items():
+        group.create_array(name, data=values, dimension_names=[name], attributes=attributes)
+    for name in UPPER + SURFACE:
+        dimensions = [axis for axis in axes if axis != "level" or name in UPPER]
+        variable, grid = VARIABLES[name], [len(axes[axis][0]) for axis in dimensions[1:]]
+        group.create_array(
+            name,
+            shape=(settings.days * FRAMES_PER_DAY, *grid),
+            chunks=(settings.chunk_days * FRAMES_PER_DAY, *grid),
+            dtype="float32",
+            fill_value=np.nan,
+            compressors=[BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), Crc32cCodec()],
+            dimension_names=dimensions,
+            attributes={"units": variable.units, "standard_name": variable.standard_name, "short_name": variable.short},
+        )
+    with warnings.catch_warnings():  # xarray warns where it is not consolidated, zarr where it is
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        zarr.consolidate_metadata(new)
+    new.rename(path)
