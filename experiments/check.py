@@ -84,7 +84,7 @@ def find_misfits(archive: Archive, settings: Settings) -> list[str]:
 
 def _check_periods(settings: Settings, archive: Archive) -> list[str]:
     """Prints what each period holds; names those that hold no pairs."""
-    problems, lead_hours = [], settings.training.lead_steps * archive.step_hours
+    problems, lead_hours = [], settings.training.longest_steps * archive.step_hours
     for name in PERIODS:
         period = getattr(settings.data, name)
         pairs = np.zeros(0)

@@ -56,16 +56,16 @@ def score(run: Run, data: Data | None = None, *, output: str | os.PathLike | Non
 
 def check(settings: Settings, archive: Archive) -> None:
     """Raises ValueError for scores and a forecast of a config that an archive does not allow, before there is a run."""
-    options, times = settings.evaluation, archive.times
+    options, times, step_hours = settings.evaluation, archive.times, archive.step_hours * settings.training.leads[0]
     period = getattr(settings.data, options.period)
     starts = np.flatnonzero(in_period(times, period))
     try:
-        check_leads(options.lead_hours, step_hours=archive.step_hours)
+        check_leads(options.lead_hours, step_hours=step_hours)
         if settings.model.history == 2 and len(starts):
             starts = with_previous(times, starts, step_hours=archive.step_hours)
         until = times[in_period(times, period)].max(initial=times[0])
         valid_indices(times, starts, lead_hours=options.lead_hours, until=until)
-        check_leads([options.forecast_hours], step_hours=archive.step_hours)
+        check_leads([options.forecast_hours], step_hours=step_hours)
     except ValueError as error:
         raise ValueError(f"config.evaluation: {error}") from None
 

@@ -72,7 +72,7 @@ def measure(
         shape, channel_set = synthetic.find_sizes(settings, data=data, grid=grid)
         training = synthetic.make_training(settings, shape, channel_set, mesh)
         standardization = synthetic.make_standardization(channel_set, shape.grid, mesh)
-        frames = dict(batch_size=batch_size, history=shape.history, rollout=training.rollout)
+        frames = dict(batch_size=batch_size, history=shape.history, rollout=training.rollout, leads=shape.leads)
         batches = [synthetic.make_batch(channel_set, shape.grid, mesh, step=step, **frames) for step in range(steps)]
         state = jax.jit(training.initial_state)()
         key = jax.random.key(settings.seed) if shape.dropout_rate else None

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from weathermixer.archive.inputs import place_terms
-from weathermixer.archive.loader import Batch
+from weathermixer.archive.loader import Batch, place_leads
 from weathermixer.archive.standardization import Standardization, place_roles
 from weathermixer.fields.forcings import TERMS
 from weathermixer.fields.grid import Grid
@@ -90,7 +90,8 @@ def describe_arguments(
         terms = jax.ShapeDtypeStruct((batch_size, shape.channels, TERMS), jnp.float32, sharding=where)
         batch = dataclasses.replace(batch, terms=terms, previous_terms=batch.previous and terms)
     more = training.rollout - 1
-    batch = dataclasses.replace(batch, later=(frames,) * more, later_terms=(batch.terms,) * more)
+    lead = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=sharding(mesh, "batch")) if shape.leads > 1 else None
+    batch = dataclasses.replace(batch, later=(frames,) * more, later_terms=(batch.terms,) * more, lead=lead)
     return state, batch, standardization
 
 
@@ -128,6 +129,7 @@ def make_batch(
     step: int,
     history: int = 1,
     rollout: int = 1,
+    leads: int = 1,
     missing: Sequence[str] = (),
 ) -> Batch:
     """Random frames of a step, stored as float16: each a tenth of noise from the one before; the same on every mesh.
@@ -150,7 +152,8 @@ def make_batch(
     def terms(times: np.ndarray) -> Any:
         return place_terms(channel_set, times, mesh, step_hours=6)
 
-    batch = Batch(place(inputs), place(targets), terms=terms(times))
+    lead = place_leads(rng.integers(leads, size=batch_size), mesh) if leads > 1 else None
+    batch = Batch(place(inputs), place(targets), terms=terms(times), lead=lead)
     if rollout > 1:
         later = [targets + 0.1 * rng.standard_normal(size, np.float32) for _ in range(rollout - 1)]
         passed = [times + number * np.timedelta64(6, "h") for number in range(1, rollout)]

@@ -30,7 +30,7 @@ from weathermixer.archive.boxes import read_amplification
 from weathermixer.archive.frames import Frames, archive_frames
 from weathermixer.archive.loader import Batch, Batches, make_batches
 from weathermixer.archive.reference import Reference, describe_roles
-from weathermixer.archive.sampling import sample_starts, valid_starts, with_previous
+from weathermixer.archive.sampling import sample_leads, sample_starts, valid_starts, with_previous
 from weathermixer.archive.standardization import Standardization
 from weathermixer.parallel import distributed
 from weathermixer.parallel.mesh import check_divides, make_mesh, use_mesh
@@ -65,7 +65,7 @@ def train(settings: Settings, workdir: pathlib.Path, data: str | None = None, *,
         record = fork.fork_record(record, settings)
     reference, channel_set = record.reference, record.reference.channel_set
     lead_hours = settings.training.lead_steps * archive.step_hours
-    longest = max(settings.training.rollout) * lead_hours
+    longest = settings.training.longest_steps * archive.step_hours
     starts, held_out = (
         valid_starts(archive.times, getattr(settings.data, period), longest, step_hours=archive.step_hours)
         for period in ("train", "validation")
@@ -75,7 +75,7 @@ def train(settings: Settings, workdir: pathlib.Path, data: str | None = None, *,
 
     def open_batches(starts, first_step: int, last_step: int, rollout: int) -> Batches:
         options = dict(seed=settings.seed, batch_size=settings.training.batch_size, lead_hours=lead_hours)
-        options["rollout"] = rollout
+        options |= dict(rollout=rollout, leads=settings.training.leads)
         steps = dict(first_step=first_step, last_step=last_step)
         reading = dict(prefetch=settings.data.prefetch, block=settings.data.block, on_error=settings.data.on_error)
         reading["history"] = settings.model.history
@@ -216,9 +216,10 @@ def _look_for_missing(settings: Settings, frames: Frames, starts: np.ndarray, st
 
     `leads` are those of the targets, in the archive's steps.
     """
-    options = dict(seed=settings.seed, batch_size=settings.training.batch_size, block=settings.data.block)
-    chosen = sample_starts(starts, step=step - 1, **options)
-    for offset in (0, *leads, *[-1] * (settings.model.history == 2)):
+    options = dict(seed=settings.seed, step=step - 1, batch_size=settings.training.batch_size)
+    chosen = sample_starts(starts, block=settings.data.block, **options)
+    times = np.asarray(settings.training.leads)[sample_leads(settings.training.leads, **options)]
+    for offset in (0, *[lead * times for lead in leads], *[-1] * (settings.model.history == 2)):
         frames.read(chosen + offset)
 
 
@@ -261,13 +262,14 @@ def _open_log(
 ) -> RunLog:
     hardware = find_device(jax.devices()[0].device_kind)
     batch_size, lead_steps = settings.training.batch_size, settings.training.lead_steps
+    members = settings.training.members
     return open_log(
         workdir,
         first_step=first_step,
         last_step=training.steps,
         every=settings.training.log_every,
         batch_size=batch_size,
-        flops_per_step=rollout * float(train_flops(training.shape, batch=batch_size, repeats=lead_steps)),
+        flops_per_step=rollout * float(train_flops(training.shape, batch=batch_size * members, repeats=lead_steps)),
         peak_flops=hardware and hardware.peak(build.compute_dtype(settings).name),
     )
 

@@ -52,6 +52,7 @@ class Tiny:
         size, history = self.settings.training.batch_size, self.settings.model.history
         rollout = self.training.rollout
         options = dict(batch_size=size, step=step, history=history, missing=self.missing, rollout=rollout)
+        options["leads"] = len(self.settings.training.leads)
         return synthetic.make_batch(self.channel_set, GRID, self.mesh, **options)
 
     def run(self, *, steps: int) -> tuple[np.ndarray, Any]:

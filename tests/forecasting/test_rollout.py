@@ -76,3 +76,44 @@ def test_an_unknown_mode_is_refused():
     x = jnp.zeros(SHAPE)
     with pytest.raises(ValueError, match=r"mode='magic'.*latent"):
         rollout(apply, {}, x, advance=put_back(x[0]), lead_steps=[1], mode="magic")
+
+
+def by_leads(params, x, *, repeats=1, previous=None, lead=None):
+    """Each application adds its lead, as it is told, and 1000; what it sees a step before must be a step less."""
+    lead = jnp.zeros(len(x), jnp.int32) if lead is None else lead
+    told = sum((lead == number) * steps for number, steps in enumerate(params))
+    after = x + told[:, None, None, None] + 1000
+    if previous is not None:
+        after += jnp.where(x % 1000 - previous % 1000 == 1, 0, 1e6)
+    return after
+
+
+@pytest.mark.parametrize(
+    ("leads", "wanted", "applications"),
+    [
+        ((1, 4), [1, 4, 6, 12], [1, 1, 3, 3]),  # 6 is 4 after 2, which is 1 after 1
+        ((1, 2, 4), [3, 7], [2, 3]),
+        ((4,), [4, 12], [1, 3]),
+        ((2, 4), [2, 10], [1, 3]),
+    ],
+)
+@pytest.mark.parametrize("history", [False, True])
+def test_a_lead_is_reached_by_the_fewest_applications(leads, wanted, applications, history):
+    mesh = make_mesh(2, 2, 2)
+    if history and leads[0] > 1:
+        return  # the step before is not made
+    with use_mesh(mesh):
+        x = jax.device_put(np.full(SHAPE, 10, np.float32), sharding(mesh, "batch", "channel", "lat", "lon"))
+        options = dict(lead_steps=wanted, leads=leads, previous=x - 1 if history else None)
+        found = dict(rollout(by_leads, leads, x, advance=lambda prediction, steps: prediction, **options))
+    assert list(found) == wanted
+    for (steps, prediction), count in zip(found.items(), applications):
+        np.testing.assert_array_equal(prediction, 10 + steps + 1000 * count)
+
+
+def test_what_leads_cannot_do_is_refused():
+    x = jnp.zeros(SHAPE)
+    with pytest.raises(ValueError, match=r"lead_steps=\[6\] cannot be forecast with leads of \(4,\) steps"):
+        rollout(by_leads, (4,), x, advance=put_back(x[0]), lead_steps=[4, 6], leads=(4,))
+    with pytest.raises(ValueError, match="mode='latent' is for models without leads or noise"):
+        rollout(by_leads, (4,), x, advance=put_back(x[0]), lead_steps=[4], leads=(4,), mode="latent")

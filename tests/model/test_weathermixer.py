@@ -10,6 +10,7 @@ from tests.model.published import forward, poured, random_weights
 from weathermixer.model.patching import patch, unpatch
 from weathermixer.model.weathermixer import ModelShape, WeatherMixer
 from weathermixer.parallel.mesh import make_mesh, sharding, use_mesh
+from weathermixer.planning.work import parameters
 
 SIZES = dict(embed=16, token_hidden=24, embed_hidden=32, blocks=2)
 SHAPE = ModelShape(grid=(8, 12), channels=8, predicted=5, patch=(1, 3), **SIZES)
@@ -139,6 +140,27 @@ def test_parameters_are_born_on_their_shards():
     total = sum(np.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(compiled.out_info))
     assert memory.output_size_in_bytes < 1.02 * total / 8
     assert memory.temp_size_in_bytes < kernel
+
+
+def test_zero_noise_and_the_first_lead_are_the_model_without():
+    shape, mesh = ModelShape(**{**vars(SHAPE), "noise": 3, "leads": 3}), make_mesh(2, 2, 2)
+    params, apply = make(shape, mesh)
+    x = fields(mesh, shape)
+    noise = jax.device_put(np.ones((2, 3), np.float32), sharding(mesh, "batch", None))
+    lead = jax.device_put(np.array([0, 2], np.int32), sharding(mesh, "batch"))
+    with use_mesh(mesh):
+        plain, born = jax.jit(apply)(params, x), jax.jit(apply)(params, x, noise=noise, lead=lead)
+        kernel = params["blocks"][1]["channel_norm"]["condition_kernel"]
+        params["blocks"][1]["channel_norm"]["condition_kernel"] = jax.tree.map(jnp.ones_like, kernel)
+        zero = jax.jit(apply)(params, x, noise=0 * noise, lead=0 * lead)
+        told = [jax.jit(apply)(params, x, **given) for given in (dict(lead=lead), dict(noise=noise))]
+    plain, led, noisy = map(np.asarray, (plain, *told))
+    assert kernel[...].shape == (2, 5, 16)
+    np.testing.assert_allclose(born, plain, atol=1e-6)
+    np.testing.assert_allclose(zero, plain, atol=1e-6)
+    np.testing.assert_allclose(led[0], plain[0], atol=1e-6)
+    assert np.abs(led - plain)[1].max() > 0.01 and np.abs(noisy - plain)[0].max() > 0.01
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters(shape)
 
 
 def test_initial_values_do_not_depend_on_the_mesh():

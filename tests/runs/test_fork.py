@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from experiments import train
 from tests.experiments.test_train import make_run_settings
@@ -48,6 +49,32 @@ def test_added_channels_are_born_fresh_and_the_rest_is_kept(parent, tmp_path):
     np.testing.assert_array_equal(new["head/kernel"][:, 1:5, 1:5], old["head/kernel"][:, :4, :4])
     np.testing.assert_array_equal(new["blocks/0/token_mlp/up/kernel"], old["blocks/0/token_mlp/up/kernel"])
     assert "born fresh: the rows of geopotential_850" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_a_deterministic_run_is_carried_on_as_an_ensemble(parent, tmp_path):
+    still = dict(optimizer__peak_rate=1e-30, optimizer__coder_peak_rate=1e-30, optimizer__start_rate=0.0)
+    still |= dict(optimizer__end_rate=0.0, training__steps=1, training__init_from=str(parent[0]))
+    ensemble = dict(model__noise=3, training__members=2, training__leads=(1, 2), mesh__tensor=2)
+    run = train.train(settings(**still, **ensemble), tmp_path / "run", parent[1])
+    assert "born zero: what noise and leads change" in (tmp_path / "run" / "log.txt").read_text()
+    before, options = open_run(parent[0]), dict(starts=run.open_frames().times[[30]], hours=12)
+    found = run.forecast(members=2, **options)
+    assert found.temperature.dims[:3] == ("time", "number", "prediction_timedelta")
+    for member in (0, 1):  # no member differs yet; 12 h is one application here
+        first = dict(number=member, prediction_timedelta=[0])
+        xr.testing.assert_allclose(
+            found.isel(first).drop_vars("number"), before.forecast(**options | {"hours": 6}), rtol=1e-5
+        )
+    taught = train.train(settings(**ensemble), tmp_path / "taught", parent[1])
+    spread = taught.forecast(members=3, output=tmp_path / "f.zarr", **options).temperature.std("number")
+    assert float(spread.max()) > 0
+    with pytest.raises(ValueError, match="members of an ensemble are written to .zarr and .nc alone"):
+        taught.forecast(members=3, output=tmp_path / "f.grib2", **options)
+    with pytest.raises(ValueError, match="all members would be the same"):
+        before.forecast(members=3, **options)
+    with pytest.raises(ValueError, match="perturbation=0.1 is that of an ensemble's members"):
+        before.forecast(perturbation=0.1, **options)
+    assert float(before.forecast(members=3, perturbation=0.02, **options).temperature.std("number").max()) > 0
 
 
 def test_a_constant_run_goes_on_and_cools_down(parent, tmp_path):

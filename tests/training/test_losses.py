@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from weathermixer.fields.grid import cosine_weights
 from weathermixer.fields.variables import ERA5, ChannelSet
-from weathermixer.training.losses import make_loss_weights, weighted_mse
+from weathermixer.parallel.mesh import make_mesh, use_mesh
+from weathermixer.training.losses import fair_crps, make_loss_weights, weighted_mse
 
 LATITUDE = np.array([67.5, 22.5, -22.5, -67.5])
 CHANNELS = ChannelSet.from_names(("2m_temperature", "geopotential_50"), ("land_sea_mask",), multiple=4)
@@ -113,3 +115,44 @@ def test_factors_are_of_channels_or_variables(form):
 def test_bad_options_are_named(form, channel_weights, tendency, message):
     with pytest.raises(ValueError, match=message):
         make_loss_weights(form, channel_weights, latitude=LATITUDE, channel_set=CHANNELS, tendency=tendency, factors={})
+
+
+def crps(members, target, *, area=(1.0,) * 4, channel=(1.0,) * 4, missing=None):
+    """fair_crps of members [b, m, ...] and targets [b, ...]."""
+    count = members.shape[1]
+    with use_mesh(make_mesh(1, 1, 1)):
+        rows = [jnp.asarray(x.reshape(-1, *x.shape[2:])) for x in (members, np.repeat(target[:, None], count, 1))]
+        if missing is not None:
+            missing = jnp.asarray(np.repeat(missing, count, 0))
+        options = dict(members=count, area=np.array(area), channel=np.array(channel), missing=missing)
+        return jax.jit(jax.value_and_grad(lambda x: fair_crps(x, rows[1], **options)))(rows[0])
+
+
+@pytest.mark.parametrize("count", [2, 5])
+@pytest.mark.parametrize(("error", "spread"), [(0.0, 1.0), (1.5, 0.5)])
+def test_the_fair_crps_of_gaussian_members_is_the_closed_form_whatever_their_number(count, error, spread):
+    """CRPS(N(mu, s), y) = s (z (2 Phi(z) - 1) + 2 phi(z) - 1/sqrt(pi)), z = (y - mu) / s  (Gneiting & Raftery 2007)."""
+    z = error / spread
+    exact = spread * (z * (2 * stats.norm.cdf(z) - 1) + 2 * stats.norm.pdf(z) - 1 / np.sqrt(np.pi))
+    shape = (4, count, 4, 4, 12000)
+    members = (spread * np.random.default_rng(0).standard_normal(shape)).astype(np.float32)
+    found, _ = crps(members, np.full((4, 4, 4, 12000), error, np.float32))
+    assert float(found) == pytest.approx(exact, abs=3e-3)
+
+
+def test_the_fair_crps_is_that_of_sorted_members():
+    """1/M sum |x - y| - sum_i (2 i - M - 1) x_(i) / (M (M - 1)), members in order: another way to the pairs."""
+    rng = np.random.default_rng(1)
+    members, target = rng.standard_normal((2, 4, 4, 4, 6)), rng.standard_normal((2, 4, 4, 6))
+    area, channel = np.array([0.5, 1.5, 1.5, 0.5]), np.array([2.0, 1.0, 0.0, 0.0])
+    order = (2 * np.arange(1, 5) - 5)[None, :, None, None, None]
+    values = np.abs(members - target[:, None]).mean(1) - (order * np.sort(members, axis=1)).sum(1) / 12
+    missing = rng.random(target.shape) < 0.3
+    for lost in (None, missing):
+        there = np.ones(target.shape, bool) if lost is None else ~lost
+        weights = there * area[:, None]
+        wanted = ((values * weights).sum((2, 3)) / weights.sum((2, 3)) * channel)[:, :2].mean()
+        given = np.where(there, target, np.nan).astype(np.float32)
+        found, slope = crps(members.astype(np.float32), given, area=area, channel=channel, missing=lost)
+        assert float(found) == pytest.approx(wanted, rel=1e-5)
+        assert np.isfinite(slope).all()

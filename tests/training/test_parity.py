@@ -33,6 +33,7 @@ ROLES = dict(
 )
 ROLLOUT = dict(dropout_rate=0.1, head="increment", embed=64, lead_steps=2, rematerialize="block")
 CIRCULANT = dict(token_mixing="circulant", token_hidden=32, head="increment", lead_steps=2)
+ENSEMBLE = dict(noise=4, members=2, leads=(1, 2, 4), head="increment", rollout=(2,), missing=("geopotential_500",))
 FED_BACK = dict(head="increment", embed=64, rollout=(3,), rollout_weights=(1.0, 0.5, 2.0), accumulate=2, batch_size=16)
 
 
@@ -127,6 +128,17 @@ def test_a_short_run_with_muon_on_kernels_of_two_and_three_dimensions():
     # moments are cut as their parameters are, and over the instances
     kernels = [leaf for leaf in jax.tree.leaves(state.moments) if leaf.ndim > 1]
     assert all(np.prod(leaf.sharding.shard_shape(leaf.shape)) * 8 == leaf.size for leaf in kernels)
+
+
+def test_the_crps_of_an_ensemble_at_random_leads(one_device):
+    expected, params = one_device(ENSEMBLE)
+    # norms' kernels are born zero: other ones make members differ
+    params = jax.tree.map(lambda p: p + 0.1 * np.cos(np.arange(p.size)).reshape(p.shape).astype(np.float32), params)
+    expected, params = measure((1, 1, 1), ENSEMBLE, params)
+    here, _ = measure((2, 2, 2), ENSEMBLE, params)
+    rows = compare(differences(here, expected), None)
+    assert all(row.fine for row in rows), format_differences("2x2x2", rows, 5)
+    assert all(np.abs(g).max() > 0 for name, g in expected.gradient.items() if name.endswith("condition_kernel"))
 
 
 @pytest.mark.parametrize(("dtype", "most"), [("bfloat16", 0.1), ("fp8", 0.3)])

@@ -1,5 +1,7 @@
 """Losses of forecasts that are fed back: what they are, what they cost in memory, and gradients made in parts."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +10,13 @@ import pytest
 from tests.tiny_training import GRID, make_tiny, tiny_settings
 from weathermixer.archive.inputs import make_input
 from weathermixer.archive.loader import make_batches
+from weathermixer.archive.sampling import sample_starts
 from weathermixer.archive.standardization import standardize
 from weathermixer.fields.variables import ChannelSet
-from weathermixer.parallel.mesh import make_mesh, use_mesh
+from weathermixer.parallel.mesh import make_mesh, sharding, use_mesh
 from weathermixer.planning.account import kept_for_backward
+from weathermixer.planning.memory import fed_back_bytes
+from weathermixer.planning.meshes import StepOptions
 from weathermixer.runs.build import rollout_stages
 from weathermixer.training.losses import weighted_mse
 from weathermixer.training.steps import make_loss
@@ -93,6 +98,52 @@ def test_batches_hold_the_frames_of_every_lead(make_archive, history, block):
     assert (block == 1) or account.frames_shared > 0
 
 
+def test_each_samples_lead_is_drawn_from_seed_and_step(make_archive):
+    archive, mesh, leads = make_archive(times=40), make_mesh(2, 2, 2), (1, 2, 4)
+    channels = ChannelSet.from_names([c.name for c in archive.channels], forcings=["insolation"], multiple=2)
+    options = dict(starts=np.arange(32), seed=3, batch_size=8, lead_hours=6, last_step=8, rollout=2, leads=leads)
+    stored, drawn = archive.store.read().result(), []
+    with make_batches(archive, channels, mesh, first_step=0, **options) as batches:
+        for step, batch in enumerate(batches):
+            starts = [int(np.flatnonzero((stored == x).all((1, 2, 3)))[0]) for x in np.asarray(batch.inputs)[:, :4]]
+            numbers = np.asarray(batch.lead)
+            assert starts == sample_starts(options["starts"], seed=3, step=step, batch_size=8).tolist()
+            assert batch.lead.sharding == sharding(mesh, "batch")
+            for count, frames in enumerate((batch.targets, *batch.later), 1):
+                expected = stored[np.add(starts, count * np.array(leads)[numbers])]
+                np.testing.assert_array_equal(np.asarray(frames)[:, :4], expected)
+            drawn.append(numbers)
+    assert min(np.bincount(np.concatenate(drawn))) > 10 and len({tuple(numbers) for numbers in drawn}) == 8
+    with make_batches(archive, channels, mesh, first_step=5, **options) as batches:  # resumed
+        assert np.array_equal(np.asarray(next(batches).lead), drawn[5])
+    with make_batches(archive, channels, mesh, first_step=0, **options | {"leads": (4,)}) as batches:
+        batch = next(batches)
+        assert batch.lead is None
+        starts = sample_starts(options["starts"], seed=3, step=0, batch_size=8)
+        np.testing.assert_array_equal(np.asarray(batch.targets)[:, :4], stored[starts + 4])
+
+
+def test_members_are_fed_back_each_for_itself():
+    """A model that adds noise: its ensemble spreads as a random walk, and the loss is the CRPS of that."""
+    tiny = make_tiny((2, 2, 2), rollout=(3,))
+
+    def walk(params, x, *, repeats, key, noise):
+        return (x + params * noise[:, :1, None, None]) * (CHANNEL > 0).astype(np.float32)[None, :, None, None]
+
+    options = dict(area=AREA, channel=CHANNEL, repeats=1, members=4, noise=2)
+    with use_mesh(tiny.mesh):
+        batch = dataclasses.replace(tiny.batch(0), targets=tiny.batch(0).inputs, later=(tiny.batch(0).inputs,) * 2)
+        leads, losses = np.eye(3), []
+        for weights in leads:
+            loss = jax.jit(make_loss(walk, rollout_weights=tuple(weights), **options))
+            draws = [loss(0.5, batch, tiny.standardization, jax.random.key(n)) for n in range(20)]
+            losses.append(np.mean(draws))
+            assert loss(0.5, batch, tiny.standardization, None) == loss(0.5, batch, tiny.standardization, None)
+    # of N(0, s^2) about the truth: s (2 phi(0) - 1 / sqrt(pi)), s = 0.5 sqrt(lead); channels have weights of mean 1.25
+    expected = 1.25 * 0.5 * np.sqrt([1, 2, 3]) * (2 / np.sqrt(2 * np.pi) - 1 / np.sqrt(np.pi))
+    np.testing.assert_allclose(losses, expected, rtol=0.1)
+
+
 def test_memory_grows_by_one_state_a_step():
     """What differentiation keeps, beside its arguments: the states that are fed back, and one step's own."""
     kept = {}
@@ -106,8 +157,8 @@ def test_memory_grows_by_one_state_a_step():
     size = 8 * 8 * np.prod(GRID) * 4 / 4  # a batch of eight, eight channels, float32, on four devices
     more = (kept[12] - kept[4]) / 8
     assert more == (kept[4] - kept[2]) / 2
-    # the input of a step, the difference from its target, and what the last one's loss keeps
-    assert size <= more <= 3 * size
+    # the input of a step, and its target in 16 bits
+    assert more == 1.5 * size == fed_back_bytes(tiny.training.shape, StepOptions(batch=8)) * 8 / 4
 
 
 def test_a_gradient_made_in_parts_is_that_of_the_whole_batch():
@@ -140,6 +191,11 @@ def test_a_run_goes_through_its_stages():
         (dict(rollout=(2,), rollout_weights=(1.0,)), "give one for each lead"),
         (dict(rollout=(2,), rollout_weights=(0.0, 0.0)), "give one for each lead"),
         (dict(rollout=(2,), history=2, lead_steps=2), "set lead_steps=1 or history=1"),
+        (dict(leads=(2, 3)), r"leads=\(2, 3\) must ascend, each a multiple of the first"),
+        (dict(leads=(1, 2), lead_steps=2), "set lead_steps=1 and autoregressive, or leave leads out"),
+        (dict(leads=(4,), history=2), "begin leads with 1 and set rollout=1, or set history=1"),
+        (dict(members=2), "set both, such as 2 and 16, or neither"),
+        (dict(noise=2), "set both, such as 2 and 16, or neither"),
         (dict(accumulate=3), "accumulate=3 does not divide batch_size=8"),
     ],
 )

@@ -15,7 +15,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -27,9 +27,9 @@ from weathermixer.archive.agreement import Agreement, Closed
 from weathermixer.archive.archive import Archive
 from weathermixer.archive.inputs import place_terms
 from weathermixer.archive.reader import Pending, Reader, Unreadable
-from weathermixer.archive.sampling import replace_start, sample_starts
+from weathermixer.archive.sampling import replace_start, sample_leads, sample_starts
 from weathermixer.fields.variables import ChannelSet
-from weathermixer.parallel.mesh import CutArray
+from weathermixer.parallel.mesh import CutArray, sharding
 
 # the log tells of a batch that is waited for longer, again and again
 SLOW_SECONDS = 60.0
@@ -47,6 +47,7 @@ class Batch:
     `previous` is the frame a step before the inputs, for models that see two. `terms` and `previous_terms` are the
     forcings' coefficients at the times of both (fields/forcings.py), None where the channels have no forcings. Of a
     rollout, `later` are the targets after the first, `later_terms` the coefficients at the times of all but the last.
+    `lead` is the number of each sample's lead among those that are drawn from, None where there is one.
 
     >>> frames = jnp.zeros((2, 4, 16, 32), jnp.float16)
     >>> batch = weathermixer.Batch(inputs=frames, targets=frames)
@@ -61,6 +62,7 @@ class Batch:
     previous_terms: Float[CutArray, "b n k"] | None = None
     later: tuple[Num[CutArray, "b n lat lon"], ...] = ()
     later_terms: tuple[Float[CutArray, "b n k"] | None, ...] = ()
+    lead: Int[CutArray, " b"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +118,7 @@ def make_batches(
     block: int = 1,
     history: int = 1,
     rollout: int = 1,
+    leads: Sequence[int] = (1,),
     on_error: str = "stop",
 ) -> "Batches":
     """Iterates over the batches of steps first_step ... last_step - 1, read ahead in the background.
@@ -126,6 +129,7 @@ def make_batches(
       block: shuffles runs of so many consecutive starts; a frame that is a target and then an input is read once.
       history: 2 reads the frame a step before each start too (sampling.with_previous).
       rollout: how many targets, one each lead_hours; starts are valid for the last one's lead.
+      leads: of each sample lead_hours count so often, drawn from these (sampling.sample_leads).
       on_error: "stop" raises a ValueError that names time, channels and latitudes of what cannot be read; "skip"
         replaces the sample, on all processes by the same one, and counts it (they talk once per step then).
 
@@ -146,15 +150,28 @@ def make_batches(
     choose = functools.partial(sample_starts, starts, seed=seed, batch_size=batch_size, block=block)
     replace = functools.partial(replace_start, starts, seed=seed) if on_error == "skip" else None
     # with blocks, an input was a target `lead` steps ago
-    keep = lead if block > 1 else 0
+    keep = lead * max(leads) if block > 1 else 0
     offsets = (0, *(lead * number for number in range(1, rollout + 1)), *[-1] * (history == 2))
     reader = Reader(archive, channel_set, mesh, batch_size, spare=len(offsets) * (prefetch + 2 + keep))
 
     def terms(indices: np.ndarray) -> Array | None:
         return place_terms(channel_set, archive.times[indices], mesh, step_hours=archive.step_hours)
 
+    def draw(step: int) -> tuple[np.ndarray, Array | None]:
+        numbers = sample_leads(leads, seed=seed, step=step, batch_size=batch_size)
+        if len(leads) == 1:
+            return np.full(batch_size, leads[0]), None
+        return np.asarray(leads)[numbers], place_leads(numbers, mesh)
+
     steps, options = range(first_step, last_step), dict(choose=choose, replace=replace, terms=terms, offsets=offsets)
+    options["draw"] = draw
     return Batches(reader, steps, prefetch=prefetch, keep=keep, **options)
+
+
+def place_leads(numbers: Int[np.ndarray, " b"], mesh: Mesh) -> Int[Array, " b"]:
+    """The numbers of a batch's leads on the devices."""
+    numbers = numbers.astype(np.int32)
+    return jax.make_array_from_callback(numbers.shape, sharding(mesh, "batch"), lambda box: numbers[box])
 
 
 class Batches(Iterator[Batch], contextlib.AbstractContextManager):
@@ -168,12 +185,13 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
         choose: Callable[..., np.ndarray],
         replace: Callable[..., int] | None,
         terms: Callable[[np.ndarray], Array | None],
+        draw: Callable[[int], tuple[np.ndarray, Array | None]],
         offsets: tuple[int, ...],
         prefetch: int,
         keep: int,
     ):
         self._reader, self._steps, self._choose, self._replace, self._offsets = reader, steps, choose, replace, offsets
-        self._prefetch, self._terms = prefetch, terms
+        self._prefetch, self._terms, self._draw = prefetch, terms, draw
         self._recent: deque[dict] = deque(maxlen=keep)
         self._agreement = Agreement(f"weathermixer/loader/{next(_loaders)}")
         self._batches = self._frames_read = self._frames_shared = self._bytes_needed = 0
@@ -223,11 +241,11 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
         self.close()
 
     def _work(self) -> None:
-        pending: deque[tuple[int, np.ndarray, Pending]] = deque()
+        pending: deque[tuple[int, np.ndarray, tuple, Pending]] = deque()
         try:
             for step in self._steps:
-                chosen = self._choose(step=step)
-                pending.append((step, chosen, self._start(chosen, share=True)))
+                chosen, leads = self._choose(step=step), self._draw(step)
+                pending.append((step, chosen, leads, self._start(chosen, leads, share=True)))
                 if len(pending) == self._prefetch:
                     self._put(self._finish(*pending.popleft()))
             while pending:
@@ -238,8 +256,9 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
         except Exception as error:  # raised again in the consumer
             self._put(error)
 
-    def _start(self, chosen: np.ndarray, *, share: bool) -> Pending:
-        pending = self._reader.start([chosen + offset for offset in self._offsets], self._recent if share else ())
+    def _start(self, chosen: np.ndarray, leads: tuple, *, share: bool) -> Pending:
+        indices = [chosen + self._offset(offset, leads) for offset in self._offsets]
+        pending = self._reader.start(indices, self._recent if share else ())
         self._frames_read += pending.frames_read
         self._frames_shared += pending.frames_shared
         self._bytes_needed += pending.bytes_needed
@@ -247,7 +266,10 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
             self._recent.append(pending.frames)
         return pending
 
-    def _finish(self, step: int, chosen: np.ndarray, pending: Pending) -> Batch:
+    def _offset(self, offset: int, leads: tuple) -> np.ndarray | int:
+        return offset * leads[0] if offset > 0 else offset
+
+    def _finish(self, step: int, chosen: np.ndarray, leads: tuple, pending: Pending) -> Batch:
         """Waits for a batch; where rows cannot be read, stops, or replaces them until all processes have theirs."""
         for attempt in range(REPLACEMENTS):
             failed: dict[int, str] = {}
@@ -261,16 +283,16 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
                 failed = self._agreement.reach(f"{step}/{attempt}", failed, self._closed)
             if not failed:
                 # not waited for: a copy to a GPU begins when the steps that it has been sent by then are done
-                return self._make_batch(dict(zip(self._offsets, arrays, strict=True)), chosen)
+                return self._make_batch(dict(zip(self._offsets, arrays, strict=True)), chosen, leads)
             chosen = chosen.copy()
             for row, problem in failed.items():
                 self._skipped.append(f"step {step}, row {row}: {problem}")
                 logger.warning("replaced a sample: %s", self._skipped[-1])
                 chosen[row] = self._replace(step=step, row=row, attempt=attempt)
-            pending = self._start(chosen, share=False)
+            pending = self._start(chosen, leads, share=False)
         raise ValueError(f"step {step}: {REPLACEMENTS} samples in a row cannot be read: {self._skipped[-1]}")
 
-    def _make_batch(self, frames: dict[int, jax.Array], chosen: np.ndarray) -> Batch:
+    def _make_batch(self, frames: dict[int, jax.Array], chosen: np.ndarray, leads: tuple) -> Batch:
         first, *later = sorted(offset for offset in frames if offset > 0)
         previous = frames.get(-1)
         return Batch(
@@ -280,7 +302,8 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
             terms=self._terms(chosen),
             previous_terms=None if previous is None else self._terms(chosen - 1),
             later=tuple(frames[offset] for offset in later),
-            later_terms=tuple(self._terms(chosen + offset) for offset in (first, *later)[:-1]),
+            later_terms=tuple(self._terms(chosen + self._offset(offset, leads)) for offset in (first, *later)[:-1]),
+            lead=leads[1],
         )
 
     def _put(self, item: Batch | BaseException) -> None:

@@ -3,6 +3,8 @@
 Nothing is kept between steps, so a resumed run needs a number, and any number of processes sees the same order.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
@@ -85,6 +87,12 @@ def sample_starts(
     return chosen
 
 
+def sample_leads(leads: Sequence[int], *, seed: int, step: int, batch_size: int) -> Int[np.ndarray, " batch"]:
+    """The numbers, among `leads`, of the leads of a step's samples: drawn from (seed, step), each as likely."""
+    words = np.random.PCG64(np.random.SeedSequence((seed, step, _LEADS))).random_raw(batch_size)
+    return (words % np.uint64(len(leads))).astype(np.int64)
+
+
 def replace_start(starts: Int[np.ndarray, " start"], *, seed: int, step: int, row: int, attempt: int) -> int:
     """Another start for a batch row whose sample cannot be read, the same on every process."""
     word = np.random.PCG64(np.random.SeedSequence((seed, step, row, attempt, _REPLACEMENT))).random_raw()
@@ -113,5 +121,5 @@ def _epoch_order(starts, seed: int, epoch: int, batch_size: int, block: int) -> 
     return np.concatenate([walks, rest[np.argsort(source.random_raw(len(rest)), kind="stable")]])
 
 
-# keeps the draws of replacements apart from those of epochs
-_REPLACEMENT = 0x5EED
+# keep the draws of replacements and leads apart from those of epochs
+_REPLACEMENT, _LEADS = 0x5EED, 0x1EAD

@@ -23,7 +23,7 @@ from jaxtyping import Int
 
 from weathermixer.archive import storage
 from weathermixer.fields.variables import Channel
-from weathermixer.forecasting.forecasts import Forecast, describe_variables, find_level
+from weathermixer.forecasting.forecasts import Forecast, describe_variables, find_level, find_rows
 from weathermixer.forecasting.grib import write_grib
 from weathermixer.parallel.distributed import wait_for_all
 
@@ -44,8 +44,9 @@ def check_output(path: str | os.PathLike) -> pathlib.Path:
 class ForecastWriter:
     """Writes the forecasts that `description` (of describe_forecasts) describes to a store, or a file at the end.
 
-    `unfinished` are the positions of the starts that are not there yet, from an earlier writer with the same
-    description and the same `maker`, which names what computes them. An older file is replaced when all is done.
+    `unfinished` are the positions of the starts, of an ensemble of (start, member), that are not there yet, from an
+    earlier writer with the same description and the same `maker`, which names what computes them. An older file is
+    replaced when all is done.
     """
 
     def __init__(
@@ -65,12 +66,13 @@ class ForecastWriter:
             name: storage.create_array(
                 self._partial / name, _metadata(dims, [sizes[dim] for dim in dims], about, rows=rows), sync=False
             )
-            for name, (dims, about) in describe_variables(channels).items()
+            for name, (dims, about) in describe_variables(description, channels).items()
         }
 
     @property
     def unfinished(self) -> Int[np.ndarray, " start"]:
-        return np.setdiff1d(np.arange(self._description.sizes["time"]), self._finished)
+        sizes = self._description.sizes
+        return np.setdiff1d(np.arange(sizes["time"] * sizes.get("number", 1)), self._finished)
 
     def write(self, forecasts: Iterable[Forecast], positions: Int[np.ndarray, " start"]) -> None:
         """Writes forecasts as they come; `positions` are those of the starts that they are made from."""
@@ -99,7 +101,7 @@ class ForecastWriter:
             with xr.open_zarr(self._partial, consolidated=False, chunks=None) as dataset:
                 found = dataset.load()
         if jax.process_index() == 0:
-            _publish(self._partial, self._path, list(describe_variables(self._channels)))
+            _publish(self._partial, self._path, list(describe_variables(self._description, self._channels)))
             self._progress.unlink()
         wait_for_all("forecasts are published")
         if self._path.suffix == ".nc":
@@ -128,10 +130,11 @@ class ForecastWriter:
         for part in parts:
             rows, first, lats = (index.indices(2**62)[0] for index in part.index[:3])
             values = np.asarray(part.data)  # [row, channel, lat, lon] of this device
-            for row, start in enumerate(starts[rows : rows + values.shape[0]]):
+            places = zip(*find_rows(self._description, starts[rows : rows + values.shape[0]]), strict=True)
+            for row, place in enumerate(places):
                 for n, channel in enumerate(self._channels[first : first + values.shape[1]]):
                     band = slice(lats, lats + values.shape[2])
-                    index = (int(start), lead, *find_level(self._description, channel), band)
+                    index = (*map(int, place), lead, *find_level(self._description, channel), band)
                     futures.append(storage.write_part(self._arrays[channel.variable], index, values[row, n]))
         return starts, lead, futures
 

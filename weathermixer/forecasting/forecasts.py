@@ -1,6 +1,7 @@
 """Forecasts of many starts and leads, computed one after another and gathered in memory in WeatherBench 2's form.
 
-Dimensions are time (the start), prediction_timedelta, level, latitude, longitude, in SI units. A variable has all
+Dimensions are time (the start), number (the member, of ensembles), prediction_timedelta, level, latitude, longitude, in
+SI units. A variable has all
 levels of any variable; where the model has none of it at a level, its values are missing.
 """
 
@@ -20,11 +21,12 @@ from weathermixer.archive.frames import Frames
 from weathermixer.archive.standardization import Standardization, to_physical
 from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import VARIABLES, Channel
+from weathermixer.forecasting.ensembles import Members
 from weathermixer.forecasting.rollout import Apply, batches, make_advance, rollout, tell_what_is_held, withhold
 from weathermixer.parallel.mesh import check_divides, use_mesh
 
 # (positions of the starts, position of the lead, fields in SI units, cut over the mesh): a batch's first rows are those
-# of the starts; the first channels are the dynamic ones
+# of the starts, of an ensemble of (start, member), members running fastest; the first channels are the dynamic ones
 Forecast = tuple[Int[np.ndarray, " start"], int, Float[Array, "b n lat lon"]]
 LEVEL = "level"
 
@@ -40,13 +42,16 @@ def make_forecast(
     mode: str = "autoregressive",
     history: int = 1,
     prescribed: str = "analysis",
+    leads: Sequence[int] = (1,),
+    members: Members | None = None,
     progress: bool = False,
 ) -> Iterator[Forecast]:
     """Yields the forecasts from the times `starts` of a data set, a batch of starts and a lead at a time.
 
     Where lead_steps begin with 0 the first is the state that is started from. What that lacks is NaN at every lead.
-    `prescribed` says where input-only channels come from on the way (rollout.make_advance). Nothing here waits for the
-    devices. Raises ValueError for no starts and for a batch that does not divide.
+    `prescribed` says where input-only channels come from on the way (rollout.make_advance), `leads` for which leads the
+    model is; of an ensemble `members` says which of the starts is which one's. Nothing here waits for the devices.
+    Raises ValueError for no starts and for a batch that does not divide.
 
     >>> run = weathermixer.open_run("runs/quickstart")
     >>> options = dict(starts=np.array([0, 8]), lead_steps=[1, 2], batch_size=2)
@@ -57,21 +62,25 @@ def make_forecast(
     if not len(starts):
         raise ValueError("no start to forecast from")
     check_divides(frames.mesh, batch_size=("batch", batch_size))
-    leads = [steps for steps in lead_steps if steps]
+    ahead = [steps for steps in lead_steps if steps]
     tell_what_is_held(frames, starts, last_step=max(lead_steps), prescribed=prescribed)
     bar = tqdm(total=len(starts) * len(lead_steps), desc="forecast", unit="frame", disable=not progress, leave=False)
     with use_mesh(frames.mesh), bar:
         for chosen, real in batches(len(starts), batch_size):
-            begin = frames.read(starts[chosen])
+            begin, noise = frames.read(starts[chosen]), None
+            if members:
+                begin, noise = members.take(chosen).begin(frames, begin, frames.times[starts[chosen]])
             options = {
                 "advance": make_advance(frames, begin, starts[chosen], prescribed=prescribed),
                 "previous": frames.read_previous(starts[chosen]) if history == 2 else None,
-                "lead_steps": leads,
+                "lead_steps": ahead,
                 "mode": mode,
+                "leads": leads,
+                "noise": noise,
             }
             x = frames.make_input(begin, frames.times[starts[chosen]])
-            states = rollout(apply, params, x, **options) if leads else ()
-            if len(leads) < len(lead_steps):
+            states = rollout(apply, params, x, **options) if ahead else ()
+            if len(ahead) < len(lead_steps):
                 states = itertools.chain([(0, begin)], states)
             for lead, (_, state) in enumerate(states):
                 yield chosen[real], lead, _in_units(state, begin, frames.standardization)
@@ -89,6 +98,7 @@ def describe_forecasts(
     grid: Grid,
     channels: Sequence[Channel],
     attributes: Mapping[str, str],
+    members: int | None = None,
 ) -> xr.Dataset:
     """Forecasts without their fields: coordinates with CF attributes; levels ascend in hPa, as in WeatherBench 2."""
     hours = {"dtype": "int64", "units": "hours"}
@@ -99,6 +109,8 @@ def describe_forecasts(
     }
     coords = {
         "time": ("time", np.asarray(times, "datetime64[ns]"), start, since),
+        # from 1, as ECMWF's perturbed members: its 0 is the control, which none of these is
+        **({} if members is None else {"number": ("number", 1 + np.arange(members), {"standard_name": "realization"})}),
         "prediction_timedelta": (
             "prediction_timedelta",
             np.asarray(lead_hours, "timedelta64[h]").astype("timedelta64[ns]"),
@@ -116,18 +128,26 @@ def describe_forecasts(
     return xr.Dataset(coords=coords, attrs=about)
 
 
-def describe_variables(channels: Sequence[Channel]) -> dict[str, tuple[tuple[str, ...], dict[str, str]]]:
+def describe_variables(
+    description: xr.Dataset, channels: Sequence[Channel]
+) -> dict[str, tuple[tuple[str, ...], dict[str, str]]]:
     """(dimensions, CF attributes) of each variable of a forecast."""
-    variables = {}
+    variables, rows = {}, ("time", "number") if "number" in description.sizes else ("time",)
     for channel in channels:
         known = VARIABLES.get(channel.variable)
         attributes = {"long_name": channel.variable.replace("_", " "), "units": channel.units}
         level = () if channel.level_hpa is None else (LEVEL,)
         variables[channel.variable] = (
-            ("time", "prediction_timedelta", *level, "latitude", "longitude"),
+            (*rows, "prediction_timedelta", *level, "latitude", "longitude"),
             attributes | ({"standard_name": known.standard_name} if known else {}),
         )
     return variables
+
+
+def find_rows(description: xr.Dataset, rows: Int[np.ndarray, " b"]) -> tuple[Int[np.ndarray, " b"], ...]:
+    """The indices of rows in a forecast's array: of the start, and of an ensemble's member."""
+    number = description.sizes.get("number")
+    return (rows // number, rows % number) if number else (rows,)
 
 
 def find_level(description: xr.Dataset, channel: Channel) -> tuple[int, ...]:
@@ -139,15 +159,15 @@ def find_level(description: xr.Dataset, channel: Channel) -> tuple[int, ...]:
 
 def collect_forecast(forecasts: Iterable[Forecast], description: xr.Dataset, channels: Sequence[Channel]) -> xr.Dataset:
     """Gathers forecasts as they come into a dataset in memory; every process has all of it."""
-    variables = describe_variables(channels)
+    variables = describe_variables(description, channels)
     arrays = {
         name: np.full([description.sizes[dim] for dim in dims], np.nan, np.float32)
         for name, (dims, _) in variables.items()
     }
     for starts, lead, fields in forecasts:
-        whole = gather(fields)
+        whole, rows = gather(fields), find_rows(description, starts)
         for n, channel in enumerate(channels):
-            arrays[channel.variable][(starts, lead, *find_level(description, channel))] = whole[: len(starts), n]
+            arrays[channel.variable][(*rows, lead, *find_level(description, channel))] = whole[: len(starts), n]
     return description.assign({name: (dims, arrays[name], about) for name, (dims, about) in variables.items()})
 
 

@@ -18,6 +18,7 @@ from weathermixer.archive.frames import Frames
 from weathermixer.archive.inputs import find_missing
 from weathermixer.archive.sampling import find_times
 from weathermixer.archive.standardization import Standardization
+from weathermixer.parallel.mesh import spec
 
 logger = logging.getLogger(__name__)
 MODES = ("autoregressive", "latent")
@@ -35,6 +36,8 @@ def rollout(
     previous: Float[Array, "b n lat lon"] | None = None,
     lead_steps: Sequence[int],
     mode: str = "autoregressive",
+    leads: Sequence[int] = (1,),
+    noise: Callable[[int], Float[Array, "b k"]] | None = None,
 ) -> Iterator[tuple[int, Float[Array, "b n lat lon"]]]:
     """Yields (steps, prediction) at the ascending `lead_steps`, from the model's input x.
 
@@ -42,8 +45,10 @@ def rollout(
         latent           x[k] = apply(params, x, repeats=k)               one encode and one decode whatever the lead
 
     `advance` makes the input of the prediction of so many steps (make_advance). A model that sees two frames is given
-    the `previous` input, a step before x, too, and each input before the next. Raises ValueError at once, before
-    anything is computed, on an unknown mode and on leads that do not ascend from 1.
+    the `previous` input, a step before x, too, and each input before the next. One that was trained for several `leads`
+    comes to a step by the longest of them from the step so far before, and only by steps that are needed. `noise` is
+    that of the prediction of so many steps. Raises ValueError at once, before anything is computed, on an unknown mode,
+    on lead_steps that do not ascend from 1 or that leads do not reach, and on the latent mode with leads or noise.
 
     >>> from weathermixer.forecasting.rollout import make_advance
     >>> run, starts = weathermixer.open_run("runs/quickstart"), np.array([0])
@@ -60,32 +65,58 @@ def rollout(
         raise ValueError(f"rollout mode={mode!r} is not known: choose one of {MODES}")
     if not lead_steps or lead_steps[0] < 1 or any(b <= a for a, b in itertools.pairwise(lead_steps)):
         raise ValueError(f"lead_steps={lead_steps} must ascend, from at least 1")
+    if unreached := [steps for steps in lead_steps if steps % leads[0]]:
+        raise ValueError(f"lead_steps={unreached} cannot be forecast with leads of {tuple(leads)} steps")
+    if mode == "latent" and (noise or tuple(leads) != (1,)):
+        raise ValueError("rollout mode='latent' is for models without leads or noise: choose 'autoregressive'")
     # jit caches by function: the step is compiled once however often this is called with the same `apply`
     step = jax.jit(apply, static_argnames=("repeats",))
     if mode == "latent":
         return ((steps, step(params, x, repeats=steps, **_seen(previous))) for steps in lead_steps)
-    return _autoregressive(step, params, x, advance, previous, lead_steps)
+    return _autoregressive(step, params, {0: x, -1: previous}, advance, lead_steps, leads, noise)
 
 
-def _seen(previous: Array | None) -> dict[str, Array]:
+def _seen(previous: Array | None = None) -> dict[str, Array]:
     return {} if previous is None else {"previous": previous}
 
 
 def _autoregressive(
     step: Apply,
     params: Any,
-    x: Array,
+    inputs: dict[int, Array | None],
     advance: Callable[[Array, int], Array],
-    previous: Array | None,
     lead_steps: Sequence[int],
+    leads: Sequence[int],
+    noise: Callable[[int], Array] | None,
 ) -> Iterator[tuple[int, Array]]:
-    for steps in range(1, lead_steps[-1] + 1):
-        prediction = step(params, x, **_seen(previous))
+    uses = _uses(lead_steps, leads, history=inputs[-1] is not None)
+    for steps in sorted(uses):
+        number, needed = uses.pop(steps)
+        options = _seen(*(inputs[at] for at in needed[1:]))
+        if len(leads) > 1:
+            options["lead"] = jnp.full(len(inputs[needed[0]]), number, jnp.int32, out_sharding=spec("batch"))
+        if noise:
+            options["noise"] = noise(steps)
+        prediction = step(params, inputs[needed[0]], **options)
         if steps in lead_steps:
             yield steps, prediction
-        if steps < lead_steps[-1]:
-            previous = None if previous is None else x
-            x = advance(prediction, steps)
+        later = set().union(*(needed for _, needed in uses.values()))
+        inputs = {at: x for at, x in inputs.items() if at in later}
+        if steps in later:
+            inputs[steps] = advance(prediction, steps)
+
+
+def _uses(lead_steps: Sequence[int], leads: Sequence[int], *, history: bool) -> dict[int, tuple[int, tuple[int, ...]]]:
+    """Of every step that is passed the number of its lead, and the steps of the states that it is made of."""
+    uses, wanted = {}, list(lead_steps)
+    while wanted:
+        steps = wanted.pop()
+        if steps > 0 and steps not in uses:
+            number = max(number for number, lead in enumerate(leads) if lead <= steps)
+            since = steps - leads[number]
+            uses[steps] = number, (since, since - 1) if history else (since,)
+            wanted += uses[steps][1]
+    return uses
 
 
 def make_advance(

@@ -61,7 +61,7 @@ def _normal(x):
 
 @jax.custom_vjp
 def layer_norm(
-    x: Float[Array, "b t d"], scale: Float[Array, "1 1 d"], bias: Float[Array, "1 1 d"]
+    x: Float[Array, "b t d"], scale: Float[Array, "#b 1 d"], bias: Float[Array, "#b 1 d"]
 ) -> Float[Array, "b t d"]:
     """y = (x - mean) / sqrt(var + 1e-5) * scale + bias over the last dimension, cut or not; statistics in float32."""
     return _layer_norm_forward(x, scale, bias)[0]

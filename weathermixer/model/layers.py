@@ -122,15 +122,27 @@ class LayerNorm(nnx.Module):
 
         y = (x - mean) / sqrt(var + 1e-5) * scale + bias
 
-    Parameters: scale [embed], bias [embed].
+    With `conditions`, numbers that each sample is given, scale and bias are those times 1 + a, and those plus b, where
+    a, b = condition kernel: zero, and at birth any, condition changes nothing.
+
+    Parameters: scale [embed], bias [embed]; condition_kernel [2, conditions, embed] where there are conditions.
     """
 
-    def __init__(self, embed: int, *, rngs: nnx.Rngs):
+    def __init__(self, embed: int, *, conditions: int = 0, rngs: nnx.Rngs):
+        if conditions:
+            names, shape = ("stack", "stack", "embed_vector"), (2, conditions, embed)
+            self.condition_kernel = parameter(constant_init(0.0), rngs, names, shape)
         self.scale = parameter(constant_init(1.0), rngs, ("embed_vector",), (embed,))
         self.bias = parameter(constant_init(0.0), rngs, ("embed_vector",), (embed,))
 
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+    def __call__(self, x: Float[Array, "b t d"], condition: Float[Array, "b n"] | None = None) -> Float[Array, "b t d"]:
         scale, bias = (reshard(p[...], spec("embed"))[None, None, :] for p in (self.scale, self.bias))
+        if condition is not None:
+            kernel = reshard(self.condition_kernel[...], spec(None, None, "embed"))
+            a, b = jnp.einsum("bn,knd->kbd", condition, kernel, out_sharding=spec(None, "batch", "embed"))[
+                :, :, None, :
+            ]
+            scale, bias = scale * (1 + a), bias + b
         return layer_norm(x, scale, bias)
 
 

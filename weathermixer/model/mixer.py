@@ -43,6 +43,7 @@ class MixerBlock(nnx.Module):
         token_hidden: int,
         embed_hidden: int,
         circulant: int,
+        conditions: int,
         schedule: Schedule,
         fp8: bool,
         dropout_rate: float,
@@ -52,11 +53,13 @@ class MixerBlock(nnx.Module):
         over_tokens, over_channels = (functools.partial(Dense, over=over, **options) for over in ("token", "channel"))
         if circulant:
             over_tokens = functools.partial(Circulant, columns=circulant, **options)
-        self.token_norm = LayerNorm(embed, rngs=rngs)
+        self.token_norm = LayerNorm(embed, conditions=conditions, rngs=rngs)
         self.token_mlp = Mlp(over_tokens, tokens, token_hidden, dropout_rate=dropout_rate)
-        self.channel_norm = LayerNorm(embed, rngs=rngs)
+        self.channel_norm = LayerNorm(embed, conditions=conditions, rngs=rngs)
         self.channel_mlp = Mlp(over_channels, embed, embed_hidden, dropout_rate=dropout_rate)
 
-    def __call__(self, h: Float[Array, "b t d"], key: Key[Array, ""] | None) -> Float[Array, "b t d"]:
-        h = h + self.token_mlp(self.token_norm(h), fold_key(key, 0))
-        return h + self.channel_mlp(self.channel_norm(h), fold_key(key, 1))
+    def __call__(
+        self, h: Float[Array, "b t d"], key: Key[Array, ""] | None, condition: Float[Array, "b n"] | None = None
+    ) -> Float[Array, "b t d"]:
+        h = h + self.token_mlp(self.token_norm(h, condition), fold_key(key, 0))
+        return h + self.channel_mlp(self.channel_norm(h, condition), fold_key(key, 1))

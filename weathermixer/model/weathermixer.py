@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from weathermixer.model.elementwise import add_bias
 from weathermixer.model.heads import Blend, Increment
@@ -24,7 +24,7 @@ from weathermixer.model.layers import (
 from weathermixer.model.mixer import MixerBlock
 from weathermixer.model.patching import patch, unpatch
 from weathermixer.parallel.jigsaw import mix
-from weathermixer.parallel.mesh import check_divides
+from weathermixer.parallel.mesh import check_divides, spec
 from weathermixer.parallel.schedule import Schedule, kernel_names
 from weathermixer.parallel.zero import gather_instances
 
@@ -49,6 +49,8 @@ class ModelShape:
       head: "blend" (published) or "increment".
       dropout_rate: in the MLPs.
       history: frames that the model sees: 1 as published, or 2, the state and the one a step before it.
+      noise: numbers that make one member of an ensemble of the others: the norms' scales and biases depend on them.
+      leads: for how many leads the model is one; with more than one it is told which, as it is told noise.
       token_mixing: "dense" (published), or "circulant" along longitude: token_hidden is then whole rows of tokens.
 
     Raises ValueError for a patch that does not divide the grid, an unknown head, and counts that cannot be.
@@ -70,8 +72,12 @@ class ModelShape:
     dropout_rate: float = 0.0
     history: int = 1
     token_mixing: str = "dense"
+    noise: int = 0
+    leads: int = 1
 
     def __post_init__(self):
+        if self.noise < 0 or self.leads < 1:
+            raise ValueError(f"noise={self.noise} must be at least 0, leads={self.leads} at least 1")
         for what, size, part in zip(("latitude", "longitude"), self.grid, self.patch, strict=True):
             if size % part:
                 raise ValueError(
@@ -99,6 +105,11 @@ class ModelShape:
     def circulant(self) -> int:
         """Columns of tokens along which token mixing is circulant; 0: it is dense."""
         return self.grid[1] // self.patch[1] if self.token_mixing == "circulant" else 0
+
+    @property
+    def conditions(self) -> int:
+        """Numbers that the norms of a sample are given: its noise, then one for each lead but the first."""
+        return self.noise + self.leads - 1
 
     @property
     def features(self) -> int:
@@ -191,6 +202,7 @@ class WeatherMixer(nnx.Module):
                 token_hidden=shape.token_hidden,
                 embed_hidden=shape.embed_hidden,
                 circulant=shape.circulant,
+                conditions=shape.conditions,
                 schedule=schedule,
                 fp8=fp8,
                 dropout_rate=shape.dropout_rate,
@@ -198,7 +210,7 @@ class WeatherMixer(nnx.Module):
             )
             for _ in range(shape.blocks)
         )
-        self.norm = LayerNorm(shape.embed, rngs=rngs)
+        self.norm = LayerNorm(shape.embed, conditions=shape.conditions, rngs=rngs)
         self.decode_schedule = resolve_schedule(schedule, 2 * shape.embed, shape.features, "channel")
         names = ("stack", *kernel_names("channel", self.decode_schedule))
         init = kernel_init(2 * shape.embed)
@@ -220,6 +232,8 @@ class WeatherMixer(nnx.Module):
         previous: Float[Array, "b c lat lon"] | None = None,
         repeats: int = 1,
         key: Key[Array, ""] | None = None,
+        noise: Float[Array, "b n"] | None = None,
+        lead: Int[Array, " b"] | None = None,
     ) -> Float[Array, "b c lat lon"]:
         """The standardized state `repeats` steps later, zero on channels that are not predicted.
 
@@ -228,16 +242,26 @@ class WeatherMixer(nnx.Module):
           previous: the same a step before, where history is 2.
           repeats: latent rollout: how often the blocks are applied between one encode and one decode.
           key: of dropout; None means none.
+          noise: standard normal numbers that make of each sample one member of an ensemble; None: zeros.
+          lead: of each sample the number of its lead, of those that the model is for; None: the first.
         """
         if (previous is not None) != (self.shape.history == 2):
             raise ValueError(f"history={self.shape.history}: the previous frame is given exactly where it is 2")
+        condition = self._condition(noise, lead, len(x))
         h = encoded = self._encode((x,) if previous is None else (x, previous))
         for repeat in range(repeats):
             for index, block in enumerate(self.blocks):
-                h = self._apply_block(block, h, fold_key(key, repeat * self.shape.blocks + index))
-        decoded = unpatch(self._decode(h, encoded), self.shape.patch, self.shape.grid)
+                h = self._apply_block(block, h, fold_key(key, repeat * self.shape.blocks + index), condition)
+        decoded = unpatch(self._decode(h, encoded, condition), self.shape.patch, self.shape.grid)
         predicted = np.arange(self.shape.channels) < self.shape.predicted
         return gather_instances(self.head)(decoded, x, predicted)
+
+    def _condition(self, noise, lead, batch):
+        if noise is None and lead is None:
+            return None
+        zeros = jnp.zeros((batch, self.shape.conditions), out_sharding=spec("batch", None))
+        places = zeros[:, self.shape.noise :] if lead is None else jax.nn.one_hot(lead, self.shape.leads)[:, 1:]
+        return jnp.concatenate([zeros[:, : self.shape.noise] if noise is None else noise, places], axis=1)
 
     def _encode(self, frames):
         encode = gather_instances(self.encode)
@@ -248,14 +272,14 @@ class WeatherMixer(nnx.Module):
         y = mix(features, kernels, over="channel", schedule=encode.schedule)
         return add_bias(y, dense_bias(encode.bias[...], "channel"))
 
-    def _apply_block(self, block, h, key):
-        def run(block, h, key):
-            return gather_instances(block)(h, key)  # here: rematerialization then gathers again, and keeps no copy
+    def _apply_block(self, block, *inputs):
+        def run(block, *inputs):
+            return gather_instances(block)(*inputs)  # here: rematerialization then gathers again, and keeps no copy
 
-        return (jax.checkpoint(run) if self.rematerialize == "block" else run)(block, h, key)
+        return (jax.checkpoint(run) if self.rematerialize == "block" else run)(block, *inputs)
 
-    def _decode(self, h, encoded):
+    def _decode(self, h, encoded, condition):
         parts = (self.decode_kernel[...], self.decode_bias[...], self.norm)
         kernel, bias, norm = (gather_instances(part) for part in parts)
-        y = mix((norm(h), encoded), (kernel[0], kernel[1]), over="channel", schedule=self.decode_schedule)
+        y = mix((norm(h, condition), encoded), (kernel[0], kernel[1]), over="channel", schedule=self.decode_schedule)
         return add_bias(y, dense_bias(bias, "channel"))

@@ -5,7 +5,7 @@ backward pass and temporaries depend on the compiler; their formulae count the a
 """
 
 from weathermixer.planning.meshes import Layout, StepOptions
-from weathermixer.planning.work import Shape, contractions, parameters
+from weathermixer.planning.work import Shape, block_kernels, contractions, parameters
 
 FLOAT32 = 4
 # Fields on the grid that head and loss keep, in (float32, compute dtype): the error, and of blend the state, the
@@ -39,6 +39,11 @@ def block_bytes(shape: Shape, options: StepOptions) -> int:
     return (2 * state + hidden) * (options.compute_bytes + options.operand_bytes) + masks
 
 
+def fed_back_bytes(shape: Shape, options: StepOptions) -> int:
+    """Bytes that a step of a rollout keeps of one sample: its input, and its target as it is stored."""
+    return (FLOAT32 + options.stored_bytes) * shape.channels * shape.grid[0] * shape.grid[1]
+
+
 def temporary_bytes(shape: Shape, layout: Layout, options: StepOptions) -> float:
     """Bytes in passing on one device, an estimate of the largest moment in the backward pass.
 
@@ -46,7 +51,7 @@ def temporary_bytes(shape: Shape, layout: Layout, options: StepOptions) -> float
     how far ahead they travel, but rematerialization: a block's. The parameters' copy in the compute dtype, three
     activations, and under rematerialize="block" what one block keeps.
     """
-    batch = options.batch / layout.data
+    batch = options.part / layout.data
     mixing = [c for c in contractions(shape) if c.name != "blend"]
     gathered = max(c.kernel / layout.contracted(c.over).size for c in mixing)
     ahead = sum(
@@ -77,15 +82,20 @@ def memory_parts(shape: Shape, layout: Layout, options: StepOptions) -> dict[str
     """
     own = parameters(shape) * FLOAT32 / layout.instance
     replicas = layout.data
-    batch = options.batch / layout.data
+    batch, part = options.batch / layout.data, options.part / layout.data
+    one_moment = options.muon * sum(i * o * count for i, o, count in block_kernels(shape))
+    activations = activation_bytes(shape, options) + (options.rollout - 1) * fed_back_bytes(shape, options)
     frame = shape.channels * shape.grid[0] * shape.grid[1] / layout.instance
     return {
         "parameters": own / (replicas if options.zero == "parameters" else 1),
-        "moments": 2 * own / (1 if options.zero == "none" else replicas),
+        "moments": (2 * own - one_moment * FLOAT32 / layout.instance) / (1 if options.zero == "none" else replicas),
         "ema": options.ema * own / (1 if options.zero == "none" else replicas),
-        "gradients": own / (replicas if options.zero == "parameters" else 1),
+        # of a loop over parts or steps the sum, and that of the one under way
+        "gradients": own
+        * (1 + (options.accumulate * options.rollout > 1))
+        / (replicas if options.zero == "parameters" else 1),
         # what is being used and what the loader has put on the device ahead
         "batch": 2 * batch * options.frames * frame * options.stored_bytes,
-        "activations": batch * activation_bytes(shape, options) / layout.instance,
+        "activations": part * activations / layout.instance,
         "temporaries": temporary_bytes(shape, layout, options),
     }

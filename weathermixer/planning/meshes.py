@@ -4,7 +4,7 @@ import dataclasses
 from typing import NamedTuple
 
 from weathermixer.parallel.schedule import Schedule
-from weathermixer.planning.work import Contraction, Shape, contractions
+from weathermixer.planning.work import Contraction, Shape
 
 
 class Group(NamedTuple):
@@ -58,6 +58,9 @@ class StepOptions:
     Attributes:
       batch: samples per step over all instances.
       repeats: passes through the blocks (latent rollout).
+      rollout: steps of forecasts that are fed back; of more than one each is made again in the backward pass.
+      accumulate: parts, one after the other, in which a batch's gradient is made.
+      muon: whether the blocks' kernels keep one moment, not two.
       compute_dtype: of activations and products, "bfloat16" or "float32"; or "fp8", as in the settings.
       rematerialize: "none" or "block", as in the model.
       schedule: of the contractions, as in weathermixer.parallel.schedule.
@@ -76,6 +79,9 @@ class StepOptions:
 
     batch: int
     repeats: int = 1
+    rollout: int = 1
+    accumulate: int = 1
+    muon: bool = False
     compute_dtype: str = "bfloat16"
     rematerialize: str = "none"
     schedule: Schedule = "auto"
@@ -90,8 +96,21 @@ class StepOptions:
             raise ValueError(f"zero={self.zero!r} is not one of none, moments, parameters")
         if self.compute_dtype not in ("bfloat16", "float32", "fp8"):
             raise ValueError(f"compute_dtype={self.compute_dtype!r} is not one of bfloat16, float32, fp8")
-        if self.batch < 1 or self.repeats < 1:
-            raise ValueError(f"batch={self.batch} and repeats={self.repeats} must be at least 1")
+        if min(self.batch, self.repeats, self.rollout, self.accumulate) < 1:
+            counts = f"repeats={self.repeats}, rollout={self.rollout}, accumulate={self.accumulate}"
+            raise ValueError(f"batch={self.batch}, {counts}: each must be at least 1")
+        if self.batch % self.accumulate:
+            raise ValueError(f"accumulate={self.accumulate} does not divide batch={self.batch}")
+
+    @property
+    def part(self) -> int:
+        """Samples that go through the model at a time."""
+        return self.batch // self.accumulate
+
+    @property
+    def passes(self) -> float | int:
+        """How often a sample goes through the model, forward and backward: a step that is made again counts 4/3."""
+        return self.rollout * (4 / 3 if self.rollout > 1 else 1)
 
     @property
     def compute_bytes(self) -> int:
@@ -111,19 +130,6 @@ class StepOptions:
     def repeated_in_backward(self, c: Contraction) -> bool:
         """Whether rematerialization makes a product again: not a block's last one, whose result nothing needs."""
         return self.rematerialize == "block" and c.in_block and c.name != "channel down"
-
-    def times(self, c: Contraction) -> int:
-        """How often such a contraction is made in a forward pass."""
-        return c.count * (self.repeats if c.in_block else 1)
-
-    def products(self, c: Contraction) -> int:
-        """How many products such contractions are in a step: forward, again, and of one gradient or of two."""
-        return self.times(c) * ((3 if c.needs_input_gradient else 2) + self.repeated_in_backward(c))
-
-
-def executed_flops(shape: Shape, options: StepOptions) -> int:
-    """FLOPs of the products that a training step runs, those that rematerialization repeats among them."""
-    return options.batch * sum(options.products(c) * c.flops for c in contractions(shape))
 
 
 def indivisible(shape: Shape, layout: Layout, batch: int) -> list[str]:

@@ -63,7 +63,7 @@ def layouts(devices: int) -> list[Layout]:
 
 def make_plan(shape: Shape, layout: Layout, options: StepOptions, hardware: Hardware) -> Plan | Refusal:
     """Judges one mesh: refused where a size does not divide or the memory is too small."""
-    reasons = indivisible(shape, layout, options.batch)
+    reasons = indivisible(shape, layout, options.part)
     if reasons:
         return Refusal(layout, tuple(reasons))
     memory = memory_parts(shape, layout, options)

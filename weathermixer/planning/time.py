@@ -8,7 +8,7 @@ import dataclasses
 from weathermixer.planning.hardware import Hardware
 from weathermixer.planning.meshes import Layout, StepOptions
 from weathermixer.planning.traffic import Transfer, read_bytes, step_transfers
-from weathermixer.planning.work import Shape, contractions, parameters, train_flops
+from weathermixer.planning.work import Shape, contractions, muon_flops, parameters, train_flops
 
 FLOAT32 = 4
 # Passes over memory that fusions make of a step's elementwise work, counted in the mixer's equations as (forward,
@@ -44,7 +44,9 @@ def product_seconds(shape: Shape, layout: Layout, options: StepOptions, hardware
     seconds = {}
     for c in contractions(shape):
         rate = hardware.peak(options.product_dtype(c)) * hardware.achieved_products
-        seconds[c.name] = options.products(c) * c.flops * options.batch / layout.devices / rate
+        passes = (3 if c.needs_input_gradient else 2) + options.repeated_in_backward(c)
+        times = c.count * (options.repeats if c.in_block else 1)
+        seconds[c.name] = options.passes * passes * times * c.flops * options.batch / layout.devices / rate
     return seconds
 
 
@@ -56,7 +58,7 @@ def elementwise_bytes(shape: Shape, layout: Layout, options: StepOptions) -> flo
     block = 2 * passes[0] * s.tokens * s.embed
     block += passes[1] * (s.token_hidden * s.embed + s.tokens * s.embed_hidden)
     grid = GRID_PASSES[s.head] * s.channels * s.grid[0] * s.grid[1] * FLOAT32
-    return batch * (options.repeats * s.blocks * block * options.compute_bytes + grid) / layout.devices
+    return options.passes * batch * (options.repeats * s.blocks * block * options.compute_bytes + grid) / layout.devices
 
 
 def optimizer_bytes(shape: Shape, layout: Layout, options: StepOptions) -> float:
@@ -110,13 +112,15 @@ def step_time(shape: Shape, layout: Layout, options: StepOptions, hardware: Hard
     fusions = elementwise_bytes(shape, layout, options) / (hardware.memory_rate * hardware.achieved_elementwise)
     elementwise = fusions + hardware.gap_seconds
     optimizer = optimizer_bytes(shape, layout, options) / (hardware.memory_rate * hardware.achieved_copies)
+    if options.muon:
+        optimizer += muon_flops(shape) / layout.instance / (hardware.peak("float32") * hardware.achieved_products)
     hidden, waited = exchange_seconds(shape, layout, options, hardware)
     exposed = waited + hardware.contention * hidden
     busy = products + elementwise + optimizer + exposed
     devices = min(hardware.node_size, layout.devices)
     reading = read_bytes(shape, layout, options, devices=devices) / hardware.read_rate
     total = max(busy, reading)
-    work = train_flops(shape, batch=options.batch, repeats=options.repeats) / layout.devices
+    work = options.rollout * train_flops(shape, batch=options.batch, repeats=options.repeats) / layout.devices
     return StepTime(
         products=products,
         elementwise=elementwise,

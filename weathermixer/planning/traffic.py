@@ -157,7 +157,9 @@ def gradient_transfers(shape: Shape, layout: Layout, options: StepOptions) -> li
     """
     group = layout.replicas
     hops, whole = group.size - 1, gathered_bytes(group, FLOAT32 / layout.instance)
-    summed = sum(c.kernel * options.times(c) for c in contractions(shape) if c.name != "blend")
+    summed = sum(
+        c.kernel * c.count * (options.repeats if c.in_block else 1) for c in contractions(shape) if c.name != "blend"
+    )
     sums = 2 if options.zero == "none" else 1
     transfers = [Transfer("gradients over data", group, sums * whole * summed, sums * hops, "backward")]
     parts = parameter_parts(shape)
@@ -172,12 +174,15 @@ def gradient_transfers(shape: Shape, layout: Layout, options: StepOptions) -> li
 
 def step_transfers(shape: Shape, layout: Layout, options: StepOptions) -> list[Transfer]:
     """Every transfer of a training step on this mesh that moves something."""
-    transfers = []
+    transfers, whole = [], options
+    options = dataclasses.replace(options, batch=options.part, accumulate=1)
     for c in contractions(shape):
         transfers += (head_transfers if c.name == "blend" else contraction_transfers)(c, layout, options)
     for others in (norm_transfers, vector_transfers, gradient_transfers):
         transfers += others(shape, layout, options)
-    return [transfer for transfer in transfers if transfer.bytes]
+    times = whole.passes * whole.accumulate
+    grown = [dataclasses.replace(t, bytes=times * t.bytes, messages=round(times * t.messages)) for t in transfers]
+    return [transfer for transfer in grown if transfer.bytes]
 
 
 def read_bytes(shape: Shape, layout: Layout, options: StepOptions, *, devices: int = 1) -> float:

@@ -21,6 +21,7 @@ class Shape(Protocol):
     tokens: int
     features: int
     circulant: int
+    conditions: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,11 +93,37 @@ def train_flops(shape: Shape, *, batch: int = 1, repeats: int = 1) -> int:
     return 3 * forward_flops(shape, batch=batch, repeats=repeats)
 
 
+def executed_flops(shape: Shape, *, batch: int = 1, repeats: int = 1, rematerialize: str = "none") -> int:
+    """FLOPs of the products that a training step runs: no gradient of the data, and the blocks once more under remat.
+
+    Under rematerialize="block" a block's last product is not repeated: nothing in the backward pass needs its result.
+    """
+    total = 0
+    for c in contractions(shape):
+        passes = 3 if c.needs_input_gradient else 2
+        if c.in_block and rematerialize == "block" and c.name != "channel down":
+            passes += 1
+        total += passes * c.flops * c.count * (repeats if c.in_block else 1)
+    return batch * total
+
+
+def block_kernels(shape: Shape) -> list[tuple[int, int, int]]:
+    """(contracted, produced, how many) of the blocks' kernels; of circulant ones each row has an offset's columns."""
+    columns = {"token": max(shape.circulant, 1), "channel": 1}
+    return [(c.inputs, c.outputs // columns[c.over], c.count) for c in contractions(shape) if c.in_block]
+
+
+def muon_flops(shape: Shape) -> int:
+    """FLOPs of Muon's five steps of Newton and Schulz, 4 s^2 l + 2 s^3 for a kernel of sizes s <= l."""
+    sizes = [(min(i, o), max(i, o), count) for i, o, count in block_kernels(shape)]
+    return sum(5 * count * (4 * s**2 * long + 2 * s**3) for s, long, count in sizes)
+
+
 def parameter_parts(shape: Shape) -> dict[str, int]:
     """Numbers of parameters by part of the model: kernels, biases, the norms' scales and biases."""
     s, columns = shape, max(shape.circulant, 1)  # of offsets, a circulant kernel has one value for all columns
     kernels = {c.name: c.kernel * c.count for c in contractions(shape)}
-    norm = 2 * s.embed
+    norm = 2 * s.embed * (1 + s.conditions)
     token_vectors = s.blocks * (norm + (s.token_hidden + s.tokens) // columns)
     channel_vectors = s.blocks * (norm + s.embed_hidden + s.embed)
     parts = {

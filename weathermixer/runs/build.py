@@ -96,6 +96,8 @@ def make_model_shape(settings: Settings, grid: tuple[int, int], channel_set: Cha
         dropout_rate=model.dropout_rate,
         history=model.history,
         token_mixing=model.token_mixing,
+        noise=model.noise,
+        leads=len(settings.training.leads),
     )
 
 
@@ -109,7 +111,7 @@ def compute_dtype(settings: Settings) -> jnp.dtype:
 def make_model(
     settings: Settings, shape: ModelShape, tendency: np.ndarray, mesh: Mesh | AbstractMesh
 ) -> tuple[Callable, Callable]:
-    """The model as two functions on the mesh in use: make_params(key) -> params, apply(params, x, *, repeats, key)."""
+    """The model as two functions on the mesh in use: make_params(key) -> params, apply(params, x, **options of it)."""
 
     if settings.model.compute_dtype == "fp8" and isinstance(mesh, Mesh):
         fp8.check_device(mesh.devices.flat[0])
@@ -132,8 +134,8 @@ def make_model(
     def make_params(key):
         return nnx.split(build(key))[1]
 
-    def apply(params, x, *, previous=None, repeats=1, key=None):
-        return nnx.merge(graph, params)(x, previous=previous, repeats=repeats, key=key)
+    def apply(params, x, **options):
+        return nnx.merge(graph, params)(x, **options)
 
     return make_params, apply
 
@@ -247,6 +249,8 @@ def make_training(
         rollout_weights=settings.training.rollout_weights or (1.0,) * rollout,
         cut_gradient=settings.training.rollout_gradient == "own",
         input_only=(len(channel_set.dynamic), len(channel_set.stored)),
+        members=settings.training.members,
+        noise=settings.model.noise,
     )
     compiler_options = fp8.COMPILER_OPTIONS if settings.model.compute_dtype == "fp8" else None
     eval_loss = jax.jit(loss, compiler_options=compiler_options)
@@ -255,7 +259,7 @@ def make_training(
         optimizer,
         learning_rate=processor_rate,
         ema_decay=decay or None,
-        seed=settings.seed if shape.dropout_rate or settings.data.augmentation != "none" else None,
+        seed=settings.seed if shape.dropout_rate or shape.noise or settings.data.augmentation != "none" else None,
         zero=settings.mesh.zero,
         accumulate=settings.training.accumulate,
         compiler_options=compiler_options,

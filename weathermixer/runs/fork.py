@@ -83,13 +83,17 @@ def fork_state(
         target = describe(jax.eval_shape(make_params, jax.random.key(0)), mesh)
         theirs = name_leaves(checkpoints.restore({part: target}, step=step, partial=True)[part])
     own = name_leaves(state.params)
-    if wrong := sorted(set(own) ^ set(theirs)):
+    added = {name for name in own if name.endswith("condition_kernel")} - set(theirs)
+    if wrong := sorted((set(own) ^ set(theirs)) - added):
         raise ValueError(f"{path} is another model: {', '.join(wrong)} are parameters of one of the two alone")
-    params = [_take(name, own[name], theirs[name], labels, before) for name in own]
+    take = lambda name: own[name] if name in added else _take(name, own[name], theirs[name], labels, before)  # noqa: E731
+    params = [take(name) for name in own]
     params = jax.tree.unflatten(jax.tree.structure(state.params), params)
     about = f"{'moving average' if part == 'ema' else 'parameters'} of step {step} of {path}"
     if fresh := [label for label in labels if label and label not in before]:
         about += f"; born fresh: the rows of {', '.join(fresh)}"
+    if added:
+        about += "; born zero: what noise and leads change"
     if gone := [label for label in before if label and label not in labels]:
         about += f"; left behind: {', '.join(gone)}"
     ema = None if state.ema is None else jax.tree.map(lambda p, e: reshard(p, e.sharding), params, state.ema)

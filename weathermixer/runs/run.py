@@ -22,6 +22,7 @@ from weathermixer.archive.archive import Archive
 from weathermixer.archive.frames import Frames
 from weathermixer.archive.reference import Reference
 from weathermixer.archive.sampling import find_times, in_period, with_previous
+from weathermixer.forecasting.ensembles import Members
 from weathermixer.forecasting.files import ForecastWriter, check_output
 from weathermixer.forecasting.forecasts import Forecast, collect_forecast, describe_forecasts, make_forecast
 from weathermixer.forecasting.rollout import check_leads
@@ -104,6 +105,9 @@ class Run:
         analysis: bool = False,
         mode: str | None = None,
         batch_size: int | None = None,
+        members: int | None = None,
+        perturbation: float = 0.0,
+        seed: int = 0,
         regrid: str | None = None,
         output: str | os.PathLike | None = None,
         progress: bool = False,
@@ -116,25 +120,38 @@ class Run:
           analysis: whether the state that a forecast starts from is its first, at lead 0.
           mode: "autoregressive" or "latent".
           batch_size: forecasts at a time.
+          members: of an ensemble, whose forecasts have a dimension `number`; None: one forecast, without noise.
+          perturbation: of the states that members start from, on every point, in parts of the channels' deviations.
+          seed: of the members' noise and perturbations.
           regrid: as in open_frames.
           output: a .zarr store to write to, frame by frame, or a .nc or .grib2 file, made from that at the end; None:
             all is returned in memory.
 
         Returns the forecasts, opened lazily where they were written. Raises ValueError, before long work starts, for
-        data that does not fit the model, starts that are not there and hours that are no multiple of its step.
+        data that does not fit the model, starts that are not there, hours that are no multiple of its step, and members
+        that would all be the same.
         """
         output = output and check_output(output)
+        if members is None and perturbation:
+            raise ValueError(f"perturbation={perturbation} is that of an ensemble's members: give members, such as 10")
+        if members is not None and output and output.suffix == ".grib2":
+            raise ValueError(f"output={str(output)!r}: members of an ensemble are written to .zarr and .nc alone")
         frames, options = self.open_frames(data, regrid=regrid), self.settings.evaluation
-        step_hours = self.reference.step_hours
+        step_hours, leads = self.reference.step_hours, self.settings.training.leads
         hours, mode = hours or options.forecast_hours, mode or options.mode
-        check_leads([hours], step_hours=step_hours)
+        check_leads([hours], step_hours=step_hours * leads[0])
         indices = self.find_starts(frames, starts)
-        lead_steps = list(range(0 if analysis else 1, hours // step_hours + 1))
+        lead_steps = list(range(0 if analysis else leads[0], hours // step_hours + 1, leads[0]))
         instances, channels = ways(self.mesh, "batch"), self.reference.channel_set.dynamic
+        rows, ensemble = np.arange(len(indices) * (1 if members is None else members)), None
+        if members is not None:
+            ensemble = Members(rows % members, self.settings.model.noise, perturbation, seed)
 
-        def make(starts: np.ndarray) -> Iterator[Forecast]:
+        def make(rows: np.ndarray) -> Iterator[Forecast]:
+            starts = indices[rows // (members or 1)]
             options = {"lead_steps": lead_steps, "mode": mode, "history": self.settings.model.history}
-            options["prescribed"] = self.settings.evaluation.prescribed
+            options |= {"prescribed": self.settings.evaluation.prescribed, "leads": leads}
+            options["members"] = ensemble and ensemble.take(rows)
             size = batch_size or -(-min(len(starts), MOST_STARTS_AT_A_TIME) // instances) * instances
             options |= {"batch_size": size, "progress": progress}
             return make_forecast(self.apply, self.params, frames, starts=starts, **options)
@@ -145,16 +162,18 @@ class Run:
             "rollout": mode,
         }
         lead_hours = [step * step_hours for step in lead_steps]
-        description = describe_forecasts(frames.times[indices], lead_hours, self.reference.grid, channels, about)
+        times = frames.times[indices]
+        description = describe_forecasts(times, lead_hours, self.reference.grid, channels, about, members)
         if output is None:
-            return collect_forecast(make(indices), description, channels)
+            return collect_forecast(make(rows), description, channels)
         with use_mesh(self.mesh):
             norm = jax.jit(optax.tree.norm)(self.params)  # tells one trained model from another
-        rows = self.reference.grid.shape[0] // ways(self.mesh, "lat")
+        band = self.reference.grid.shape[0] // ways(self.mesh, "lat")
         maker = [str(self.path.resolve()), frames.name, regrid, options.prescribed, f"{norm:.6g}"]
-        writer = ForecastWriter(output, description, channels, rows=rows, maker=maker)
+        maker += [perturbation, seed]
+        writer = ForecastWriter(output, description, channels, rows=band, maker=maker)
         if len(writer.unfinished):
-            writer.write(make(indices[writer.unfinished]), writer.unfinished)
+            writer.write(make(writer.unfinished), writer.unfinished)
         return writer.publish()
 
     def find_starts(
@@ -224,6 +243,7 @@ class Run:
             mode=mode or options.mode,
             history=self.settings.model.history,
             prescribed=options.prescribed,
+            leads=self.settings.training.leads,
             until=until,
             progress=progress,
         )

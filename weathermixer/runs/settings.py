@@ -84,6 +84,8 @@ class ModelSettings:
     # as published, or "increment": state + decoded change in units of the 6 h tendency
     head: str = _setting("blend", HEADS)
     dropout_rate: float = _setting(0.0, least=0, below=1)
+    # numbers of noise by which a forecast becomes a member of an ensemble, through the norms; 0: no ensembles
+    noise: int = _setting(0, least=0)
     # frames that the model sees; 2: the state and the one a step before, which shows tendencies
     history: int = _setting(1, (1, 2))
     # of activations and products, "auto": bfloat16 on GPU and TPU, float32 on CPU. State stays float32. "fp8":
@@ -137,6 +139,11 @@ class TrainingSettings:
     steps: int = _setting(0, least=0)  # ...or in steps, where this is not 0
     # latent rollout: the blocks are applied so often, the target is so many steps ahead
     lead_steps: int = _setting(1, least=1)
+    # leads, in steps, that the blocks take at once: each sample's is drawn from these, and the model is told which; all
+    # are multiples of the first
+    leads: tuple[int, ...] = _setting((1,), least=1)
+    # forecasts of each sample, with other noise: of 2 or more the loss is the fair CRPS
+    members: int = _setting(1, least=1)
     # how often forecasts are fed back in training, from the steps rollout_from on: the loss is over all of these leads
     rollout: tuple[int, ...] = _setting((1,), least=1)
     rollout_from: tuple[int, ...] = _setting((0,), least=0)
@@ -149,6 +156,11 @@ class TrainingSettings:
     log_every: int = _setting(50, least=1)  # steps
     checkpoint_every: int = _setting(1000, least=1)  # steps
     keep_checkpoints: int = _setting(3, least=1)
+
+    @property
+    def longest_steps(self) -> int:
+        """From a sample's input to its last target."""
+        return self.lead_steps * max(self.leads) * max(self.rollout)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,6 +250,24 @@ def _check_rollout(settings: Settings) -> None:
         raise ValueError(
             f"config.training.rollout={given} with lead_steps={training.lead_steps}: a model of history=2 sees the "
             "state a step before, which such a rollout does not make; set lead_steps=1 or history=1"
+        )
+    leads = training.leads
+    if any(lead % leads[0] for lead in leads) or any(b <= a for a, b in itertools.pairwise(leads)):
+        raise ValueError(f"config.training.leads={leads} must ascend, each a multiple of the first")
+    if leads != (1,) and (training.lead_steps > 1 or settings.evaluation.mode == "latent"):
+        raise ValueError(
+            f"config.training.leads={leads} are not those of a latent rollout, lead_steps={training.lead_steps}, "
+            f"evaluation.mode={settings.evaluation.mode}: set lead_steps=1 and autoregressive, or leave leads out"
+        )
+    if settings.model.history == 2 and leads != (1,) and (leads[0] > 1 or max(given) > 1):
+        raise ValueError(
+            f"config.training.leads={leads}, rollout={given}: a model of history=2 sees the state a step before, which "
+            "such forecasts do not make; begin leads with 1 and set rollout=1, or set history=1"
+        )
+    if (training.members > 1) != (settings.model.noise > 0):
+        raise ValueError(
+            f"config.training.members={training.members} with config.model.noise={settings.model.noise}: members "
+            "differ by noise, and they alone teach the model to use it; set both, such as 2 and 16, or neither"
         )
     if training.batch_size % training.accumulate:
         raise ValueError(

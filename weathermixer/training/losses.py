@@ -1,5 +1,6 @@
-"""The training loss: squared error of standardized fields, weighted by cell area and channel."""
+"""The training loss of standardized fields, weighted by cell area and channel: squared error, or an ensemble's CRPS."""
 
+import itertools
 from collections.abc import Mapping
 
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from weathermixer.fields.grid import cosine_weights
 from weathermixer.fields.variables import ChannelSet, find_channels
+from weathermixer.parallel.mesh import spec
 
 CHANNEL_WEIGHTS = ("published", "uniform", "tendency")
 FORMS = ("weighted_square", "published")
@@ -30,10 +32,42 @@ def weighted_mse(
 
         sum area * error^2 / sum area      over points that are not missing
     """
-    error, rows = prediction.astype(jnp.float32) - target.astype(jnp.float32), area.astype(np.float32)
+    return _weighted_mean(jnp.square(_error(prediction, target, missing)), area, channel, missing)
+
+
+def fair_crps(
+    prediction: Float[Array, "bm c lat lon"],
+    target: Float[Array, "bm c lat lon"],
+    *,
+    members: int,
+    area: Float[np.ndarray, " lat"],
+    channel: Float[np.ndarray, " c"],
+    missing: Bool[Array, "bm c lat lon"] | None = None,
+) -> Float[Array, ""]:
+    """Mean fair CRPS of ensembles, each of `members` rows one after the other, weighted as in weighted_mse.
+
+        CRPS = 1/M sum_i |x_i - y| - 1/(2 M (M - 1)) sum_ij |x_i - x_j|       (Ferro 2014, doi 10.1002/qj.2270)
+
+    Its expectation is least for members drawn from the distribution of the target, whatever their number.
+    """
+    error = _error(prediction, target, missing)
+    shape, cut = (len(error) // members, members, *error.shape[1:]), spec("batch", None, "channel", "lat", "lon")
+    error = jnp.reshape(error, shape, out_sharding=cut)
+    apart = sum(jnp.abs(error[:, i] - error[:, j]) for i, j in itertools.combinations(range(members), 2))
+    crps = jnp.abs(error).mean(1) - apart / (members * (members - 1))
     if missing is not None:
-        error = jnp.where(missing, 0.0, error)
-    weighted = jnp.square(error) * channel.astype(np.float32)[None, :, None, None] * rows[None, None, :, None]
+        missing = jnp.reshape(missing, shape, out_sharding=cut)[:, 0]
+    return _weighted_mean(crps, area, channel, missing)
+
+
+def _error(prediction, target, missing):
+    error = prediction.astype(jnp.float32) - target.astype(jnp.float32)
+    return error if missing is None else jnp.where(missing, 0.0, error)
+
+
+def _weighted_mean(values, area, channel, missing):
+    rows = area.astype(np.float32)
+    weighted = values * channel.astype(np.float32)[None, :, None, None] * rows[None, None, :, None]
     if missing is not None:
         there = (jnp.where(missing, 0.0, rows[None, None, :, None]) / rows.mean()).mean((2, 3))
         weighted = weighted.mean((2, 3)) / jnp.where(there > 0, there, 1.0)

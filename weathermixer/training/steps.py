@@ -1,5 +1,6 @@
 """One training step, and the loss on data that is not trained on."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,9 +13,10 @@ from jaxtyping import Array, Float
 from weathermixer.archive.inputs import find_missing, make_input, show, surround
 from weathermixer.archive.loader import Batch
 from weathermixer.archive.standardization import Standardization, standardize
+from weathermixer.parallel.mesh import spec
 from weathermixer.parallel.zero import cut_instances, gather_instances
 from weathermixer.training.augment import AUGMENTATIONS, rotate_longitude
-from weathermixer.training.losses import weighted_mse
+from weathermixer.training.losses import fair_crps, weighted_mse
 from weathermixer.training.state import TrainState
 
 Apply = Callable[..., Float[Array, "b c lat lon"]]
@@ -30,6 +32,8 @@ def make_loss(
     rollout_weights: Sequence[float] = (1.0,),
     cut_gradient: bool = False,
     input_only: tuple[int, int] = (0, 0),
+    members: int = 1,
+    noise: int = 0,
 ) -> Callable[..., Float[Array, ""]]:
     """The loss(params, batch, standardization, key) of a forecast `repeats` steps ahead (weathermixer.training.losses).
 
@@ -37,12 +41,14 @@ def make_loss(
 
         L = sum_k w[k] L(y[k], target[k]) / sum_k w[k]        y[k] = apply(params, x[k]),  x[k + 1] from y[k]
 
-    Each step is rematerialized in the backward pass, so that a step more costs the memory of one state.
+    Each step is made again in the backward pass, so that a step more costs the memory of one state.
 
     Args:
       augmentation: one of augment.py's; without a key, as on data that is not trained on, nothing is turned.
       cut_gradient: each step learns from its own lead alone: what is fed back counts as given.
       input_only: (first, past the last) of the input-only channels, which are the targets' own on the way.
+      members: with 2 or more, forecasts of each sample, with other noise at every step: the loss is their fair CRPS.
+      noise: numbers of noise that the model takes. It is drawn from the key; without one, always the same.
 
     Raises ValueError for an unknown augmentation.
 
@@ -59,37 +65,64 @@ def make_loss(
         raise ValueError(f"augmentation={augmentation!r} is not one of {AUGMENTATIONS}")
 
     def loss(params: Any, batch: Batch, s: Standardization, key: Array | None) -> Float[Array, ""]:
+        turning = None
+        if augmentation == "rotate_longitude" and key is not None:
+            key, turning = jax.random.split(key)
+
+        def place(*fields):
+            """Fields as they are forecast: turned, and once for each member."""
+            fields = fields if turning is None else rotate_longitude(fields, turning)
+            return fields if members == 1 else tuple(map(repeat, fields))
+
+        def step(carry, given):
+            (x, *previous), (frames, terms, number, own) = carry, given
+            options = {"previous": previous[0]} if previous else {}
+            if batch.lead is not None:
+                options["lead"] = repeat(batch.lead)
+            if noise:
+                options["noise"] = draw(own, number, len(x))
+            prediction = apply(params, x, repeats=repeats, key=own, **options)
+            (target,) = place(standardize(frames, s))
+            missing = find_missing(target, s)
+            value = score(prediction, target, area=area, channel=channel, missing=missing)
+            if not batch.later:
+                return carry, value
+            state = jax.lax.stop_gradient(prediction) if cut_gradient else prediction
+            (around,) = place(jnp.zeros(frames.shape, out_sharding=jax.typeof(frames).sharding) + surround(s, terms))
+            return (show(_merge(state, target, missing, input_only), s) + around, *[x] * len(previous)), value
+
         seen = [(batch.inputs, batch.terms)]
         if batch.previous is not None:
             seen.append((batch.previous, batch.previous_terms))
-        x, *previous = (make_input(standardize(frames, s), s, terms) for frames, terms in seen)
-        targets = [standardize(frames, s) for frames in (batch.targets, *batch.later)]
-        around = [jnp.zeros_like(x) + surround(s, terms) for terms in batch.later_terms]
-        if augmentation == "rotate_longitude" and key is not None:
-            key, turn = jax.random.split(key)
-            fields, tree = jax.tree.flatten((x, previous, targets, around))
-            x, previous, targets, around = jax.tree.unflatten(tree, rotate_longitude(tuple(fields), turn))
-        history = {"previous": previous[0]} if previous else {}
-        losses = []
-        for number, target in enumerate(targets):
-            prediction = step(params, x, key, history)
-            missing = find_missing(target, s)
-            losses.append(weighted_mse(prediction, target, area=area, channel=channel, missing=missing))
-            if number < len(around):
-                state = jax.lax.stop_gradient(prediction) if cut_gradient else prediction
-                history = {"previous": x} if history else {}
-                x = show(_merge(state, target, missing, input_only), s) + around[number]
-                key = None if key is None else jax.random.fold_in(key, number)
-        if len(losses) == 1:
-            return losses[0]
-        return sum(w * value for w, value in zip(rollout_weights, losses, strict=True)) / sum(rollout_weights)
+        first = place(*(make_input(standardize(frames, s), s, terms) for frames, terms in seen))
+        if not batch.later:
+            return step(first, (batch.targets, None, 0, key))[1]
+        keys = [key]
+        for number in range(len(batch.later)):
+            keys.append(None if key is None else jax.random.fold_in(keys[-1], number))
+        terms = (*batch.later_terms, batch.later_terms[-1])  # what follows the last step is not used
+        given = zip((batch.targets, *batch.later), terms, range(len(keys)), keys, strict=True)
+        given = jax.tree.map(lambda *each: jnp.stack(each), *given)
+        # a loop, that each step's gradient is added before the next one's is made
+        _, losses = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), first, given)
+        weights = np.array(rollout_weights, np.float32)
+        return (losses * weights).sum() / weights.sum()
 
-    def step(params, x, key, history):
-        return apply(params, x, repeats=repeats, key=key, **history)
+    def repeat(x):
+        """[sample, ...] -> [sample * member, ...]: on the devices where the sample is."""
+        every = jnp.broadcast_to(x[:, None], (len(x), members, *x.shape[1:]))
+        return jnp.reshape(every, (-1, *x.shape[1:]), out_sharding=jax.typeof(x).sharding.spec)
 
-    if len(rollout_weights) > 1:
-        step = jax.checkpoint(step)
+    def draw(key, number, rows):
+        own = jax.random.fold_in(jax.random.key(0) if key is None else key, _NOISE + number)
+        return jax.random.normal(own, (rows, noise), out_sharding=spec("batch", None))
+
+    score = functools.partial(fair_crps, members=members) if members > 1 else weighted_mse
     return loss
+
+
+# keeps the keys of noise apart from dropout's
+_NOISE = 0x5EED
 
 
 def _merge(prediction, target, missing, input_only):
@@ -118,7 +151,7 @@ def make_train_step(
       loss: of make_loss.
       learning_rate: reported beside the loss and the gradient's norm.
       ema_decay: of the parameters' moving average, ema = decay * ema + (1 - decay) * params; None where none is kept.
-      seed: of dropout and augmentation, which are drawn anew from (seed, step); None for neither.
+      seed: of dropout, augmentation, noise and leads, which are drawn anew from (seed, step); None for neither.
       zero: as the state was made with: where it is not "none" each instance updates its part alone.
       accumulate: in so many parts the batch goes through the model, one after the other; their mean is the gradient.
       compiler_options: given to XLA, as for jax.jit.

@@ -38,16 +38,17 @@ def evaluate(
     mode: str = "autoregressive",
     history: int = 1,
     prescribed: str = "analysis",
+    leads: Sequence[int] = (1,),
     until: np.datetime64 | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
     """Scores forecasts from the times `starts` of a data set against the data set, as WeatherBench 2 defines scores.
 
     A start counts at every lead whose valid time is in it and not after `until`; `samples` says how many did.
-    `history` is how many frames the model sees: with 2, starts need the time a step before them. `prescribed` says
-    where input-only channels come from on the way (rollout.make_advance). Where a channel lacks values, points count
-    that start, valid time and climatology have, the same for all sources, and samples that have such points. Without a
-    climatology its own scores and the ACC are NaN.
+    `history` is how many frames the model sees: with 2, starts need the time a step before them. `leads` are the steps
+    that it may take at once (rollout.rollout). `prescribed` says where input-only channels come from on the way
+    (rollout.make_advance). Where a channel lacks values, points count that start, valid time and climatology have, the
+    same for all sources, and samples that have such points. Without a climatology its own scores and the ACC are NaN.
     Only statistics leave the device. Raises ValueError before long work starts: no starts, a lead that is not a
     positive multiple of the step, a lead beyond the record, a batch that does not divide.
 
@@ -63,7 +64,7 @@ def evaluate(
     """
     lead_hours = sorted({int(lead) for lead in lead_hours})
     channel_set, step_hours = frames.reference.channel_set, frames.reference.step_hours
-    check_leads(lead_hours, step_hours=step_hours)
+    check_leads(lead_hours, step_hours=step_hours * leads[0])
     check_divides(frames.mesh, batch_size=("batch", batch_size))
     times, standardization = frames.times, frames.standardization
     valid = valid_indices(times, starts, lead_hours=lead_hours, until=until)
@@ -82,6 +83,7 @@ def evaluate(
                 "previous": frames.read_previous(starts[chosen]) if history == 2 else None,
                 "lead_steps": lead_steps,
                 "mode": mode,
+                "leads": leads,
             }
             forecasts = rollout(apply, params, x, **options)
             for lead, (_, prediction) in enumerate(forecasts):
