@@ -15,7 +15,7 @@ Examples:
   python -m experiments.forecast runs/era5 --start=2018-01-01T00,2018-01-01T12 --hours=240 --output=two.nc
   # an ensemble of ten, from starts that are perturbed by a fiftieth of each channel's standard deviation
   python -m experiments.forecast runs/era5 --start=2018-01-01T00 --members=10 --perturbation=0.02 --output=ten.zarr
-  # a map of one channel three days ahead
+  # a map of one channel three days ahead; z.gif goes through all leads
   python -m experiments.forecast runs/era5 --start=2018-08-23T00 --hours=72 --plot=z.png --plot-hours=72 \\
     --channel=geopotential_500
 """
@@ -29,18 +29,20 @@ from typing import Any
 import jax
 import numpy as np
 import xarray as xr
+from jaxtyping import Float
 
 from experiments import command_line
 from experiments.evaluate import add_run_options, open_run
 from weathermixer.archive.frames import Frames
 from weathermixer.archive.sampling import find_times, in_period
 from weathermixer.archive.standardization import to_physical
+from weathermixer.fields.variables import Channel
 from weathermixer.forecasting.forecasts import gather
 from weathermixer.parallel import distributed
 from weathermixer.parallel.mesh import use_mesh, ways
 from weathermixer.runs.data import Data
 from weathermixer.runs.run import Run
-from weathermixer.verification.figures import draw_forecast
+from weathermixer.verification.figures import draw_forecast, save_animation
 
 FORECAST_FILE = "forecast.zarr"
 PLOT_FILE = "forecast.png"
@@ -108,31 +110,40 @@ def _hours(forecasts: xr.Dataset) -> np.ndarray:
     return forecasts.prediction_timedelta.values // np.timedelta64(1, "h")
 
 
+def read_analyses(run: Run, frames: Frames, times: np.ndarray, index: int) -> Float[np.ndarray, "time lat lon"]:
+    """A channel's analyses in SI units, NaN at times that the data does not have."""
+    fields = np.full((len(times), *run.reference.grid.shape), np.nan, np.float32)
+    found = find_times(frames.times, times)
+    with use_mesh(run.mesh):
+        for number in np.flatnonzero(found >= 0):
+            analyses = frames.read(np.repeat(found[number], ways(run.mesh, "batch")))
+            fields[number] = gather(to_physical(analyses, frames.standardization))[0, index]
+    return fields
+
+
+def take_channel(forecast: xr.Dataset, channel: Channel) -> xr.DataArray:
+    """A channel's field in forecasts of WeatherBench 2's form."""
+    field = forecast[channel.variable]
+    return field if channel.level_hpa is None else field.sel(level=channel.level_hpa)
+
+
 def _draw(run: Run, frames: Frames, forecast: xr.Dataset, plot: pathlib.Path, index: int, plot_hours: int) -> None:
-    """Draws a channel of a forecast at the lead next to `plot_hours`, beside the analysis where the data has it."""
-    channel, hours = run.reference.channel_set.dynamic[index], _hours(forecast)
-    lead = int(np.abs(hours - plot_hours).argmin())
-    field = forecast[channel.variable].isel(prediction_timedelta=lead)
-    field = field if channel.level_hpa is None else field.sel(level=channel.level_hpa)
-    start = forecast.time.values
-    valid = find_times(frames.times, np.atleast_1d(start + forecast.prediction_timedelta.values[lead]))
-    truth = None
-    if valid[0] >= 0:
-        with use_mesh(run.mesh):
-            analyses = frames.read(np.repeat(valid, ways(run.mesh, "batch")))
-            truth = gather(to_physical(analyses, frames.standardization))[0, index]
-    if jax.process_index() == 0:
-        figure = draw_forecast(
-            field.values,
-            truth,
-            grid=run.reference.grid,
-            channel=channel,
-            start=start,
-            lead_hours=int(hours[lead]),
-            land=run.reference.static.get("land_sea_mask"),
-        )
-        plot.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(plot)
+    """Draws a channel of a forecast beside the analyses: at the lead next to `plot_hours`, or as a GIF at all leads."""
+    channel, hours, start = run.reference.channel_set.dynamic[index], _hours(forecast), forecast.time.values
+    moving = plot.suffix == ".gif"
+    leads = np.arange(len(hours)) if moving else [int(np.abs(hours - plot_hours).argmin())]
+    fields = take_channel(forecast, channel).isel(prediction_timedelta=leads).values
+    truth = read_analyses(run, frames, start + forecast.prediction_timedelta.values[leads], index)
+    known = np.isfinite(truth).any()
+    if jax.process_index():
+        return
+    options = dict(grid=run.reference.grid, channel=channel, start=start)
+    options["land"] = run.reference.static.get("land_sea_mask")
+    plot.parent.mkdir(parents=True, exist_ok=True)
+    if moving:
+        save_animation(plot, fields, truth if known else None, lead_hours=hours.tolist(), **options)
+    else:
+        draw_forecast(fields[0], truth[0] if known else None, lead_hours=int(hours[leads[0]]), **options).savefig(plot)
 
 
 def make_parser() -> command_line.Parser:
@@ -148,7 +159,7 @@ def make_parser() -> command_line.Parser:
     add("--perturbation", type=float, default=0.0, metavar="A", help="of members' starts, in standard deviations; 0")
     add("--seed", type=command_line.integer(0), default=0, metavar="N", help="of noise and perturbations; default: 0")
     add("--output", metavar="FILE", help=f"a .zarr, .nc or .grib2; default: {FORECAST_FILE} in RUN")
-    add("--plot", metavar="FILE", help="image of a map of one channel; default: none is drawn")
+    add("--plot", metavar="FILE", help="image of a map of one channel, a .gif of all leads; default: none is drawn")
     add("--plot-hours", type=hours, default=24, metavar="H", help="lead that is drawn; default: 24")
     add("--channel", metavar="NAME", help=f"channel that is drawn; default: {DRAWN_FIRST} or the first")
     return parser

@@ -13,11 +13,12 @@ beside the formulae's. Machines are in weathermixer/planning/hardware.py; their 
 """
 
 import argparse
-import csv
 import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+import pandas as pd
 
 from experiments import command_line, compiled, synthetic
 from weathermixer.model.weathermixer import ModelShape
@@ -86,49 +87,27 @@ def row(plan: Plan) -> dict[str, Any]:
 
 def format_plans(plans: list[Plan], top: int) -> str:
     """The best plans as a table, fastest per sample first."""
-    shown = plans[: top or None]
-    parts = list(shown[0].memory)
     short = {"parameters": "param", "moments": "mom", "gradients": "grad", "activations": "act", "temporaries": "temp"}
-    head = ["data x domain x tensor", "batch", *(short.get(part, part) for part in parts), "total", "node", "net"]
-    head += ["MB/proc", "GB/s", "prod", "elem", "optim", "exch", "hid", "read", "hid", "step ms", "sample/s", "peak"]
-    rows = [head]
-    for plan in shown:
-        t = plan.time
-        milliseconds = [t.products, t.elementwise, t.optimizer, t.exchange_exposed, t.exchange_hidden]
-        milliseconds += [t.read_exposed, t.read_hidden, t.total]
+    rows = []
+    for plan in plans[: top or None]:
+        t, memory = plan.time, plan.memory
+        parts = {("GB per device", short.get(part, part)): f"{size / 1e9:.2f}" for part, size in memory.items()}
+        milliseconds = {
+            "prod": t.products, "elem": t.elementwise, "optim": t.optimizer, "exch": t.exchange_exposed,
+            "hid": t.exchange_hidden, "read": t.read_exposed, "hid ": t.read_hidden, "all": t.total,
+        }  # fmt: skip
         rows.append(
-            [str(plan.layout), str(plan.batch)]
-            + [f"{size / 1e9:.2f}" for size in (*plan.memory.values(), sum(plan.memory.values()))]
-            + [f"{plan.within_node / 1e6:.0f}", f"{plan.between_nodes / 1e6:.0f}", f"{plan.read / 1e6:.0f}"]
-            + [f"{plan.read_rate_to_hide / 1e9:.1f}"]
-            + [f"{1e3 * seconds:.1f}" for seconds in milliseconds]
-            + [f"{plan.batch / t.total:.1f}", f"{100 * t.share_of_peak:.0f} %"]
+            {("", "data x domain x tensor"): str(plan.layout), ("", "batch"): plan.batch}
+            | parts
+            | {("GB per device", "total"): f"{sum(memory.values()) / 1e9:.2f}"}
+            | {("MB received", "node"): f"{plan.within_node / 1e6:.0f}"}
+            | {("MB received", "net"): f"{plan.between_nodes / 1e6:.0f}"}
+            | {("reading", "MB/proc"): f"{plan.read / 1e6:.0f}"}
+            | {("reading", "GB/s"): f"{plan.read_rate_to_hide / 1e9:.1f}"}
+            | {("ms of a step", name): f"{1e3 * seconds:.1f}" for name, seconds in milliseconds.items()}
+            | {("speed", "sample/s"): f"{plan.batch / t.total:.1f}", ("speed", "peak"): f"{t.share_of_peak:.0%}"}
         )
-    groups = [
-        ("", 2),
-        ("GB per device", len(parts) + 1),
-        ("MB received", 2),
-        ("reading", 2),
-        ("ms of a step", 8),
-        ("", 2),
-    ]
-    return format_columns(rows, groups)
-
-
-def format_columns(rows: list[list[str]], groups: list[tuple[str, int]]) -> str:
-    """Right-aligned columns under group headings, groups apart by a bar."""
-    widths = [max(len(line[i]) for line in rows) for i in range(len(rows[0]))]
-    bounds, start = [], 0
-    for name, size in groups:
-        inner = sum(widths[start : start + size]) + size - 1
-        widths[start] += max(0, len(name) - inner)
-        bounds.append((name, start, start + size))
-        start += size
-    lines = [" | ".join(name.center(sum(widths[a:b]) + b - a - 1) for name, a, b in bounds)]
-    lines += [
-        " | ".join(" ".join(line[i].rjust(widths[i]) for i in range(a, b)) for _, a, b in bounds) for line in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+    return pd.DataFrame(rows, columns=pd.MultiIndex.from_tuples(rows[0])).to_string(index=False)
 
 
 def format_refusals(refusals: list[Refusal]) -> str:
@@ -225,10 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if refusals:
         print(f"\n{len(refusals)} refused:\n{format_refusals(refusals)}")
     if options.csv and plans:
-        with options.csv.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(row(plans[0])))
-            writer.writeheader()
-            writer.writerows(map(row, plans))
+        pd.DataFrame(map(row, plans)).to_csv(options.csv, index=False)
     if options.json:
         refused = [{**dataclasses.asdict(r.layout), "reasons": r.reasons} for r in refusals]
         text = json.dumps({"plans": list(map(row, plans)), "refused": refused}, indent=1)

@@ -24,11 +24,13 @@ read as they are; GRIB needs pip install 'weathermixer[grib]', s3:// and gs:// n
 """
 
 import argparse
+import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from experiments import command_line
 from weathermixer.archive.archive import Archive, open_archive
@@ -212,24 +214,19 @@ def describe_plan(source: Source, plan: ArchivePlan, dest: str | os.PathLike, wo
 
 def describe_archive(archive: Archive) -> str:
     """Statistics of what was made, and what its storage costs: rms rounding in percent of the 6 h tendency."""
-    statistics, attributes = archive.statistics, archive.attributes
+    statistics, attributes = dataclasses.asdict(archive.statistics), archive.attributes
     hours = f"{attributes['tendency_hours']} h std"
-    columns = "".join(f"{title:>11}" for title in ("mean", "std", hours, "minimum", "maximum", "missing"))
+    table = pd.DataFrame({"units": [channel.units.replace("**", "") for channel in archive.channels], **statistics})
+    for dtype in ("float16", "int16"):
+        table[dtype] = (100 * np.array(attributes["rounding"][dtype]) / table.tendency_std).map("{:.3f}".format)
+    table.index = [channel.name for channel in archive.channels]
     lines = [
         f"published {archive.path}",
         f"checksum  {attributes['checksum']}",
         f"climatology {attributes['climatology']}",
-        "",
-        f"{'':<98}rounding / {hours}, %",
-        f"{'channel':<25}{'units':<7}{columns}{'float16':>11}{'int16':>8}",
+        f"\nfloat16, int16: rounding / {hours}, %\n",
+        table.rename(columns={"tendency_std": hours}).to_string(float_format="{:.4g}".format),
     ]
-    for index, channel in enumerate(archive.channels):
-        names = ("mean", "std", "tendency_std", "minimum", "maximum")
-        row = "".join(f"{getattr(statistics, name)[index]:>11.4g}" for name in names)
-        tendency = statistics.tendency_std[index] or np.nan
-        rounding = [100 * attributes["rounding"][dtype][index] / tendency for dtype in ("float16", "int16")]
-        name = f"{channel.name:<25}{channel.units.replace('**', ''):<7}"
-        lines.append(f"{name}{row}{statistics.missing[index]:>11}{rounding[0]:>11.3f}{rounding[1]:>8.3f}")
     if missing := describe_missing(archive):
         lines += ["", *missing]
     if attributes["faults"]:

@@ -19,6 +19,16 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 install_import_hook("weathermixer", "beartype.beartype")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def compiled_once(tmp_path_factory):
+    """A program that several tests compile, or several workers, is compiled once."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 @pytest.fixture(autouse=True)
 def no_mesh_left_over():
     """A test that sets a mesh must not change what the next one sees."""

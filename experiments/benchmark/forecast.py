@@ -18,6 +18,7 @@ import numpy as np
 import xarray as xr
 
 from experiments import command_line, synthetic
+from experiments.benchmark import weather
 from weathermixer.archive.reference import Reference
 from weathermixer.forecasting.forecasts import make_forecast
 from weathermixer.parallel.mesh import make_mesh, use_mesh
@@ -74,17 +75,9 @@ def make_run(settings: Settings, grid: tuple[int, int], path: pathlib.Path) -> R
 
 def make_analysis(reference: Reference) -> xr.Dataset:
     """Random standardized fields of all that a model starts from, at one time."""
-    random, grid = np.random.default_rng(0), reference.grid
-    variables: dict[str, list[int | None]] = {}
-    for channel in reference.channel_set.stored:
-        variables.setdefault(channel.variable, []).append(channel.level_hpa)
-    dataset = xr.Dataset(coords={"time": [START], "latitude": grid.latitude, "longitude": grid.longitude})
-    for name, levels in variables.items():
-        upper = {} if levels == [None] else {"level": levels}
-        sizes = {"time": 1, **{dim: len(values) for dim, values in upper.items()}, **dict(dataset.sizes)}
-        fields = random.standard_normal(list(sizes.values()), np.float32)
-        dataset[name] = xr.DataArray(fields, dims=list(sizes), coords=upper)
-    return dataset
+    stored, grid = reference.channel_set.stored, reference.grid
+    frame = np.random.default_rng(0).standard_normal((len(stored), *grid.shape), np.float32)
+    return weather.make_dataset(frame, stored, grid, START)
 
 
 def _compute(run: Run, analysis: xr.Dataset, steps: int) -> None:

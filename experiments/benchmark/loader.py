@@ -8,98 +8,71 @@ the same time what several devices hold. Sources take turns, so that whatever el
 and the median counts; a turn is timed from its first request to its last byte. `of raw` compares with a plain read
 (preadv, a thread per core, into the memory of as many samples), `x xarray` with xarray at its best. `read` is what
 TensorStore counts over the bytes needed, `disk` what the kernel fetched over them. Cold: files are dropped from the
-page cache (posix_fadvise) before each sample, which is then read alone.
+page cache (posix_fadvise) before each sample, which is then read alone. MB and GB are of the 16-bit values that arrive.
 """
 
 import argparse
-import csv
+import contextlib
+import functools
 import itertools
 import multiprocessing
-import statistics
+import os
 import tempfile
+import threading
 import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
+import pandas as pd
+import xarray as xr
+from jax.sharding import Mesh
 
 from experiments import command_line
-from experiments.benchmark import stores
+from experiments.benchmark import weather
 from weathermixer.archive import storage
-from weathermixer.archive.archive import open_archive
-from weathermixer.archive.boxes import find_boxes
+from weathermixer.archive.archive import Archive, open_archive
+from weathermixer.archive.boxes import Box, find_boxes, read_amplification
 from weathermixer.archive.layout import COMPRESSORS
+from weathermixer.archive.reader import Reader
+from weathermixer.fields.variables import Channel, ChannelSet
 from weathermixer.parallel.mesh import make_mesh
 
 DEVICES = 8
-MESHES = ((1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (2, 2), (4, 2), (1, 4), (2, 4), (1, 8))
+MESHES = ((1, 1), (4, 1), (8, 1), (4, 2))
 MADE_FOR = ((1, 1), (8, 1), (4, 2), (8, 8))
+AHEAD = 2  # samples in flight beside the one that is waited for, as the training's loader has them
 ITEM_BYTES = 2
-LIMIT_SECONDS = 1800  # for the meshes of one number of processes
-
-
-class Turn(NamedTuple):
-    """One turn of a source: seconds and CPU seconds per sample, bytes per sample by two counts."""
-
-    seconds: float
-    cpu_seconds: float
-    read: float
-    disk: float
-
-
-def main(argv: list[str] | None = None) -> list[dict]:
-    """Makes the stores in a temporary folder, measures, prints the tables; returns the rows."""
-    args = make_parser().parse_args(argv)
-    sizes = dict(times=args.frames, channels=args.channels, lat=args.grid[0], lon=args.grid[1])
-    with tempfile.TemporaryDirectory(dir=args.folder) as name:
-        folder = Path(name)
-        began = time.perf_counter()
-        stores.make_stores(folder, domain=args.made_for[0], tensor=args.made_for[1], **sizes)
-        bytes_on_disk = {path.name: _size(path) for path in sorted(folder.iterdir())}
-        print(
-            f"{args.frames} frames of {args.channels} x {args.grid[0]} x {args.grid[1]}, archives made for "
-            f"domain={args.made_for[0]}, tensor={args.made_for[1]}; written in {time.perf_counter() - began:.0f} s"
-        )
-        print("  ".join(f"{name}: {size / 1e6:.0f} MB" for name, size in bytes_on_disk.items()), flush=True)
-        rows = []
-        for processes, cold in [*((count, False) for count in args.processes), *([(1, True)] if args.cold else [])]:
-            found = measure(folder, args, processes, cold=cold)
-            report(found, header=not rows)
-            rows += found
-        print("per process; MB and GB of the 16-bit values that arrive")
-    if not args.without_amplification:
-        report_amplification(args)
-    if args.csv:
-        with args.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-    print(f"{time.perf_counter() - began:.0f} s in all")
-    return rows
+LIMIT_SECONDS = 600  # that processes wait for each other
+COUNTERS = {
+    "seconds": time.perf_counter,
+    "cpu_seconds": time.process_time,
+    "read": storage.bytes_read,
+    "disk": lambda: int(Path("/proc/self/io").read_text().split("\nread_bytes: ")[1].split()[0]),
+}
 
 
 def make_parser() -> command_line.Parser:
     """The command line's options."""
     parser = command_line.make_parser("experiments.benchmark loader", __doc__)
     add, count = parser.add_argument, dict(type=command_line.integer(1), metavar="N")
-    cuts = dict(type=meshes, metavar="DOMAIN,TENSOR:...")
-    about = "degrees between points, as 0.25, or latitudes,longitudes"
-    add("--grid", type=command_line.grid, default=(720, 1440), help=about)
+    command_line.add_grid(parser, default=(720, 1440))
     add("--channels", **count, default=72, help="default: 72")
-    add("--frames", **count, default=2 * (stores.AHEAD + 1), help="times in the stores")
+    add("--frames", **count, default=2 * (AHEAD + 1), help="times in the stores")
     about = "the largest mesh that the archives are made for; default: 8,2"
     add("--made-for", type=command_line.pair, default=(8, 2), metavar="DOMAIN,TENSOR", help=about)
-    add("--meshes", **cuts, default=MESHES, help="as 1,1:4,1; default: all of up to 8 devices")
-    add("--compressed", **cuts, default=((4, 1),), help="meshes that compressed archives are read for too")
-    about = "how many processes read at the same time; default: 1,2,4"
-    add("--processes", type=command_line.integers, default=(1, 2, 4), metavar="N,...", help=about)
+    about = "whose devices' parts are read, as 1,1:4,1; default: 1,1:4,1:8,1:4,2"
+    add("--meshes", type=meshes, default=MESHES, metavar="DOMAIN,TENSOR:...", help=about)
+    about = "how many processes read at the same time; default: 1,4"
+    add("--processes", type=command_line.integers, default=(1, 4), metavar="N,...", help=about)
     add("--seconds", type=command_line.positive, default=0.3, help="how long a source reads at a time; default: 0.3")
     add("--rounds", **count, default=3, help="how often it is its turn; the median counts")
-    add("--cold", **cuts, default=((1, 1), (4, 1), (8, 1), (4, 2)), help="meshes with an empty page cache too")
     about = "where the stores lie, deleted afterwards; default: the system's temporary folder"
     add("--folder", type=Path, metavar="DIR", help=about)
-    add("--without-amplification", action="store_true", help="leave out the table of bytes read over bytes needed")
     add("--csv", type=command_line.output_file, metavar="FILE", help="the rows are written to this file")
     return parser
 
@@ -109,137 +82,171 @@ def meshes(text: str) -> tuple[tuple[int, ...], ...]:
     return tuple(command_line.pair(part) for part in text.split(":") if part)
 
 
-def measure(folder: Path, args: argparse.Namespace, processes: int, *, cold: bool = False) -> list[dict]:
-    """Rows of all meshes with at least so many devices, read by so many processes."""
-    context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(processes), context.Queue()
-    cuts = [
-        (cut, tuple(COMPRESSORS) if cut in args.compressed else ("none",))
-        for cut in (args.cold if cold else args.meshes)
-        if cut[0] * cut[1] >= processes
-    ]
-    options = (folder, cuts, args.seconds, args.rounds, cold)
-    readers = [
-        context.Process(target=_read, args=(process, barrier, results, *options), daemon=True)
-        for process in range(processes)
-    ]
-    for reader in readers:
-        reader.start()
-    found: dict[tuple, list[Turn]] = {}
-    for _ in range(processes):
-        for key, turns in results.get(timeout=LIMIT_SECONDS).items():
-            found.setdefault(key, []).extend(turns)
-    for reader in readers:
-        reader.join()
-    rows = []
-    for cut, _ in cuts:
-        here = {
-            name: Turn(*map(statistics.median, zip(*turns))) for (where, name), turns in found.items() if where == cut
-        }
-        needed = 2 * args.channels * args.grid[0] * args.grid[1] * ITEM_BYTES / (cut[0] * cut[1])
-        best_xarray = min(turn.seconds for name, turn in here.items() if name.startswith("xarray"))
-        for name, turn in here.items():
-            ours = name.startswith("archive")
-            rows.append(
-                {
-                    "domain": cut[0],
-                    "tensor": cut[1],
-                    "processes": processes,
-                    "page_cache": "cold" if cold else "warm",
-                    "source": name,
-                    "samples_per_second": 1 / turn.seconds,
-                    # what arrives, as 16-bit values, whatever the store holds
-                    "megabytes_per_second": needed / turn.seconds / 1e6,
-                    "cpu_seconds_per_gigabyte": turn.cpu_seconds / (needed / 1e9),
-                    "read_over_needed": turn.read / needed if ours else None,
-                    "disk_over_needed": turn.disk / needed,
-                    "of_raw": here[name.replace("archive", "its bytes")].seconds / turn.seconds if ours else None,
-                    "times_xarray": best_xarray / turn.seconds if ours else None,
-                }
-            )
+def main(argv: list[str] | None = None) -> pd.DataFrame:
+    """Makes the stores in a temporary folder, measures, prints the tables; returns the rows."""
+    args = make_parser().parse_args(argv)
+    simulate_devices()
+    channels = weather.make_channels(args.channels)
+    with tempfile.TemporaryDirectory(dir=args.folder) as name:
+        folder = Path(name)
+        frames = list(weather.make_frames(args.frames, args.channels, args.grid))
+        for compressor in COMPRESSORS:
+            weather.write_archive(folder / compressor, frames, channels, mesh=args.made_for, compressor=compressor)
+        weather.write_zarr(folder / "globe", frames[:2], channels, "auto")  # nothing of a pair is kept: one pair does
+        for path in sorted(folder.iterdir()):
+            size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            print(f"{path.name}: {size / 1e6:.0f} MB", flush=True)
+        cases = [*((count, False) for count in args.processes), (1, True)]
+        rows = pd.concat([measure(folder, args, processes, cold=cold) for processes, cold in cases])
+        print(rows.to_string(index=False, float_format="{:.2f}".format, na_rep=""))
+        if args.csv:
+            rows.to_csv(args.csv, index=False)
+        print(
+            "\nbytes read over bytes needed, a process per device: data x domain x tensor; what the archive is made for"
+        )
+        print(report_amplification(folder / "made", frames[:1], channels))
     return rows
 
 
-def _read(process: int, barrier, results, folder: Path, cuts, seconds: float, rounds: int, cold: bool) -> None:
-    """One process: its turns, by mesh and source."""
+def simulate_devices() -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", DEVICES)
-    turns: dict[tuple, list[Turn]] = {}
-    for cut, compressors in cuts:
-        mesh = make_mesh(1, *cut)
-        device = mesh.devices.ravel()[process]
-        (box,) = find_boxes(mesh, _frames_shape(folder), [device])
-        ahead = 0 if cold else stores.AHEAD
-        sources = stores.open_sources(folder, mesh, device, box, compressors=compressors, ahead=ahead)
+
+
+def measure(folder: Path, args: argparse.Namespace, processes: int, *, cold: bool) -> pd.DataFrame:
+    """Rows of all meshes with at least so many devices, read by so many processes at the same time."""
+    cuts = [cut for cut in args.meshes if cut[0] * cut[1] >= processes]
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(processes, mp_context=context) as pool:
+        options = dict(cuts=cuts, seconds=args.seconds, rounds=args.rounds, cold=cold)
+        take_turns = functools.partial(_take_turns, folder=folder, together=manager.Barrier(processes), **options)
+        turns = list(itertools.chain.from_iterable(pool.map(take_turns, range(processes))))
+    found = pd.DataFrame(turns).groupby(["domain", "tensor", "source"], sort=False).median()
+    rows = []
+    for (domain, tensor, source), turn in found.iterrows():
+        here, ours = found.seconds[domain, tensor], source in COMPRESSORS
+        needed = 2 * args.channels * args.grid[0] * args.grid[1] * ITEM_BYTES / (domain * tensor)
+        row = {"domain": domain, "tensor": tensor, "processes": processes, "cache": "cold" if cold else "warm"}
+        row |= {"source": source, "MB/s": needed / turn.seconds / 1e6, "CPU s/GB": turn.cpu_seconds / needed * 1e9}
+        row |= {"read": turn["read"] / needed if ours else None, "disk": turn["disk"] / needed}
+        row["of raw"] = here[f"{source}, raw"] / turn.seconds if ours else None
+        row["x xarray"] = min(here["xarray"], here["xarray, dask"]) / turn.seconds if ours else None
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _take_turns(
+    process: int, folder: Path, together: Any, cuts: Sequence[tuple[int, int]], seconds: float, rounds: int, cold: bool
+) -> list[dict[str, Any]]:
+    """One process's turns: what they took per sample."""
+    simulate_devices()
+    turns = []
+    for cut in cuts:
+        sources = open_sources(folder, make_mesh(1, *cut), process, ahead=0 if cold else AHEAD)
         # the first turn fills the page cache, warms up, and tells how many samples take `seconds`
         counts = dict.fromkeys(sources, 1)
         for turn, (name, read) in itertools.product(range(rounds + 1), sources.items()):
-            barrier.wait()
+            together.wait(LIMIT_SECONDS)
             taken = _take_turn(read, counts[name], folder if cold else None)
-            counts[name] = max(1, round(seconds / taken.seconds))
+            counts[name] = max(1, round(seconds / taken["seconds"]))
             if turn:
-                turns.setdefault((cut, name), []).append(taken)
-    results.put(turns)
+                turns.append({"domain": cut[0], "tensor": cut[1], "source": name, **taken})
+    return turns
 
 
-def _take_turn(read: stores.Read, count: int, dropped: Path | None) -> Turn:
+def _take_turn(read: Callable[[int], None], count: int, dropped: Path | None) -> dict[str, float]:
     """Reads so many samples: ahead of each other, or each alone after its pages were dropped, which is not timed."""
-    totals = np.zeros(4)
+    totals = np.zeros(len(COUNTERS))
     for samples in [count] if dropped is None else [1] * count:
         if dropped is not None:
-            stores.drop_from_page_cache(dropped)
-        counters = (time.perf_counter, time.process_time, storage.bytes_read, stores.disk_bytes)
-        before = np.array([counter() for counter in counters], float)
+            weather.drop_from_page_cache(dropped)
+        before = np.array([counter() for counter in COUNTERS.values()], float)
         read(samples)
-        totals += np.array([counter() for counter in counters], float) - before
-    return Turn(*(totals / count).tolist())
+        totals += np.array([counter() for counter in COUNTERS.values()], float) - before
+    return dict(zip(COUNTERS, totals / count))
 
 
-def _frames_shape(folder: Path) -> tuple[int, int, int, int]:
-    archive = open_archive(str(folder / "archive-none"))
-    return (1, len(archive.channels), *archive.grid.shape)
+def open_sources(folder: Path, mesh: Mesh, process: int, *, ahead: int) -> dict[str, Callable[[int], None]]:
+    """What is compared, by name: functions that read so many samples, a pair of frames in a device's box each."""
+    device, sources = mesh.devices.ravel()[process], {}
+    for name in COMPRESSORS:
+        archive = open_archive(folder / name)
+        reader = Reader(archive, ChannelSet(archive.channels), mesh, 1, spare=2 * (AHEAD + 2), devices=[device])
+        (box,) = find_boxes(mesh, reader.shape, [device])
+        frames = [find_chunks(archive, time, box) for time in range(len(archive.times))]
+        size = max(chunks[:, 1].sum() for _, chunks in frames)
+        sources[name] = functools.partial(read_archive, reader, ahead=ahead)
+        sources[f"{name}, raw"] = functools.partial(read_raw, frames, np.zeros((AHEAD + 1, 2, size), np.uint8))
+    for name, chunks in (("xarray", None), ("xarray, dask", {})):
+        dataset, extents = xr.open_zarr(folder / "globe", chunks=chunks), weather.find_extents(archive.channels)
+        sources[name] = functools.partial(read_xarray, dataset, extents, box)
+    return sources
 
 
-def report(rows: list[dict], *, header: bool) -> None:
-    """Prints rows of the table of rates."""
-    if header:
-        print(
-            f"\n{'domain x tensor':15} {'processes':>9} {'cache':>5}  {'source':16} {'samples/s':>9} {'MB/s':>6} "
-            f"{'CPU s/GB':>8} {'read':>5} {'disk':>5} {'of raw':>6} {'x xarray':>8}"
-        )
-    for row in rows:
-        read = "" if row["read_over_needed"] is None else f"{row['read_over_needed']:.2f}"
-        of_raw = "" if row["of_raw"] is None else f"{row['of_raw']:.0%}"
-        times = "" if row["times_xarray"] is None else f"{row['times_xarray']:.1f}"
-        print(
-            f"{row['domain']} x {row['tensor']:<11} {row['processes']:9} {row['page_cache']:>5}  {row['source']:16} "
-            f"{row['samples_per_second']:9.2f} {row['megabytes_per_second']:6.0f} "
-            f"{row['cpu_seconds_per_gigabyte']:8.2f} {read:>5} {row['disk_over_needed']:5.2f} {of_raw:>6} {times:>8}",
-            flush=True,
-        )
+def _pairs(times: int, count: int) -> Iterator[int]:
+    """First times of `count` pairs, round and round; those in flight have no frame in common, which is read once."""
+    return itertools.islice(itertools.cycle(range(0, times - 1, 2)), count)
 
 
-def report_amplification(args: argparse.Namespace) -> None:
-    """Prints bytes read, as TensorStore counts them, over bytes needed: of the worst device, by mesh and archive."""
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", DEVICES)
-    cuts = [cut for cut in itertools.product((1, 2, 4, 8), repeat=2) if cut[0] * cut[1] <= DEVICES]
-    print("\nbytes read over bytes needed, one process per device; archive made for domain x tensor")
-    print(f"{'data x domain x tensor':24}" + "".join(f"{a} x {b:<6}" for a, b in MADE_FOR) + "chunk = globe")
-    frames = list(stores.make_frames(1, args.channels, *args.grid))
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        archives = []
-        for domain, tensor in MADE_FOR:
-            path = Path(folder, f"{domain}-{tensor}")
-            archives.append(stores.make_archive(path, frames, args.grid, args.channels, domain=domain, tensor=tensor))
-        for domain, tensor in cuts:
-            mesh = make_mesh(DEVICES // (domain * tensor), domain, tensor)
-            some = mesh.devices[0].ravel()
-            ratios = [max(stores.read_amplification(archive, mesh, one) for one in some) for archive in archives]
-            name = " x ".join(str(size) for size in mesh.shape.values())
-            # of a globe, channels alone can be chosen
-            print(f"{name:24}" + "".join(f"{ratio:<10.2f}" for ratio in ratios) + f"{float(domain):.2f}", flush=True)
+def read_archive(reader: Reader, count: int, *, ahead: int) -> None:
+    """Reads pairs of frames as the loader does, `ahead` more in flight, onto a device, to the last."""
+    here, pending = jax.local_devices()[0], deque()
+
+    def finish() -> None:
+        arrays = reader.wait(pending.popleft(), threading.Event())
+        jax.block_until_ready([jax.device_put(buffer, here) for parts in arrays for _, buffer in parts])
+
+    for first in _pairs(len(reader.archive.times), count):
+        pending.append(reader.start([np.array([first]), np.array([first + 1])]))
+        if len(pending) > ahead:
+            finish()
+    while pending:
+        finish()
 
 
-def _size(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+def find_chunks(archive: Archive, time: int, box: Box) -> tuple[Path, np.ndarray]:
+    """A shard's file and the (offset, length) of each chunk that holds a part of a box, from its index."""
+    _, group, band, _ = archive.store.chunk_layout.read_chunk.shape
+    path = Path(archive.path, "fields", "c", str(time), "0", "0", "0")
+    counts = (-(-len(archive.channels) // group), archive.grid.shape[0] // band)
+    index = np.frombuffer(path.read_bytes()[-4 - 16 * counts[0] * counts[1] : -4], np.int64).reshape(*counts, 2)
+    (first, last), (start, stop) = box.channels, box.lats
+    return path, index[first // group : -(-last // group), start // band : -(-stop // band)].reshape(-1, 2)
+
+
+def read_raw(frames: Sequence[tuple[Path, np.ndarray]], buffers: np.ndarray, count: int) -> None:
+    """Plain reads of the bytes of the same chunks: preadv, a thread per core, into the memory of AHEAD + 1 samples."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool, contextlib.ExitStack() as files:
+        for first, sample in zip(_pairs(len(frames), count), itertools.cycle(buffers)):
+            parts = []
+            for (path, chunks), buffer in zip(frames[first : first + 2], sample):
+                file = files.enter_context(path.open("rb", buffering=0)).fileno()
+                pieces = np.split(buffer, np.cumsum(chunks[:, 1]))
+                parts += [(file, [piece], offset) for piece, offset in zip(pieces, chunks[:, 0].tolist())]
+            if sum(pool.map(os.preadv, *zip(*parts))) != sum(piece.size for _, (piece,), _ in parts):
+                raise OSError(f"{path} could not be read whole")
+
+
+def read_xarray(dataset: xr.Dataset, extents: dict[str, tuple[int, int]], box: Box, count: int) -> None:
+    """Loads the same box of pairs of frames through xarray and zarr-python, lazily indexed or through dask."""
+    for first in _pairs(dataset.sizes["time"], count):
+        for name, (start, stop) in extents.items():
+            begin, end = max(start, box.channels[0]), min(stop, box.channels[1])
+            if begin < end:
+                part = dataset[name].isel(time=slice(first, first + 2), latitude=slice(*box.lats))
+                (part[:, begin - start : end - start] if "level" in part.dims else part).load()
+
+
+def report_amplification(folder: Path, frames: Sequence[np.ndarray], channels: tuple[Channel, ...]) -> str:
+    """Bytes read over bytes needed, of the worst device: a row for each mesh, a column for each archive."""
+    table = pd.DataFrame()
+    for made_for in MADE_FOR:
+        path = folder / " x ".join(map(str, made_for))
+        archive = weather.write_archive(path, frames, channels, mesh=made_for, compressor="none")
+        for domain, tensor in itertools.product((1, 2, 4, 8), repeat=2):
+            if domain * tensor <= DEVICES:
+                mesh = make_mesh(-1, domain, tensor)
+                name = " x ".join(map(str, mesh.shape.values()))
+                table.loc[name, path.name] = read_amplification(archive, ChannelSet(channels), mesh)
+    table["chunk = globe"] = [float(name.split(" x ")[1]) for name in table.index]  # channels alone can be chosen
+    return table.to_string(float_format="{:.2f}".format)

@@ -20,64 +20,26 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import zarr
-from numcodecs import Blosc, blosc
+import pandas as pd
+from numcodecs import Blosc
 
 from experiments import command_line
-from experiments.benchmark import stores
-from weathermixer.fields.ranges import plausible_range
+from experiments.benchmark import weather
 from weathermixer.prepare.prepare import prepare_archive
 from weathermixer.prepare.shards import make_shards
 from weathermixer.prepare.sizes import plan_archive
 from weathermixer.prepare.workers import Workers, open_workers
 from weathermixer.sources.sources import Source, open_source
 
-FRAMES_MADE = 8  # the others are copies of them, in files of their own
 FRAMES_PER_WORKER = 8
-CODEC = Blosc("lz4", 5, Blosc.SHUFFLE)
 CORES = len(os.sched_getaffinity(0))
-
-
-def main(argv: list[str] | None = None) -> list[dict]:
-    """Makes a source in a temporary folder, prepares it with one worker and more; prints and returns the table."""
-    args = make_parser().parse_args(argv)
-    began = time.perf_counter()
-    with tempfile.TemporaryDirectory(dir=args.folder) as name:
-        folder = Path(name)
-        make_source(folder / "source.zarr", args.frames, args.channels, *args.grid)
-        source = open_source(folder / "source.zarr")
-        files = sorted(path for path in (folder / "source.zarr").rglob("*.*.*") if path.is_file())
-        stored = sum(path.stat().st_size for path in files)
-        size = 4 * args.channels * args.grid[0] * args.grid[1]
-        print(f"{args.frames} frames of {size / 1e6:.0f} MB, as lz4 {stored / args.frames / 1e6:.0f} MB each; "
-              f"made in {time.perf_counter() - began:.0f} s, {CORES} cores", flush=True)  # fmt: skip
-        disk = {count: time_disk(folder, files, args.frames, size, count) for count in args.workers}
-        decode = time_decoding(files)
-        rows = [
-            time_prepare(source.narrow(slice(0, min(args.frames, FRAMES_PER_WORKER * count))), folder, count)
-            for count in args.workers
-        ]
-    best = min(row["cpu_seconds_per_gigabyte"] for row in rows)
-    print(
-        f"one core decodes {decode:.0f} MB/s; a plain read of cold files {disk[max(disk)][0]:.0f} MB/s of the disk's\n"
-    )
-    print("workers  frames    MB/s    disk   cores   share  CPU s/GB  cores busy  peak MB  stated MB")
-    for row in rows:
-        row["disk"], row["cores"] = disk[row["workers"]][1], 1000 * min(row["workers"], CORES) / best
-        row["share"] = row["megabytes_per_second"] / min(row["disk"], row["cores"])
-        rates = "{megabytes_per_second:6.0f}  {disk:6.0f}  {cores:6.0f}  {share:6.0%}  {cpu_seconds_per_gigabyte:8.2f}"
-        print(("{workers:7}  {frames:6}  " + rates + "  {cores_busy:10.1f}  {peak:7.0f}  {stated:9.0f}").format(**row))
-    print(f"{time.perf_counter() - began:.0f} s in all")
-    return rows
 
 
 def make_parser() -> command_line.Parser:
     """The command line's options."""
     parser = command_line.make_parser("experiments.benchmark prepare", __doc__)
     add, count = parser.add_argument, dict(type=command_line.integer(1), metavar="N")
-    about = "degrees between points, as 0.25, or latitudes,longitudes"
-    add("--grid", type=command_line.grid, default=(720, 1440), help=about)
+    command_line.add_grid(parser, default=(720, 1440))
     add("--channels", **count, default=69, help="default: 69")
     about = f"times in the source, {FRAMES_PER_WORKER} for each worker at most are prepared; default: 8 for each core"
     add("--frames", **count, default=FRAMES_PER_WORKER * CORES, help=about)
@@ -89,93 +51,70 @@ def make_parser() -> command_line.Parser:
     return parser
 
 
-def make_source(path: Path, frames: int, channels: int, lat: int, lon: int) -> None:
-    """Writes a Zarr store, version 2: a chunk is one time of a variable, all its levels and the globe."""
-    channel_set, grid = stores.make_channels(channels), stores.make_grid(lat, lon)
-    levels = sorted({channel.level_hpa for channel in channel_set.dynamic} - {None})
-    group = zarr.create_group(path, zarr_format=2)
-
-    def create(name: str, dims: list[str], shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str, **attributes):
-        attributes |= {"_ARRAY_DIMENSIONS": dims}
-        options = dict(compressors=CODEC, fill_value=None, attributes=attributes)
-        return group.create_array(name, shape=shape, chunks=chunks, dtype=dtype, **options)
-
-    for name, values, units in (
-        ("time", np.arange(frames) * 6, "hours since 2000-01-01"),
-        ("level", np.array(levels), "hPa"),
-        ("latitude", grid.latitude, "degrees_north"),
-        ("longitude", grid.longitude, "degrees_east"),
-    ):
-        if len(values):
-            create(name, [name], values.shape, values.shape, values.dtype.name, units=units)[:] = values
-    arrays, middle, spread = {}, {}, {}
-    extents = stores.find_extents(channel_set)
-    for name, (first, last) in extents.items():
-        upper = channel_set.dynamic[first].level_hpa is not None
-        dims = ["time", *["level"] * upper, "latitude", "longitude"]
-        shape = (*[last - first] * upper, lat, lon)
-        units = channel_set.dynamic[first].units
-        arrays[name] = create(name, dims, (frames, *shape), (1, *shape), "float32", units=units)
-        levelled = sorted(channel_set.dynamic[first:last], key=lambda c: c.level_hpa or 0)  # as they lie in the file
-        limits = [plausible_range(c.variable, c.level_hpa) for c in levelled]
-        low, high = np.reshape(np.array(limits).T, (2, *shape[:-2], 1, 1))  # values that prepare takes for real ones
-        middle[name], spread[name] = (low + high) / 2, (high - low) / 40
-    for time_index, frame in enumerate(stores.make_frames(min(frames, FRAMES_MADE), channels, lat, lon)):
-        for name, (first, last) in extents.items():
-            arrays[name][time_index] = middle[name] + spread[name] * frame[first:last].reshape(arrays[name].shape[1:])
-    zarr.consolidate_metadata(path, zarr_format=2)
-    rests = {name: ".0" * (array.ndim - 1) for name, array in arrays.items()}
-    copies = [
-        (path / name / f"{n % FRAMES_MADE}{rest}", path / name / f"{n}{rest}")
-        for name, rest in rests.items()
-        for n in range(FRAMES_MADE, frames)
-    ]
-    with ThreadPoolExecutor(CORES) as pool:
-        list(pool.map(lambda pair: shutil.copy(*pair), copies))  # what fails is raised
+def main(argv: list[str] | None = None) -> pd.DataFrame:
+    """Makes a source in a temporary folder, prepares it with one worker and more; prints and returns the table."""
+    args = make_parser().parse_args(argv)
+    with tempfile.TemporaryDirectory(dir=args.folder) as name:
+        folder = Path(name)
+        frames = weather.make_frames(args.frames, args.channels, args.grid)
+        weather.write_zarr(folder / "source.zarr", frames, weather.make_channels(args.channels), Blosc("lz4", 5))
+        source, size = open_source(folder / "source.zarr"), 4e-6 * args.channels * args.grid[0] * args.grid[1]
+        print(f"{args.frames} frames of {size:.0f} MB, {CORES} cores", flush=True)
+        rows = []
+        for count in args.workers:
+            some = source.narrow(slice(0, min(args.frames, FRAMES_PER_WORKER * count)))
+            rows.append({"disk": time_disk(folder, args.frames, size, count)} | time_prepare(some, folder, count))
+    table = pd.DataFrame(rows)
+    table["cores"] = 1000 * table.workers.clip(upper=CORES) / table["CPU s/GB"].min()
+    table["share"] = table["MB/s"] / table[["disk", "cores"]].min(axis=1)
+    names = ["workers", "frames", "MB/s", "disk", "cores", "share", "CPU s/GB", "peak MB", "stated MB"]
+    print(table[names].to_string(index=False, float_format="{:.2f}".format))
+    return table
 
 
-def time_disk(folder: Path, files: list[Path], frames: int, size: int, threads: int) -> tuple[float, float]:
-    """(MB/s of a plain read, MB/s of float32 frames where their source is read and their archive written at once)."""
+def time_disk(folder: Path, frames: int, size: float, threads: int) -> float:
+    """MB/s of float32 frames of `size` MB: their source is read and an archive written, with nothing done between."""
+    files = sorted(path for path in (folder / "source.zarr").rglob("*.*.*") if path.is_file())
+    some, out = files[:: max(1, frames // (FRAMES_PER_WORKER * threads))], folder / "written"
     stored = sum(path.stat().st_size for path in files)
-    some = files[:: max(1, frames // (FRAMES_PER_WORKER * threads))]
-    out = folder / "written"
     out.mkdir()
 
-    def copy(path: Path, *, write: bool) -> int:
+    def copy(path: Path) -> int:
         content = memoryview(path.read_bytes())
-        if write:
-            amount = int(
-                path.stat().st_size / stored * frames * size / 2
-            )  # of this file's share of a frame, in float16
-            with (out / f"{path.parent.name}-{path.name}").open("wb") as file:
-                while amount > 0:
-                    amount -= file.write(content[:amount])
-                file.flush()
-                os.fsync(file.fileno())
+        left = int(len(content) / stored * frames * size * 1e6 / 2)  # of this file's share of a frame, in float16
+        with (out / f"{path.parent.name}-{path.name}").open("wb") as file:
+            while left > 0:
+                left -= file.write(content[:left])
+            file.flush()
+            os.fsync(file.fileno())
         return len(content)
 
-    rates = []
-    for write in (False, True):
-        stores.drop_from_page_cache(folder / "source.zarr")
-        start = time.perf_counter()
-        with ThreadPoolExecutor(threads) as pool:
-            done = sum(pool.map(lambda path, write=write: copy(path, write=write), some))
-        rates.append(done / (time.perf_counter() - start) / 1e6)
+    weather.drop_from_page_cache(folder / "source.zarr")
+    start = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        done = sum(pool.map(copy, some))
+    seconds = time.perf_counter() - start
     shutil.rmtree(out)
-    return rates[0], rates[1] * frames * size / stored
+    return done / stored * frames * size / seconds
 
 
-def time_decoding(files: list[Path]) -> float:
-    """MB/s of float32 that one core makes of a chunk that is in memory: the best of some."""
-    blosc.set_nthreads(1)
-    content = max(files, key=lambda path: path.stat().st_size).read_bytes()
-    values = np.frombuffer(CODEC.decode(content), np.float32).copy()
-    seconds = []
-    for _ in range(10):
-        start = time.perf_counter()
-        CODEC.decode(content, values)
-        seconds.append(time.perf_counter() - start)
-    return values.nbytes / min(seconds) / 1e6
+def time_prepare(source: Source, folder: Path, count: int) -> dict[str, float]:
+    """A row of the table: the source prepared by so many workers."""
+    weather.drop_from_page_cache(folder / "source.zarr")
+    with open_workers(count) as opened:
+        workers = Watched(opened.executor, opened.at_work)
+        prepare_archive(source, folder / "archive", workers=workers, climatology=False)
+    shutil.rmtree(folder / "archive")
+    plan = plan_archive(source, dtype="float16", domain=1, tensor=1, workers=count)
+    gigabytes = plan.frame_bytes * len(source.times) / 1e9
+    return {
+        "workers": count,
+        "frames": len(source.times),
+        "MB/s": 1000 * gigabytes / workers.seconds,
+        "CPU s/GB": workers.cpu_seconds / gigabytes,
+        "peak MB": workers.peak / 1e6,
+        "stated MB": plan.worker_bytes / 1e6,
+    }
 
 
 class Watched(Workers):
@@ -209,23 +148,3 @@ def cpu_seconds(process: int) -> float:
 def memory(process: int | str, name: str) -> int:
     """Bytes that a process has, VmRSS, or has had at most, VmHWM."""
     return int(Path(f"/proc/{process}/status").read_text().split(f"{name}:")[1].split()[0]) * 1024
-
-
-def time_prepare(source: Source, folder: Path, count: int) -> dict:
-    """A row of the table: the source prepared by so many workers."""
-    stores.drop_from_page_cache(folder / "source.zarr")
-    with open_workers(count) as opened:
-        workers = Watched(opened.executor, opened.at_work)
-        prepare_archive(source, folder / "archive", workers=workers, climatology=False)
-    shutil.rmtree(folder / "archive")
-    plan = plan_archive(source, dtype="float16", domain=1, tensor=1, workers=count)
-    gigabytes = plan.frame_bytes * len(source.times) / 1e9
-    return {
-        "workers": count,
-        "frames": len(source.times),
-        "megabytes_per_second": 1000 * gigabytes / workers.seconds,
-        "cpu_seconds_per_gigabyte": workers.cpu_seconds / gigabytes,
-        "cores_busy": workers.cpu_seconds / workers.seconds,
-        "peak": workers.peak / 1e6,
-        "stated": plan.worker_bytes / 1e6,
-    }

@@ -12,16 +12,15 @@ Megatron-style tensor parallelism; FSDP; and beside them the least that any dist
 collectives receive beside the formula's.
 """
 
-import csv
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import matplotlib.ticker
+import pandas as pd
 
 from experiments import command_line
 from experiments.configs.reference import SIZES
@@ -31,47 +30,18 @@ from weathermixer.planning.meshes import Layout, StepOptions, indivisible
 from weathermixer.planning.plan import layouts
 
 COUNTS = [2**power for power in range(11)]
-SCHEMES = ("ours", "published", "Megatron", "FSDP")
-COLOURS = {
-    "ours": "#0b6e99",
-    "published": "#d9730d",
-    "Megatron": "#7a4fa3",
-    "FSDP": "#4c8f3a",
-    "lower bound": "#888888",
+STYLES = {  # name in the figure, colour, marker
+    "ours": ("ours, any mesh", "#0b6e99", "o"),
+    "published": ("published, 1-, 2- or 4-way", "#d9730d", "s"),
+    "Megatron": ("Megatron-style", "#7a4fa3", "^"),
+    "FSDP": ("FSDP, whole samples", "#4c8f3a", "D"),
+    "lower bound": ("least for any distribution of the products", "#888888", None),
 }
-NAMES = {
-    "ours": "ours, any mesh",
-    "published": "published, 1-, 2- or 4-way",
-    "Megatron": "Megatron-style",
-    "FSDP": "FSDP, whole samples",
-    "lower bound": "least for any distribution of the products",
+PANELS = {
+    "received_gb": "GB received per device",
+    "held_gb": "GB held per device",
+    "tflop": "TFLOP of products per device",
 }
-MARKERS = {"ours": "o", "published": "s", "Megatron": "^", "FSDP": "D"}
-
-
-def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Computes, prints, draws and, where asked for, validates; returns the rows."""
-    args = make_parser().parse_args(argv)
-    rows = scaling_rows(make_shape(args.size), batch=args.batch_size, samples_per_device=args.samples_per_device)
-    print(format_rows(rows))
-    print(format_best(rows))
-    if args.csv:
-        with open(args.csv, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-    draw(
-        rows,
-        args.output,
-        f"One training step of the {args.size} model, bfloat16 products. Strong: {args.batch_size} samples; weak: "
-        f"{args.samples_per_device:g} per device. Each scheme on its mesh that receives least.",
-    )
-    print(f"figure: {args.output}")
-    if args.validate:
-        from experiments.benchmark import validate  # simulates devices, which planning does without
-
-        print(validate.report())
-    return rows
 
 
 def make_parser() -> command_line.Parser:
@@ -88,40 +58,41 @@ def make_parser() -> command_line.Parser:
     return parser
 
 
-def make_shape(size: str) -> ModelShape:
-    """The published model's shape on 72 channels at 0.25 degrees."""
-    return ModelShape(**SIZES[size])
+def main(argv: list[str] | None = None) -> pd.DataFrame:
+    """Computes, prints, draws and, where asked for, validates; returns the rows."""
+    args = make_parser().parse_args(argv)
+    rows = scaling_rows(ModelShape(**SIZES[args.size]), args.batch_size, args.samples_per_device)
+    print("GB received per device and step (GB held) on the mesh\n" + format_rows(rows))
+    if args.csv:
+        rows.to_csv(args.csv, index=False)
+    draw(
+        rows,
+        args.output,
+        f"One training step of the {args.size} model, bfloat16 products. Strong: {args.batch_size} samples; weak: "
+        f"{args.samples_per_device:g} per device. Each scheme on its mesh that receives least.",
+    )
+    print(f"figure: {args.output}")
+    if args.validate:
+        from experiments.benchmark import validate  # simulates devices, which planning does without
+
+        print(validate.report())
+    return rows
 
 
-def scaling_rows(shape: ModelShape, *, batch: int, samples_per_device: float) -> list[dict[str, Any]]:
-    """One row per way of scaling, device count and scheme: the mesh, and each device's share of the step."""
+def scaling_rows(shape: ModelShape, batch: int, samples_per_device: float) -> pd.DataFrame:
+    """A row per way of scaling, device count and scheme: the mesh, and each device's share of the step."""
     rows = []
     for way in ("strong", "weak"):
         for devices in COUNTS:
             samples = batch if way == "strong" else max(1, round(devices * samples_per_device))
             options = StepOptions(batch=samples)
-            for scheme in SCHEMES:
-                found = best(scheme, shape, devices, options)
-                if found is not None:
-                    mesh, share = found
-                    rows.append(row(way, devices, samples, scheme, mesh, share))
-            bound = Share(lower_bound(shape, devices, options), 0.0, 0.0)
-            rows.append(row(way, devices, samples, "lower bound", "", bound))
-    return rows
-
-
-def row(way: str, devices: int, samples: int, scheme: str, mesh: str, share: Share) -> dict[str, Any]:
-    """A row's fields, with units in their names."""
-    return {
-        "scaling": way,
-        "devices": devices,
-        "batch": samples,
-        "scheme": scheme,
-        "mesh": mesh,
-        "received_gb": share.received / 1e9,
-        "held_gb": share.held / 1e9,
-        "tflop": share.flops / 1e12,
-    }
+            shares = {scheme: best(scheme, shape, devices, options) for scheme in STYLES if scheme != "lower bound"}
+            shares["lower bound"] = ("", Share(lower_bound(shape, devices, options), 0.0, 0.0))
+            for scheme, (mesh, share) in ((scheme, found) for scheme, found in shares.items() if found):
+                row = {"scaling": way, "devices": devices, "batch": samples, "scheme": scheme, "mesh": mesh}
+                row |= {"received_gb": share.received / 1e9, "held_gb": share.held / 1e9, "tflop": share.flops / 1e12}
+                rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def best(scheme: str, shape: ModelShape, devices: int, options: StepOptions) -> tuple[str, Share] | None:
@@ -155,60 +126,26 @@ def pad_channels(shape: ModelShape, layout: Layout) -> ModelShape | None:
     return None
 
 
-def format_rows(rows: list[dict[str, Any]]) -> str:
-    """Received and held GB per device, a column for each scheme."""
-    lines = []
-    for way in ("strong", "weak"):
-        lines.append(f"{way} scaling: GB received per device and step, GB held, [mesh]")
-        lines.append("devices batch " + "".join(f"{scheme:>30}" for scheme in (*SCHEMES, "lower bound")))
-        for devices in COUNTS:
-            here = {r["scheme"]: r for r in rows if r["scaling"] == way and r["devices"] == devices}
-            cells = []
-            for scheme in SCHEMES:
-                r = here.get(scheme)
-                cells.append(f"{r['received_gb']:.2f} {r['held_gb']:6.1f} [{r['mesh']}]" if r else "-")
-            bound = here["lower bound"]
-            cells.append(f"{bound['received_gb']:.2f}")
-            lines.append(f"{devices:>7} {bound['batch']:>5} " + "".join(f"{cell:>30}" for cell in cells))
-        lines.append("")
-    return "\n".join(lines)
+def format_rows(rows: pd.DataFrame) -> str:
+    """A line for each number of devices, a column for each scheme."""
+    cells = [f"{r.received_gb:.2f}" + (f" ({r.held_gb:.1f}) on {r.mesh}" if r.mesh else "") for r in rows.itertuples()]
+    table = rows.assign(cell=cells).pivot(index=["scaling", "devices", "batch"], columns="scheme", values="cell")
+    return table[list(STYLES)].fillna("-").to_string()
 
 
-def format_best(rows: list[dict[str, Any]]) -> str:
-    """Where each scheme receives the fewest bytes, and how far ours is from the bound there."""
-    lines = []
-    for way in ("strong", "weak"):
-        winners: dict[str, list[int]] = {}
-        for devices in COUNTS[1:]:
-            here = [r for r in rows if r["scaling"] == way and r["devices"] == devices and r["scheme"] in SCHEMES]
-            if here:  # all of them on the same bytes is a tie: one instance per device, nothing cut
-                least = min(r["received_gb"] for r in here)
-                names = " = ".join(r["scheme"] for r in here if r["received_gb"] <= 1.001 * least)
-                winners.setdefault(names, []).append(devices)
-        parts = ", ".join(f"{name} on {', '.join(map(str, counts))}" for name, counts in winners.items())
-        lines.append(f"fewest bytes, {way}: {parts} devices")
-    return "\n".join(lines)
-
-
-def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
+def draw(rows: pd.DataFrame, path: Path, title: str) -> None:
     """Strong scaling above, on log scales, weak below; received, held and computed per device beside each other."""
-    panels = [
-        ("received_gb", "GB received per device"),
-        ("held_gb", "GB held per device"),
-        ("tflop", "TFLOP of products per device"),
-    ]
     figure, axes = plt.subplots(2, 3, figsize=(13, 7.5), constrained_layout=True)
     for line, way in zip(axes, ("strong", "weak")):
-        for panel, (field, label) in zip(line, panels):
-            for scheme in (*SCHEMES, "lower bound"):
-                here = [r for r in rows if r["scaling"] == way and r["scheme"] == scheme]
-                points = [(r["devices"], r[field]) for r in here if r[field] > 0]
-                if points:  # ours below, filled; where others do the same, their open markers lie upon it
-                    ours = scheme == "ours"
+        for panel, (field, label) in zip(line, PANELS.items()):
+            for scheme, (name, colour, marker) in STYLES.items():
+                here = rows[(rows.scaling == way) & (rows.scheme == scheme) & (rows[field] > 0)]
+                if len(here):  # ours below, filled; where others do the same, their open markers lie upon it
+                    first = scheme == "ours"
                     panel.plot(
-                        *zip(*points), label=NAMES[scheme], color=COLOURS[scheme], marker=MARKERS.get(scheme),
-                        markersize=4 if ours else 7, markerfacecolor=COLOURS[scheme] if ours else "none",
-                        linestyle="--" if scheme == "lower bound" else "-", linewidth=2.2 if ours else 1.2,
+                        here.devices, here[field], label=name, color=colour, marker=marker,
+                        markersize=4 if first else 7, markerfacecolor=colour if first else "none",
+                        linestyle="-" if marker else "--", linewidth=2.2 if first else 1.2,
                     )  # fmt: skip
             panel.set_xscale("log", base=2)
             panel.set_xticks(COUNTS, [str(count) for count in COUNTS], fontsize=8)

@@ -136,6 +136,8 @@ def test_forecast_from_several_starts_to_netcdf_beyond_the_record(run, tmp_path)
         np.testing.assert_array_equal(forecast.time, np.array(starts))
         assert np.isfinite(forecast.geopotential.values).all() and forecast.sizes["prediction_timedelta"] == 2
     assert (tmp_path / "map.png").exists()
+    write(run, starts=starts[:1], hours=12, output=output.with_name("one.nc"), plot=tmp_path / "moving.gif")
+    assert (tmp_path / "moving.gif").read_bytes()[:3] == b"GIF"  # the analyses end before the forecast does
 
 
 @pytest.mark.parametrize(

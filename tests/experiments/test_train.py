@@ -19,6 +19,7 @@ from weathermixer.runs import run as runs
 from weathermixer.runs.settings import make_settings
 
 STEPS = 6
+CUT = dict(mesh__domain=2, mesh__tensor=2, model__head="blend")
 CHANNELS = ChannelSet.make(["2m_temperature"], ["geopotential", "temperature"], [500, 850], static=["land_sea_mask"])
 TIMES = np.datetime64("2000-01-01T00", "ns") + np.arange(40) * np.timedelta64(6, "h")
 
@@ -45,6 +46,7 @@ def make_run_settings(**changes):
     config.data.channel_multiple = 8
     config.mesh.data = 1
     config.model.update(patch=(1, 4), embed=16, token_hidden=16, embed_hidden=16, blocks=1, dropout_rate=0.1)
+    config.model.head = "increment"  # which compiles faster
     config.training.update(batch_size=4, steps=STEPS, ema_decay=0.9, log_every=2, checkpoint_every=3)
     config.evaluation.update(every=4, batches=1, batch_size=4, lead_hours=(6, 24))
     for name, value in changes.items():
@@ -60,7 +62,7 @@ def records(workdir):
 def undisturbed(archive, tmp_path_factory):
     """(workdir, final parameters) of a run that nobody stopped, on domain x tensor = 2 x 2."""
     workdir = tmp_path_factory.mktemp("undisturbed")
-    run = train.train(make_run_settings(mesh__domain=2, mesh__tensor=2), workdir, archive)
+    run = train.train(make_run_settings(**CUT), workdir, archive)
     return workdir, jax.tree.map(np.asarray, run.params)
 
 
@@ -73,7 +75,7 @@ def test_a_run_leaves_its_config_log_records_and_checkpoints(undisturbed, archiv
     log = (workdir / "log.txt").read_text()
     assert "parameters" in log
     assert "of fair share" in log
-    values = json.loads(json.dumps(make_run_settings(mesh__domain=2, mesh__tensor=2).values()))
+    values = json.loads(json.dumps(make_run_settings(**CUT).values()))
     assert values | {"archive": archive} == json.loads((workdir / "config.json").read_text())
     record = json.loads((workdir / "run.json").read_text())
     assert [c["variable"] for c in record["channels"]] == [c.variable for c in CHANNELS.dynamic]
@@ -82,7 +84,7 @@ def test_a_run_leaves_its_config_log_records_and_checkpoints(undisturbed, archiv
 
 def test_stopped_and_resumed_is_bit_equal(undisturbed, archive, tmp_path, monkeypatch):
     """SIGTERM after step 4: data order, dropout, moments, moving average and learning rate all go on."""
-    settings = make_run_settings(mesh__domain=2, mesh__tensor=2)
+    settings = make_run_settings(**CUT)
     monkeypatch.setattr(distributed, "preempted", lambda step: step == 4)
     with pytest.raises(SystemExit) as stopped:
         train.train(settings, tmp_path, archive)
@@ -95,7 +97,7 @@ def test_stopped_and_resumed_is_bit_equal(undisturbed, archive, tmp_path, monkey
 
 
 def test_a_rollout_that_grows_is_resumed_in_its_middle_bit_for_bit(archive, tmp_path, monkeypatch):
-    settings = make_run_settings(training__rollout=(1, 2), training__rollout_from=(0, 3), mesh__domain=2)
+    settings = make_run_settings(training__rollout=(1, 2), training__rollout_from=(0, 3), evaluation__every=0)
     whole = train.train(settings, tmp_path / "whole", archive)
     monkeypatch.setattr(distributed, "preempted", lambda step: step == 4)
     with pytest.raises(SystemExit):
@@ -111,7 +113,7 @@ def test_a_run_resumes_on_another_mesh_and_its_losses_agree(undisturbed, archive
     workdir = tmp_path / "run"
     shutil.copytree(undisturbed[0], workdir)
     shutil.rmtree(workdir / "checkpoints" / "6")
-    train.train(make_run_settings(mesh__domain=4, mesh__tensor=1, mesh__data=2), workdir, archive)
+    train.train(make_run_settings(**CUT | dict(mesh__domain=4, mesh__tensor=1, mesh__data=2)), workdir, archive)
     losses = [[record["loss"] for record in records(path) if "loss" in record] for path in (workdir, undisturbed[0])]
     assert len(losses[0]) == len(losses[1]) == STEPS // 2
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
@@ -128,7 +130,7 @@ def test_an_archive_that_moved_is_named_and_may_be_given_again(undisturbed, arch
     shutil.copytree(undisturbed[0], workdir)
     shutil.copytree(archive, moved)
     monkeypatch.chdir(tmp_path)
-    train.train(make_run_settings(mesh__domain=2, mesh__tensor=2), workdir, "moved")  # has nothing left to train
+    train.train(make_run_settings(**CUT), workdir, "moved")  # has nothing left to train
     monkeypatch.chdir("/")
     assert runs.open_run(workdir).open_data().path == str(moved)
     shutil.rmtree(moved)
@@ -160,7 +162,7 @@ def make_sea(path, *, land=(), faulty=None, **options):
 def test_a_sea_that_lacks_land_trains_and_is_forecast_without_it(tmp_path, caplog):
     archive = make_sea(tmp_path / "a", land=(2, 5))
     changes = dict(data__forcings=("insolation",), data__fill_values={"sea_surface_temperature": -1.0})
-    changes |= dict(model__head="increment", loss__weights={"sea_surface_temperature": 2.0})
+    changes |= dict(loss__weights={"sea_surface_temperature": 2.0})
     run = train.train(make_run_settings(**changes, mesh__domain=2, mesh__tensor=2), tmp_path / "run", archive)
     assert all(np.isfinite(list(record.values())).all() for record in records(tmp_path / "run"))
     log = (tmp_path / "run" / "log.txt").read_text()
@@ -244,7 +246,7 @@ def test_no_data_is_refused_with_the_remedy(tmp_path):
 
 def test_a_workdir_of_another_run_is_not_taken_over(undisturbed, archive):
     with pytest.raises(ValueError, match="holds a run with model.embed=16, not 32"):
-        train.train(make_run_settings(model__embed=32), undisturbed[0], archive)
+        train.train(make_run_settings(**CUT, model__embed=32), undisturbed[0], archive)
 
 
 def test_an_unwritable_workdir_is_named(archive, tmp_path):

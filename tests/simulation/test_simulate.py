@@ -68,11 +68,11 @@ def test_the_record_is_as_weatherbench_2_has_it(record, path):
     assert record.attrs["simulation"]["members"] == 2
 
 
-def test_the_default_grid_is_weatherbench_2s():
-    settings = Settings()
-    assert settings.latitude[0] == -87.1875
-    assert settings.latitude[-1] == 87.1875
-    assert settings.longitude[1] == 5.625
+def test_the_default_grid_is_weatherbench_2s(tmp_path):
+    create_record(tmp_path / "record", Settings())
+    with xr.open_zarr(tmp_path / "record", chunks=None) as empty:
+        assert empty.latitude.values[[0, -1]].tolist() == [-87.1875, 87.1875]
+        assert empty.longitude.values[:2].tolist() == [0, 5.625]
 
 
 def test_times_are_six_hourly_with_a_gap_between_members(record, path):

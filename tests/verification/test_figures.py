@@ -1,12 +1,14 @@
-"""The map's colour scales and title are those of the fields."""
+"""The maps' colour scales and titles are those of the fields, and they fill their frames."""
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
 
 from tests.archives import make_grid
 from weathermixer.fields.grid import area_weights
 from weathermixer.fields.variables import Channel
-from weathermixer.verification.figures import draw_forecast
+from weathermixer.verification.figures import draw_errors, draw_forecast, save_animation
 
 GRID = make_grid(16, 32)
 START = np.datetime64("2020-12-01T00", "ns")
@@ -41,3 +43,49 @@ def test_forecast_and_analysis_share_a_scale_and_the_difference_has_its_own(tmp_
 def test_without_a_truth_there_is_one_map(tmp_path, channel):
     figure = draw(tmp_path, np.full(GRID.shape, 280.0), None, channel=channel)
     assert len([axis for axis in figure.axes if axis.get_title()]) == 1
+
+
+def test_a_map_has_no_white_strip_at_its_edges_and_coasts_go_on_across_180_degrees():
+    land = np.zeros(GRID.shape, np.float32)
+    land[:8] = 1  # a coast along the equator
+    figure = draw_forecast(
+        np.full(GRID.shape, 280.0),
+        None,
+        grid=GRID,
+        channel=Channel("2m_temperature"),
+        start=START,
+        lead_hours=6,
+        land=land,
+    )
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    box = figure.axes[0].get_window_extent()
+    pixels = np.asarray(canvas.buffer_rgba())[::-1, :, :3]
+    inside = pixels[int(box.y0) + 3 : int(box.y1) - 2, int(box.x0) + 3 : int(box.x1) - 2].astype(int)
+    assert inside.shape[1] > 300 and not (inside > 250).all(axis=2).any()
+    middle = inside[inside.shape[0] // 2 - 3 : inside.shape[0] // 2 + 4]
+    assert (middle.sum(axis=2).min(axis=0) < 150).mean() > 0.99  # black all the way
+
+
+def test_maps_of_errors_have_one_scale_from_zero_and_the_globes_errors_above():
+    errors = np.stack([np.full(GRID.shape, value) for value in (1.0, 2.0, 4.0, 8.0)])
+    figure = draw_errors(errors, grid=GRID, channel=Channel("2m_temperature"), lead_hours=[6, 24, 48, 120])
+    titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
+    assert titles == ["6 h: 1.000", "24 h: 2.000", "48 h: 4.000", "120 h: 8.000"]
+    limits = {axis.collections[0].get_clim() for axis in figure.axes[:4]}
+    assert limits == {(0.0, 8.0)}
+
+
+def test_an_animation_goes_through_all_leads_and_analyses_may_end(tmp_path):
+    forecast = np.random.default_rng(0).normal(size=(5, *GRID.shape))
+    truth = np.where(np.arange(5)[:, None, None] < 3, forecast + 1, np.nan)
+    options = dict(grid=GRID, channel=Channel("2m_temperature"), start=START, lead_hours=[0, 6, 12, 18, 24])
+    save_animation(tmp_path / "a.gif", forecast, truth, **options)
+    with Image.open(tmp_path / "a.gif") as both:
+        assert both.n_frames == 5 and both.size[0] > 600
+        first = np.asarray(both.convert("RGB"))
+        both.seek(4)
+        assert (np.asarray(both.convert("RGB")) != first).mean() > 0.05
+    save_animation(tmp_path / "b.gif", forecast, None, **options)
+    with Image.open(tmp_path / "b.gif") as one:
+        assert one.size[0] < 450

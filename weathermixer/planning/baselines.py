@@ -14,9 +14,9 @@ import dataclasses
 import math
 
 from weathermixer.planning.memory import activation_bytes, memory_parts, temporary_bytes
-from weathermixer.planning.meshes import Layout, StepOptions
+from weathermixer.planning.meshes import Layout, StepOptions, executed_flops
 from weathermixer.planning.traffic import step_transfers
-from weathermixer.planning.work import Shape, contractions, executed_flops, parameters
+from weathermixer.planning.work import Shape, contractions, parameters
 
 FLOAT32 = 4
 PUBLISHED = {1: Layout(1, 1, 1), 2: Layout(1, 1, 2), 4: Layout(1, 2, 2)}
@@ -34,11 +34,10 @@ class Share:
 
 def ours(shape: Shape, layout: Layout, options: StepOptions) -> Share:
     """The share of a device of our mesh."""
-    flops = executed_flops(shape, batch=options.batch, repeats=options.repeats, rematerialize=options.rematerialize)
     return Share(
         received=float(sum(transfer.bytes for transfer in step_transfers(shape, layout, options))),
         held=sum(memory_parts(shape, layout, options).values()),
-        flops=flops / layout.devices,
+        flops=executed_flops(shape, options) / layout.devices,
     )
 
 
@@ -67,7 +66,7 @@ def megatron(shape: Shape, ways: int, instances: int, options: StepOptions) -> S
     kept = activation_bytes(s, one) - (0 if options.rematerialize == "block" else hidden * part)
     passing = temporary_bytes(s, whole, one) * (batch if ways == 1 else batch / 2)
     head = sum(3 * c.flops for c in contractions(s) if c.name == "blend")
-    flops = executed_flops(s, repeats=options.repeats, rematerialize=options.rematerialize)
+    flops = executed_flops(s, one)
     return Share(
         received=moved * batch * item + gradients,
         held=own * (4 + options.ema) + batch * kept + passing,
@@ -87,8 +86,8 @@ def fsdp(shape: Shape, devices: int, options: StepOptions) -> Share:
     layout, item = Layout(devices, 1, 1), options.compute_bytes
     number, part = parameters(shape), (devices - 1) / devices
     held = memory_parts(shape, layout, dataclasses.replace(options, zero="parameters"))
-    flops = executed_flops(shape, batch=options.batch, repeats=options.repeats, rematerialize=options.rematerialize)
-    return Share(received=part * number * (2 * item + FLOAT32), held=sum(held.values()), flops=flops / devices)
+    flops = executed_flops(shape, options) / devices
+    return Share(received=part * number * (2 * item + FLOAT32), held=sum(held.values()), flops=flops)
 
 
 def lower_bound(shape: Shape, devices: int, options: StepOptions) -> float:
@@ -115,6 +114,5 @@ def lower_bound(shape: Shape, devices: int, options: StepOptions) -> float:
             numbers = 2 * math.sqrt(m * n * k**2 / devices) - (m + n) * k / devices
         else:
             numbers = 3 * (m * n * k / devices) ** (2 / 3) - (m * n + m * k + n * k) / devices
-        passes = 2 + options.repeated_in_backward(c)
-        total += passes * c.count * (options.repeats if c.in_block else 1) * numbers
+        total += (2 + options.repeated_in_backward(c)) * options.times(c) * numbers
     return total * options.compute_bytes

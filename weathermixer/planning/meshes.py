@@ -4,7 +4,7 @@ import dataclasses
 from typing import NamedTuple
 
 from weathermixer.parallel.schedule import Schedule
-from weathermixer.planning.work import Contraction, Shape
+from weathermixer.planning.work import Contraction, Shape, contractions
 
 
 class Group(NamedTuple):
@@ -130,6 +130,19 @@ class StepOptions:
     def repeated_in_backward(self, c: Contraction) -> bool:
         """Whether rematerialization makes a product again: not a block's last one, whose result nothing needs."""
         return self.rematerialize == "block" and c.in_block and c.name != "channel down"
+
+    def times(self, c: Contraction) -> int:
+        """How often such a contraction is made in a forward pass."""
+        return c.count * (self.repeats if c.in_block else 1)
+
+    def products(self, c: Contraction) -> int:
+        """How many products such contractions are in a step: forward, again, and of one gradient or of two."""
+        return self.times(c) * ((3 if c.needs_input_gradient else 2) + self.repeated_in_backward(c))
+
+
+def executed_flops(shape: Shape, options: StepOptions) -> int:
+    """FLOPs of the products that a training step runs, those that rematerialization repeats among them."""
+    return options.batch * sum(options.products(c) * c.flops for c in contractions(shape))
 
 
 def indivisible(shape: Shape, layout: Layout, batch: int) -> list[str]:

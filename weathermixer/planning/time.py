@@ -44,9 +44,7 @@ def product_seconds(shape: Shape, layout: Layout, options: StepOptions, hardware
     seconds = {}
     for c in contractions(shape):
         rate = hardware.peak(options.product_dtype(c)) * hardware.achieved_products
-        passes = (3 if c.needs_input_gradient else 2) + options.repeated_in_backward(c)
-        times = c.count * (options.repeats if c.in_block else 1)
-        seconds[c.name] = options.passes * passes * times * c.flops * options.batch / layout.devices / rate
+        seconds[c.name] = options.passes * options.products(c) * c.flops * options.batch / layout.devices / rate
     return seconds
 
 

@@ -157,9 +157,7 @@ def gradient_transfers(shape: Shape, layout: Layout, options: StepOptions) -> li
     """
     group = layout.replicas
     hops, whole = group.size - 1, gathered_bytes(group, FLOAT32 / layout.instance)
-    summed = sum(
-        c.kernel * c.count * (options.repeats if c.in_block else 1) for c in contractions(shape) if c.name != "blend"
-    )
+    summed = sum(c.kernel * options.times(c) for c in contractions(shape) if c.name != "blend")
     sums = 2 if options.zero == "none" else 1
     transfers = [Transfer("gradients over data", group, sums * whole * summed, sums * hops, "backward")]
     parts = parameter_parts(shape)

@@ -93,20 +93,6 @@ def train_flops(shape: Shape, *, batch: int = 1, repeats: int = 1) -> int:
     return 3 * forward_flops(shape, batch=batch, repeats=repeats)
 
 
-def executed_flops(shape: Shape, *, batch: int = 1, repeats: int = 1, rematerialize: str = "none") -> int:
-    """FLOPs of the products that a training step runs: no gradient of the data, and the blocks once more under remat.
-
-    Under rematerialize="block" a block's last product is not repeated: nothing in the backward pass needs its result.
-    """
-    total = 0
-    for c in contractions(shape):
-        passes = 3 if c.needs_input_gradient else 2
-        if c.in_block and rematerialize == "block" and c.name != "channel down":
-            passes += 1
-        total += passes * c.flops * c.count * (repeats if c.in_block else 1)
-    return batch * total
-
-
 def block_kernels(shape: Shape) -> list[tuple[int, int, int]]:
     """(contracted, produced, how many) of the blocks' kernels; of circulant ones each row has an offset's columns."""
     columns = {"token": max(shape.circulant, 1), "channel": 1}

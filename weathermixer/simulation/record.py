@@ -82,16 +82,6 @@ class Settings:
         """Days in one chunk: no chunk belongs to two members."""
         return max(days for days in range(1, CHUNK_DAYS + 1) if self.member_days % days == 0)
 
-    @property
-    def latitude(self) -> np.ndarray:
-        """Latitudes of the frames in degrees, from south to north: the centres of equal intervals."""
-        return (np.arange(self.latitudes) + 0.5) * 180 / self.latitudes - 90
-
-    @property
-    def longitude(self) -> np.ndarray:
-        """Longitudes of the frames in degrees east."""
-        return np.arange(self.longitudes) * 360 / self.longitudes
-
     def times(self) -> np.ndarray:
         """Times of the frames, datetime64[ns]: six-hourly, with a gap after each member."""
         frames = np.arange(self.member_days * FRAMES_PER_DAY) * (24 // FRAMES_PER_DAY)
@@ -136,12 +126,14 @@ def create_record(path: pathlib.Path, settings: Settings) -> None:
     }
     group = zarr.create_group(new, attributes=about, overwrite=True)
     hours = (settings.times() - np.datetime64(0, "ns")) // HOUR
+    latitude = (np.arange(settings.latitudes) + 0.5) * 180 / settings.latitudes - 90
+    longitude = np.arange(settings.longitudes) * 360 / settings.longitudes
     cf_time = {"units": "hours since 1970-01-01", "calendar": "proleptic_gregorian", "standard_name": "time"}
     axes = {
         "time": (hours.astype(np.int64), cf_time),
         "level": (np.array(settings.levels_hpa, np.int64), {"units": "hPa", "standard_name": "air_pressure"}),
-        "latitude": (settings.latitude, {"units": "degrees_north", "standard_name": "latitude"}),
-        "longitude": (settings.longitude, {"units": "degrees_east", "standard_name": "longitude"}),
+        "latitude": (latitude, {"units": "degrees_north", "standard_name": "latitude"}),
+        "longitude": (longitude, {"units": "degrees_east", "standard_name": "longitude"}),
     }
     for name, (values, attributes) in axes.items():
         group.create_array(name, data=values, dimension_names=[name], attributes=attributes)

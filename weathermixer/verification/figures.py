@@ -1,9 +1,11 @@
-"""Maps of a forecast, the truth and the difference, and of what an archive holds, with matplotlib alone."""
+"""Maps of a forecast, the truth and the difference, of errors by lead, moving ones, and of what an archive holds."""
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
+from matplotlib.animation import PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -37,7 +39,7 @@ def draw_forecast(
     >>> about = dict(channel=weathermixer.Channel("temperature", 850), start=np.datetime64("2000-01-01"), lead_hours=24)
     >>> weathermixer.draw_forecast(t850 + 1, t850, grid=grid, **about).savefig("t850.png")
     """
-    factor, units = READ_AS.get(channel.units, (1.0, channel.units))
+    factor, units, colours, symmetric = _look(channel)
     states = {"forecast": forecast * factor}
     title = f"{channel.short}, {_stamp(start)} + {lead_hours} h"
     if truth is not None:
@@ -49,9 +51,7 @@ def draw_forecast(
     count = 1 if truth is None else 3
     figure = Figure(figsize=(4.4 * count + 0.4, 3.6), layout="constrained", dpi=140)
     axes = figure.subplots(1, count, squeeze=False, sharey=True)[0]
-    short = Channel(channel.variable).short
-    limits = _limits(list(states.values()), symmetric=short in SIGNED)
-    colours = "RdBu_r" if short in SIGNED else COLOURS.get(short, "viridis")
+    limits = _limits(list(states.values()), symmetric=symmetric)
     for axis, (name, field) in zip(axes, states.items()):
         image = _draw(axis, field, grid, limits, colours, land, title=name)
     figure.colorbar(image, ax=axes[:2], label=units, extend="both", location="bottom", shrink=0.6, aspect=40)
@@ -62,6 +62,62 @@ def draw_forecast(
         figure.colorbar(image, ax=axes[2], label=units, extend="both", location="bottom", shrink=0.8, aspect=30)
     figure.suptitle(title, fontsize=13)
     return figure
+
+
+def draw_errors(
+    errors: Float[np.ndarray, "lead lat lon"],
+    *,
+    grid: Grid,
+    channel: Channel,
+    lead_hours: Sequence[int],
+    land: Field | None = None,
+) -> Figure:
+    """Maps of errors by lead, such as the RMSE over forecasts, on the same colours; titles have the globe's RMSE."""
+    factor, units, *_ = _look(channel)
+    columns = min(len(errors), 3)
+    rows = -(-len(errors) // columns)
+    figure = Figure(figsize=(3.6 * columns, 2.3 * rows + 0.6), layout="constrained", dpi=110)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    limits = 0.0, _limits([errors * factor], symmetric=False)[1]
+    for axis, field, lead in zip(axes, errors * factor, lead_hours):
+        whole = np.sqrt(np.mean(area_weights(grid.latitude)[:, None] * field**2))
+        image = _draw(axis, field, grid, limits, "YlOrBr", land, title=f"{lead} h: {digits(whole)}")
+    for axis in axes[len(errors) :]:
+        axis.set_axis_off()
+    label = f"RMSE of {channel.short} / ({units})"
+    figure.colorbar(image, ax=axes, label=label, extend="max", location="bottom", shrink=0.6, aspect=40)
+    return figure
+
+
+def save_animation(
+    path: str | os.PathLike,
+    forecast: Float[np.ndarray, "lead lat lon"],
+    truth: Float[np.ndarray, "lead lat lon"] | None,
+    *,
+    grid: Grid,
+    channel: Channel,
+    start: np.datetime64,
+    lead_hours: Sequence[int],
+    land: Field | None = None,
+) -> None:
+    """Writes a GIF that goes through the leads of a forecast, beside the analyses (NaN where there is none)."""
+    factor, units, colours, symmetric = _look(channel)
+    states = {"forecast": forecast * factor} | ({} if truth is None else {"analysis": truth * factor})
+    limits = _limits(list(states.values()), symmetric=symmetric)
+    figure = Figure(figsize=(4.4 * len(states) + 0.4, 3.4), layout="constrained", dpi=80)
+    axes = figure.subplots(1, len(states), squeeze=False, sharey=True)[0]
+    images = [_draw(a, x[0], grid, limits, colours, land, title=name) for a, (name, x) in zip(axes, states.items())]
+    figure.colorbar(images[0], ax=axes, label=units, extend="both", location="bottom", shrink=0.6, aspect=40)
+    writer = PillowWriter(fps=4)
+    with writer.saving(figure, os.fspath(path), dpi=80):
+        for number, lead in enumerate(lead_hours):
+            for image, fields in zip(images, states.values()):
+                image.set_array(_from_west(fields[number], grid)[1])
+            valid = _stamp(start + np.timedelta64(lead, "h"))
+            figure.suptitle(f"{channel.short}, {_stamp(start)} + {lead} h = {valid}", fontsize=11)
+            if not number:
+                figure.draw_without_rendering()  # room is made for a title when it is drawn again
+            writer.grab_frame()
 
 
 def draw_archive(
@@ -84,17 +140,15 @@ def draw_archive(
         if len(indices) > 1 and all_channels[indices[0]].level_hpa is not None
     }
     columns = min(len(fields), 3)
-    heights = [3.1 * -(-len(fields) // columns)] + [3.6] * bool(profiles)
+    heights = [3.5 * -(-len(fields) // columns)] + [3.6] * bool(profiles)
     figure = Figure(figsize=(4.5 * columns, sum(heights)), layout="constrained", dpi=110)
     top, *bottom = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     axes = top.subplots(-(-len(fields) // columns), columns, squeeze=False).ravel()
     for axis, field, channel in zip(axes, fields, channels):
-        factor, units = READ_AS.get(channel.units, (1.0, channel.units))
-        short = Channel(channel.variable).short
-        limits = _limits([field * factor], symmetric=short in SIGNED)
-        colours = "RdBu_r" if short in SIGNED else COLOURS.get(short, "viridis")
+        factor, units, colours, symmetric = _look(channel)
+        limits = _limits([field * factor], symmetric=symmetric)
         image = _draw(axis, field * factor, grid, limits, colours, land, title=f"{channel.short}, {_stamp(time)}")
-        top.colorbar(image, ax=axis, label=units, extend="both", shrink=0.8)
+        top.colorbar(image, ax=axis, label=units, extend="both", location="bottom", shrink=0.8, aspect=30)
     for axis in axes[len(fields) :]:
         axis.set_axis_off()
     if profiles:
@@ -120,25 +174,33 @@ def _draw_profile(axis: Axes, channels: Sequence[Channel], indices: Sequence[int
     axis.set_ylim(levels.max() * 1.05, levels.min() / 1.05)
     axis.set_yticks(levels, [f"{level:g}" for level in levels], fontsize=7)
     axis.minorticks_off()
+    axis.locator_params(axis="x", nbins=4)
     axis.tick_params(axis="x", labelsize=7)
 
 
-def _draw(axis: Axes, field: Field, grid: Grid, limits, colours: str, land: Field | None, *, title: str):
-    # Greenwich in the middle: the columns east of 180 degrees come first
+def _look(channel: Channel) -> tuple[float, str, str, bool]:
+    """(factor, units, colours, whether they are symmetric about zero) of a channel's state."""
+    short = Channel(channel.variable).short
+    colours = "RdBu_r" if short in SIGNED else COLOURS.get(short, "viridis")
+    return *READ_AS.get(channel.units, (1.0, channel.units)), colours, short in SIGNED
+
+
+def _from_west(field: Field, grid: Grid) -> tuple[Float[np.ndarray, " lon"], Field]:
+    """Longitudes from -180 and a field's columns in their order: Greenwich is in the middle."""
     longitude = (grid.longitude + 180) % 360 - 180
     order = np.argsort(longitude)
-    image = axis.pcolormesh(
-        longitude[order],
-        grid.latitude,
-        field[:, order],
-        vmin=limits[0],
-        vmax=limits[1],
-        cmap=colours,
-        shading="nearest",
-    )
+    return longitude[order], field[:, order]
+
+
+def _draw(axis: Axes, field: Field, grid: Grid, limits, colours: str, land: Field | None, *, title: str):
+    longitude, field = _from_west(field, grid)
+    low, high = limits
+    image = axis.pcolormesh(longitude, grid.latitude, field, vmin=low, vmax=high, cmap=colours, shading="nearest")
     image.set_rasterized(True)
-    if land is not None:
-        axis.contour(longitude[order], grid.latitude, land[:, order], levels=[0.5], colors="black", linewidths=0.7)
+    if land is not None:  # with a column more on either side, so that lines reach the edges
+        around = np.pad(longitude, 1, "wrap") + 360 * np.pad(np.zeros_like(longitude), 1, constant_values=(-1, 1))
+        cyclic = np.pad(_from_west(land, grid)[1], ((0, 0), (1, 1)), "wrap")
+        axis.contour(around, grid.latitude, cyclic, levels=[0.5], colors="black", linewidths=0.7)
     west = longitude.min() - 180 / len(longitude)  # a cell's edge
     axis.set(aspect="equal", xlim=(west, west + 360), ylim=(-90, 90))
     axis.set(xticks=range(-120, 121, 60), yticks=range(-60, 61, 30))
@@ -150,9 +212,9 @@ def _draw(axis: Axes, field: Field, grid: Grid, limits, colours: str, land: Fiel
     return image
 
 
-def _limits(fields: list[Field], *, symmetric: bool) -> tuple[float, float]:
+def _limits(fields: Sequence[Float[np.ndarray, "*n lat lon"]], *, symmetric: bool) -> tuple[float, float]:
     """The range of the colours: all values but the outer half percent at both ends."""
-    low, high = np.percentile(np.stack(fields), [0.5, 99.5])
+    low, high = np.nanpercentile(np.stack(fields), [0.5, 99.5])
     if symmetric:
         low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
     # a constant field still needs a range
