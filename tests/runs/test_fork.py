@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from experiments import train
+from experiments import command_line, train
 from tests.experiments.test_train import make_run_settings
 from tests.runs.test_run import CHANNELS, prepare, weather
 from weathermixer.runs.run import open_run
@@ -77,6 +77,21 @@ def test_a_deterministic_run_is_carried_on_as_an_ensemble(parent, tmp_path):
     assert float(before.forecast(members=3, perturbation=0.02, **options).temperature.std("number").max()) > 0
 
 
+def test_moments_of_other_channels_are_refused(parent, tmp_path):
+    options = dict(training__init_from=str(parent[0]), training__init_moments=True)
+    with pytest.raises(ValueError, match=r"init_moments=True .* new \['geopotential_850'\], gone \[\]; with False"):
+        changed = settings(**options, data__channels=("geopotential_850", *CHANNELS))
+        train.train(changed, tmp_path / "run", parent[1])
+
+
+def test_another_grid_of_the_same_shape_keeps_its_own_static_fields(parent, tmp_path):
+    turned = weather().assign_coords(longitude=weather().longitude + 5.0)
+    other = prepare(turned, tmp_path / "other")
+    run = train.train(settings(training__init_from=str(parent[0])), tmp_path / "run", other.path)
+    assert run.reference.grid.difference(open_run(parent[0]).reference.grid) is not None
+    np.testing.assert_array_equal(run.reference.mean, open_run(parent[0]).reference.mean)
+
+
 def test_a_constant_run_goes_on_and_cools_down(parent, tmp_path):
     longer = settings(optimizer__schedule="constant", training__steps=3)
     assert train.train(longer, parent[0], parent[1]).step == 3
@@ -103,3 +118,26 @@ def test_rates_of_schedules():
     constant, cooldown = (make_learning_rate(**options, schedule=name) for name in ("constant", "cooldown"))
     assert [float(constant(step)) for step in (0, 2, 4, 1000)] == [0.0, 0.5, 1.0, 1.0]
     np.testing.assert_allclose([float(cooldown(step)) for step in (0, 25, 100)], [1.0, 0.5, 0.0], atol=1e-6)
+
+
+def test_a_rate_of_ones_own():
+    factors = [(1 - part) ** 2 for part in np.linspace(0, 1, 101)]
+    options = dict(start=0.0, peak=2.0, end=0.0, warmup_steps=4, total_steps=104)
+    rate = make_learning_rate(**options, schedule="factors", factors=factors)
+    found = [float(rate(step)) for step in (0, 2, 4, 54, 104, 200)]
+    np.testing.assert_allclose(found, [0.0, 1.0, 2.0, 0.5, 0.0, 0.0], atol=1e-6)
+
+
+def test_a_config_file_with_a_rate_of_its_own(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from experiments.configs import quickstart\n\n\n"
+        "def get_config():\n"
+        "    config = quickstart.get_config()\n"
+        "    config.optimizer.schedule = 'factors'\n"
+        "    config.optimizer.factors = tuple((1 - n / 4) ** 2 for n in range(5))\n"
+        "    return config\n"
+    )
+    options = train.make_parser().parse_args([f"--config={tmp_path}/own.py", "--workdir=unused"])
+    assert command_line.read_settings(options).optimizer.factors == (1.0, 0.5625, 0.25, 0.0625, 0.0)
+    with pytest.raises(ValueError, match='two or more factors go with schedule="factors"'):
+        settings(optimizer__schedule="factors")

@@ -4,6 +4,8 @@ import json
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from weathermixer.runs.run import open_run
 from weathermixer.sources.sources import open_source
 from weathermixer.verification.scores import format_scores
 
+ROOT = pathlib.Path(__file__).parents[2]
 TIMES = np.datetime64("2000-01-01T00", "ns") + np.arange(40) * np.timedelta64(6, "h")
 CHANNELS = ("2m_temperature", "geopotential_500", "temperature_850", "temperature_500")  # not the archive's order
 START = TIMES[[30]]
@@ -260,3 +263,18 @@ def test_what_a_run_keeps_is_what_it_was_given(trained, run):
     frames = np.asarray(run.open_frames().read(np.array([30])))[0, :4]
     physical = frames * run.reference.std[:, None, None] + run.reference.mean[:, None, None]
     np.testing.assert_allclose(physical, frames_of(weather(), run.reference.channel_set.dynamic)[30], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_forecast(trained, tmp_path):
+    """Each writes the bands that its devices hold; the store is that of one process on the same mesh."""
+    command = ["bash", str(ROOT / "launch/local.sh"), "2", sys.executable, "-m", "experiments.forecast"]
+    starts = ",".join(str(time)[:13] for time in TIMES[30:34])
+    command += [str(trained[0]), f"--start={starts}", "--hours=12", "--mesh=2,2,1", f"--output={tmp_path}/two.zarr"]
+    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "2"}
+    environment.pop("XLA_FLAGS", None)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    alone = open_run(trained[0], mesh=make_mesh(2, 2, 1)).forecast(starts=TIMES[30:34], hours=12)
+    assert_same(xr.open_zarr(tmp_path / "two.zarr", chunks=None).load(), alone, rtol=1e-6)

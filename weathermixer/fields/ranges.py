@@ -19,6 +19,8 @@ RANGES = {
     "u_component_of_wind": (-300.0, 300.0),
     "v_component_of_wind": (-300.0, 300.0),
     "vertical_velocity": (-100.0, 100.0),
+    "vorticity": (-1e-1, 1e-1),
+    "divergence": (-1e-1, 1e-1),
     "total_precipitation_6hr": (-1e-2, 2.0),
     "sea_surface_temperature": (250.0, 320.0),
     "sea_ice_cover": (-0.1, 1.1),

@@ -47,6 +47,8 @@ VARIABLES = {
         Variable("u_component_of_wind", "m s**-1", "eastward_wind", "u", 0.9),
         Variable("v_component_of_wind", "m s**-1", "northward_wind", "v", 0.9),
         Variable("vertical_velocity", "Pa s**-1", "lagrangian_tendency_of_air_pressure", "w"),
+        Variable("vorticity", "s**-1", "atmosphere_relative_vorticity", "vo"),
+        Variable("divergence", "s**-1", "divergence_of_wind", "d"),
         Variable("total_precipitation_6hr", "m", "lwe_thickness_of_precipitation_amount", "tp6h"),
         Variable("sea_surface_temperature", "K", "sea_surface_temperature", "sst"),
         Variable("sea_ice_cover", "1", "sea_ice_area_fraction", "ci"),

@@ -220,7 +220,7 @@ def make_training(
     steps, warmup = training_steps(settings, starts)
     options, decay = settings.optimizer, settings.training.ema_decay
     rates = dict(start=options.start_rate, end=options.end_rate, warmup_steps=warmup, total_steps=steps)
-    rates["schedule"] = options.schedule
+    rates |= dict(schedule=options.schedule, factors=options.factors)
     processor_rate = make_learning_rate(peak=options.peak_rate, **rates)
     optimizer = make_optimizer(
         options.kind,

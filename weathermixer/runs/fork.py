@@ -72,6 +72,11 @@ def fork_state(
     with open_checkpoints(path / CHECKPOINTS) as checkpoints:
         step = checkpoints.latest_step() if step is None else step
         if settings.training.init_moments:
+            if labels != before:
+                raise ValueError(
+                    "config.training.init_moments=True takes the state as it is, and the channels differ from those of "
+                    f"{path}: {_difference(labels, before)}; with False the moments begin anew"
+                )
             kept = {"params": state.params, "moments": state.moments} | ({"ema": state.ema} if state.ema else {})
             found = checkpoints.restore(kept, step=step, partial=True)
             restart = lambda s: s._replace(count=0 * s.count) if _is_schedule(s) else s  # noqa: E731 - rates begin anew
@@ -113,6 +118,11 @@ def channel_labels(channels: ChannelSet) -> list[str | None]:
     forcings = [f"{name}/{n}" for name in channels.forcings for n in range(FORCINGS[name])]
     names = [*channels.stored_names, *channels.static, *forcings]
     return names + [None] * (channels.size - len(names))
+
+
+def _difference(labels: list, before: list) -> str:
+    fresh, gone = (sorted(set(a) - set(b) - {None}) for a, b in ((labels, before), (before, labels)))
+    return f"new {fresh}, gone {gone}" if fresh or gone else "another order or padding"
 
 
 def _take(name: str, own: jax.Array, theirs: jax.Array, labels: list, before: list) -> jax.Array:

@@ -116,6 +116,9 @@ class OptimizerSettings:
     # after the warm-up: to end_rate at the run's end, or constant, which may be trained on as long as one likes;
     # "cooldown": from peak_rate at once to end_rate as 1 - sqrt, for a run that starts from a constant one
     schedule: str = _setting("cosine", RATES)
+    # of schedule="factors": those of the peak rates at equally spaced parts of the run after the warm-up, linear
+    # between. Of any function f of the part done: tuple(f(n / 100) for n in range(101))
+    factors: tuple[float, ...] = _setting((), least=0)
     peak_rate: float = _setting(1e-4, above=0)
     coder_peak_rate: float = _setting(2e-5, above=0)  # of encode and decode
     start_rate: float = _setting(1e-6, least=0)
@@ -231,6 +234,12 @@ def make_settings(values: Mapping[str, Any]) -> Settings:
             check_period(getattr(settings.data, name))
         except ValueError as error:
             raise ValueError(f"config.data.{name}: {error}") from None
+    optimizer = settings.optimizer
+    if (optimizer.schedule == "factors") != (len(optimizer.factors) > 1):
+        raise ValueError(
+            f"config.optimizer.factors={optimizer.factors} with schedule={optimizer.schedule!r}: two or more factors "
+            'go with schedule="factors", none with another'
+        )
     _check_rollout(settings)
     return settings
 

@@ -22,6 +22,8 @@ ALIASES = {
     "u_component_of_wind": ("u", "ua"),
     "v_component_of_wind": ("v", "va"),
     "vertical_velocity": ("w", "wap", "omega"),
+    "vorticity": ("vo", "relative_vorticity"),
+    "divergence": ("d",),
     "sea_surface_temperature": ("tos",),  # who asks for sst has a channel of that name
     "sea_ice_cover": ("siconc", "ci"),
     "land_sea_mask": ("lsm", "land_binary_mask", "sftlf"),
@@ -30,7 +32,7 @@ ALIASES = {
 }
 AMOUNTS = {"total_precipitation": ("tp",)}  # per step of the source, of which sums such as ..._6hr are made
 STATIC = ERA5_STATIC
-UPPER = (*ERA5_UPPER, "vertical_velocity")
+UPPER = (*ERA5_UPPER, "vertical_velocity", "vorticity", "divergence")
 SURFACE = tuple(name for name in VARIABLES if name not in (*STATIC, *UPPER))
 HEIGHTS = ("gh", "geopotential_height", "zg", "orography", "orog", "hsurf")  # in metres where units are not given
 _WITH_LEVEL = re.compile(r"(.*[A-Za-z])_?(\d{1,4})(?:_?(?:hPa|mb))?")

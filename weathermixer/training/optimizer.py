@@ -1,27 +1,37 @@
 """Adam as published, AdamW or Muon: one global gradient norm, warm-up and cosine, a rate per group of parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from optax.contrib import MuonDimensionNumbers
 
 KINDS = ("adam", "adamw", "muon")
-RATES = ("cosine", "constant", "cooldown")
+RATES = ("cosine", "constant", "cooldown", "factors")
 # encode and decode learn at a rate of their own (Jigsaw's published settings); all else is the processor
 CODERS = ("encode", "decode_kernel", "decode_bias")
 
 
 def make_learning_rate(
-    *, start: float, peak: float, end: float, warmup_steps: int, total_steps: int, schedule: str = "cosine"
+    *,
+    start: float,
+    peak: float,
+    end: float,
+    warmup_steps: int,
+    total_steps: int,
+    schedule: str = "cosine",
+    factors: Sequence[float] = (),
 ) -> optax.Schedule:
     """Linear from `start` to `peak` in `warmup_steps`, then a cosine to `end` at `total_steps`, or constant.
 
         cooldown    peak + (end - peak) sqrt(step / total_steps), without a warm-up   (Haegele et al. 2024, 2405.18392)
+        factors     peak * factors, equally spaced from the warm-up's end to `total_steps`, linear between
 
-    Raises ValueError for an unknown schedule, and where a cosine's warm-up is not shorter than the whole.
+    Raises ValueError for an unknown schedule, and where the warm-up of a cosine or of factors is not shorter than the
+    whole.
 
     >>> rate = weathermixer.make_learning_rate(start=0.0, peak=1e-3, end=1e-5, warmup_steps=10, total_steps=100)
     >>> [round(float(rate(step)), 6) for step in (0, 5, 10, 100)]
@@ -36,8 +46,11 @@ def make_learning_rate(
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(f"warm-up of {warmup_steps} steps does not fit in {total_steps} steps of training")
     warmup = optax.linear_schedule(start, peak, max(warmup_steps, 1))
-    cosine = optax.cosine_decay_schedule(peak, total_steps - warmup_steps, alpha=end / peak)
-    return optax.join_schedules([warmup, cosine], [warmup_steps])
+    after = optax.cosine_decay_schedule(peak, total_steps - warmup_steps, alpha=end / peak)
+    if schedule == "factors":
+        places = np.linspace(0, total_steps - warmup_steps, len(factors))
+        after = lambda step: peak * jnp.interp(step, places, np.asarray(factors))  # noqa: E731
+    return optax.join_schedules([warmup, after], [warmup_steps])
 
 
 def make_optimizer(
