@@ -22,7 +22,7 @@ from experiments.prepare import describe_archive
 from weathermixer.archive.archive import Archive, open_archive
 from weathermixer.archive.sampling import in_period, valid_starts, with_previous
 from weathermixer.archive.verify import verify_archive
-from weathermixer.planning.meshes import Layout, indivisible
+from weathermixer.planning.meshes import Layout, misfits
 from weathermixer.runs.build import make_channel_set, make_model_shape
 from weathermixer.runs.settings import Settings
 from weathermixer.verification.figures import draw_archive
@@ -127,7 +127,7 @@ def _check_model(settings: Settings, archive: Archive) -> list[str]:
     made_for = archive.attributes["domain"], archive.attributes["tensor"]
     if made_for[0] % mesh.domain or made_for[1] % mesh.tensor:
         print(f"reading    the archive is made for domain={made_for[0]} tensor={made_for[1]}: more is read than needed")
-    return indivisible(shape, layout, settings.training.batch_size)
+    return misfits(shape, layout, settings.training.batch_size)
 
 
 def draw(archive: Archive, path: str) -> None:

@@ -82,9 +82,12 @@ def write(
         one = forecasts.isel(time=0, number=0, missing_dims="ignore")
         _draw(run, frames, one, pathlib.Path(plot), names.index(channel), plot_hours)
     if first:
-        a_map, count = f", a map in {plot}" if plot else "", f"{forecasts.sizes['time']} forecast(s)"
-        count += f" of {forecasts.sizes['number']} members" if "number" in forecasts.sizes else ""
-        print(f"{count} of {_hours(forecasts)[-1]} h in {output}{a_map}", flush=True)
+        a_map = f", a map in {plot}" if plot else ""
+        members = f" of {forecasts.sizes['number']} members" if "number" in forecasts.sizes else ""
+        print(
+            f"{forecasts.sizes['time']} forecast(s){members} of {_hours(forecasts)[-1]} h in {output}{a_map}",
+            flush=True,
+        )
 
 
 def _first_of_period(frames: Frames, period: tuple[str, str]) -> np.ndarray:

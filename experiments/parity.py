@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+import pandas as pd
 
 from experiments import command_line, synthetic
 from weathermixer.parallel.mesh import check_divides, make_mesh, use_mesh
@@ -30,7 +31,7 @@ from weathermixer.runs.settings import Settings
 # Of float32 on a mesh: sums of thousands of terms in another order. A gradient is a long chain of such sums, a run a
 # chain of gradients. What is wrong in kind, such as a norm over a shard or a bias counted twice, differs by percents.
 FLOAT32_TOLERANCE = {"loss": 1e-6, "gradient": 2e-5, "run": 1e-5}
-LEAST_SHARE = 1e-3
+LEAST_SHARE = 1e-3  # of the whole gradient's norm, by which a parameter's is measured at least
 # How far bfloat16 on a mesh may be from float32, in units of how far it is on the other mesh: partial sums are rounded
 # once more where they travel. Seen on eight devices: 1.2 to 1.8 for the worst parameter, 0.9 to 1.5 for all together
 BFLOAT16_SHARE = 2.0
@@ -43,19 +44,6 @@ class Measured:
     loss: np.ndarray
     gradient: dict[str, np.ndarray]
     run: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """One quantity's relative difference between meshes, and the most that it may be."""
-
-    quantity: str
-    relative: float
-    allowed: float
-
-    @property
-    def fine(self) -> bool:
-        return self.relative <= self.allowed
 
 
 def measure(
@@ -102,38 +90,36 @@ def differences(a: Measured, b: Measured) -> dict[str, float]:
     """Relative differences of every quantity; the run's is the worst of its losses.
 
     Some gradients vanish, such as those of a bias that is the same for all features and lost in the next norm: what is
-    left of them is rounding. None is measured by less than a thousandth of the whole gradient's norm.
+    left of them is rounding: see LEAST_SHARE.
     """
-    least = 1e-3 * float(np.linalg.norm([np.linalg.norm(np.asarray(g, np.float64)) for g in b.gradient.values()]))
+    least = LEAST_SHARE * float(
+        np.linalg.norm([np.linalg.norm(np.asarray(g, np.float64)) for g in b.gradient.values()])
+    )
     found = {"loss": relative(a.loss, b.loss), "run": max(map(relative, a.run, b.run))}
     return found | {f"gradient {name}": relative(a.gradient[name], g, least=least) for name, g in b.gradient.items()}
 
 
-def compare(found: Mapping[str, float], rounding: Mapping[str, float] | None) -> list[Difference]:
-    """Puts each difference beside what it may be: float32's tolerance, or a share of bfloat16's own rounding."""
+def compare(found: Mapping[str, float], rounding: Mapping[str, float] | None) -> pd.DataFrame:
+    """Each difference beside what it may be: float32's tolerance, or a share of bfloat16's own rounding."""
+    rows = pd.DataFrame({"relative": found})
+    kinds = rows.index.str.split().str[0]
     if rounding is None:
-        return [Difference(name, value, FLOAT32_TOLERANCE[name.split()[0]]) for name, value in found.items()]
-    # a quantity whose rounding happens to cancel on one mesh is allowed the typical one of its kind
-    kinds = {name.split()[0] for name in found}
-    typical = {kind: np.median([v for n, v in rounding.items() if n.split()[0] == kind]) for kind in kinds}
-    return [
-        Difference(name, value, BFLOAT16_SHARE * max(rounding[name], float(typical[name.split()[0]]), 1e-3))
-        for name, value in found.items()
-    ]
+        rows["allowed"] = kinds.map(FLOAT32_TOLERANCE)
+    else:  # a quantity whose rounding happens to cancel on one mesh is allowed the typical one of its kind
+        own = pd.Series(rounding)
+        rows["allowed"] = BFLOAT16_SHARE * own.clip(own.groupby(kinds).transform("median")).clip(1e-3)
+    rows["fine"] = rows.relative <= rows.allowed
+    return rows
 
 
-def format_differences(title: str, rows: list[Difference], show: int) -> str:
+def format_differences(title: str, rows: pd.DataFrame, show: int) -> str:
     """Loss and run, then the gradients that are nearest to what they may be, or beyond it."""
-    gradients = sorted((r for r in rows if r.quantity.startswith("gradient")), key=lambda r: -r.relative / r.allowed)
-    shown = [r for r in rows if r not in gradients] + (gradients[:show] if show else gradients)
-    width = max(len(r.quantity) for r in shown)
-    lines = [title]
-    lines += [
-        f"  {r.quantity:<{width}}  {r.relative:8.1e}  of {r.allowed:7.1e}  {'' if r.fine else 'TOO LARGE'}".rstrip()
-        for r in shown
-    ]
-    lines.append(f"  {sum(r.fine for r in gradients)} of {len(gradients)} gradients within what is allowed")
-    return "\n".join(lines)
+    gradients = rows[rows.index.str.startswith("gradient")]
+    nearest = (gradients.relative / gradients.allowed).sort_values(ascending=False).index[: show or None]
+    shown = pd.concat([rows.drop(gradients.index), rows.loc[nearest]])
+    table = shown.replace({"fine": {True: "", False: "TOO LARGE"}}).rename(columns={"allowed": "of", "fine": ""})
+    within = f"{gradients.fine.sum()} of {len(gradients)} gradients within what is allowed"
+    return f"{title}\n{table.to_string(float_format='{:.1e}'.format)}\n{within}"
 
 
 def make_parser() -> command_line.Parser:
@@ -167,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = compare(differences(here, measured["float32"]), rounding)
         title = f"{dtype}: mesh {options.mesh} against {options.against} in float32, relative differences"
         print(format_differences(title, rows, options.show), flush=True)
-        fine &= all(row.fine for row in rows)
+        fine &= rows.fine.all()
     print("the meshes agree" if fine else "the meshes DO NOT agree")
     return 0 if fine else 1
 

@@ -65,7 +65,7 @@ def replaced(text: str) -> dict[str, float]:
 
 
 def row(plan: Plan) -> dict[str, Any]:
-    """One plan's numbers with their units in the names, for CSV and JSON."""
+    """One plan's numbers with their units in the names, for JSON."""
     time, layout = plan.time, plan.layout
     return {
         "data": layout.data,
@@ -171,7 +171,6 @@ def make_parser() -> command_line.Parser:
     add("--top", type=least(0), default=12, metavar="N", help="how many meshes the table shows; 0: all; default: 12")
     add("--compile", action="store_true", help="compile the best mesh's step on simulated devices and compare memory")
     add("--measured", action="store_true", help="show the predictions for the steps that were timed, and nothing else")
-    add("--csv", type=command_line.output_file, metavar="FILE", help="every plan is written to this file")
     add("--json", type=command_line.output_file, metavar="FILE", help="plans and refusals are written to this file")
     return parser
 
@@ -203,8 +202,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print_plans(plans, shape, step, hardware, devices=options.devices, top=options.top)
     if refusals:
         print(f"\n{len(refusals)} refused:\n{format_refusals(refusals)}")
-    if options.csv and plans:
-        pd.DataFrame(map(row, plans)).to_csv(options.csv, index=False)
     if options.json:
         refused = [{**dataclasses.asdict(r.layout), "reasons": r.reasons} for r in refusals]
         text = json.dumps({"plans": list(map(row, plans)), "refused": refused}, indent=1)

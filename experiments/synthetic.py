@@ -67,31 +67,33 @@ def describe_arguments(
     shape = training.shape
     with (jax.sharding.use_abstract_mesh if isinstance(mesh, AbstractMesh) else use_mesh)(mesh):
         state = describe(jax.eval_shape(training.initial_state), mesh)
-    frames = jax.ShapeDtypeStruct(
-        (batch_size, shape.channels, *shape.grid),
-        jnp.float16,
-        sharding=sharding(mesh, "batch", "channel", "lat", "lon"),
-    )
-    vector = jax.ShapeDtypeStruct((shape.channels,), jnp.float32, sharding=sharding(mesh, "channel"))
-    static = jax.ShapeDtypeStruct(
-        (shape.channels, *shape.grid), jnp.float32, sharding=sharding(mesh, "channel", "lat", "lon")
-    )
+
+    def array(dtype: Any, size: Sequence[int], *names: str | None) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(tuple(size), dtype, sharding=sharding(mesh, *names))
+
+    fields = (shape.channels, *shape.grid)
+    frames = array(jnp.float16, (batch_size, *fields), "batch", "channel", "lat", "lon")
+    vector = array(jnp.float32, fields[:1], "channel")
+    static = array(jnp.float32, fields, "channel", "lat", "lon")
     standardization = Standardization(vector, vector, vector, vector, vector, static)
     if channel_set.output_only:
         standardization = dataclasses.replace(standardization, seen=vector)
-    batch = Batch(frames, frames, frames if shape.history == 2 else None)
+    terms = None
     if channel_set.forcings:
-        lat, lon = (
-            jax.ShapeDtypeStruct((size,), jnp.float32, sharding=sharding(mesh, axis))
-            for size, axis in zip(shape.grid, ("lat", "lon"), strict=True)
-        )
+        lat, lon = array(jnp.float32, fields[1:2], "lat"), array(jnp.float32, fields[2:], "lon")
         standardization = dataclasses.replace(standardization, latitude=lat, longitude=lon)
-        where = sharding(mesh, "batch", "channel", None)
-        terms = jax.ShapeDtypeStruct((batch_size, shape.channels, TERMS), jnp.float32, sharding=where)
-        batch = dataclasses.replace(batch, terms=terms, previous_terms=batch.previous and terms)
+        terms = array(jnp.float32, (batch_size, shape.channels, TERMS), "batch", "channel", None)
     more = training.rollout - 1
-    lead = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=sharding(mesh, "batch")) if shape.leads > 1 else None
-    batch = dataclasses.replace(batch, later=(frames,) * more, later_terms=(batch.terms,) * more, lead=lead)
+    batch = Batch(
+        frames,
+        frames,
+        frames if shape.history == 2 else None,
+        terms,
+        terms if shape.history == 2 else None,
+        later=(frames,) * more,
+        later_terms=(terms,) * more,
+        lead=array(jnp.int32, (batch_size,), "batch") if shape.leads > 1 else None,
+    )
     return state, batch, standardization
 
 

@@ -26,7 +26,7 @@ from experiments import command_line
 from experiments.configs.reference import SIZES
 from weathermixer.model.weathermixer import ModelShape
 from weathermixer.planning.baselines import PUBLISHED, Share, fsdp, lower_bound, megatron, ours, published
-from weathermixer.planning.meshes import Layout, StepOptions, indivisible
+from weathermixer.planning.meshes import Layout, StepOptions, misfits
 from weathermixer.planning.plan import layouts
 
 COUNTS = [2**power for power in range(11)]
@@ -121,7 +121,7 @@ def pad_channels(shape: ModelShape, layout: Layout) -> ModelShape | None:
     """The shape with its channels padded, by at most a half, so that the mesh divides it; None where none does."""
     for channels in range(shape.channels, shape.channels * 3 // 2 + 1, 8):
         padded = dataclasses.replace(shape, channels=channels)
-        if not indivisible(padded, layout, layout.data):
+        if not misfits(padded, layout, layout.data):
             return padded
     return None
 

@@ -101,7 +101,7 @@ def test_underscores_are_understood_and_values_may_be_words_of_their_own():
         ("plan", ["--config=reference", "--hardware=read_rate=x"], 2, "'read_rate=x' is not NAME=NUMBER"),
         ("plan", ["--config=reference", "--hardware=speed=3"], 1, "hardware has no field ['speed']"),
         ("plan", ["--config=reference", "--devices=0"], 2, "--devices: '0': give an integer of at least 1"),
-        ("plan", ["--config=reference", "--csv=no/plans.csv"], 2, "--csv: 'no/plans.csv': there is no folder no"),
+        ("plan", ["--config=reference", "--json=no/plans.json"], 2, "--json: 'no/plans.json': there is no folder no"),
         ("parity", ["--config=quickstart", "--mesh=1,3,1"], 1, "not divisible by domain=3"),
         ("compiled", ["nowhere.hlo"], 1, "No such file or directory: 'nowhere.hlo'"),
         ("benchmark.__main__", ["speed"], 2, "invalid choice: 'speed' (choose from"),

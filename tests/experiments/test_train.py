@@ -96,17 +96,18 @@ def test_stopped_and_resumed_is_bit_equal(undisturbed, archive, tmp_path, monkey
     assert by_step[0] == by_step[1]
 
 
-def test_a_rollout_that_grows_is_resumed_in_its_middle_bit_for_bit(archive, tmp_path, monkeypatch):
-    settings = make_run_settings(training__rollout=(1, 2), training__rollout_from=(0, 3), evaluation__every=0)
+def test_a_rollout_that_grows_is_resumed_in_its_middle_bit_for_bit(archive, tmp_path):
+    """From step 4, as if what came after it was lost: in the middle of the second of two stages."""
+    stages = dict(training__rollout=(1, 2), training__rollout_from=(0, 3), training__checkpoint_every=4)
+    settings = make_run_settings(**stages, evaluation__every=0)
     whole = train.train(settings, tmp_path / "whole", archive)
-    monkeypatch.setattr(distributed, "preempted", lambda step: step == 4)
-    with pytest.raises(SystemExit):
-        train.train(settings, tmp_path / "stopped", archive)
-    monkeypatch.undo()
-    run = train.train(settings, tmp_path / "stopped", archive)
+    shutil.copytree(tmp_path / "whole", tmp_path / "lost")
+    shutil.rmtree(tmp_path / "lost" / "checkpoints" / "6")
+    run = train.train(settings, tmp_path / "lost", archive)
     jax.tree.map(np.testing.assert_array_equal, run.params, whole.params)
-    log = (tmp_path / "whole" / "log.txt").read_text()
+    log = (tmp_path / "lost" / "log.txt").read_text()
     assert "steps 0 to 3: forecasts of 1 x 6 h" in log and "steps 3 to 6: forecasts of 2 x 6 h" in log
+    assert "steps 4 to 6: forecasts of 2 x 6 h" in log
 
 
 def test_a_run_resumes_on_another_mesh_and_its_losses_agree(undisturbed, archive, tmp_path):
@@ -163,7 +164,7 @@ def test_a_sea_that_lacks_land_trains_and_is_forecast_without_it(tmp_path, caplo
     archive = make_sea(tmp_path / "a", land=(2, 5))
     changes = dict(data__forcings=("insolation",), data__fill_values={"sea_surface_temperature": -1.0})
     changes |= dict(loss__weights={"sea_surface_temperature": 2.0})
-    run = train.train(make_run_settings(**changes, mesh__domain=2, mesh__tensor=2), tmp_path / "run", archive)
+    run = train.train(make_run_settings(**changes, mesh__domain=2), tmp_path / "run", archive)
     assert all(np.isfinite(list(record.values())).all() for record in records(tmp_path / "run"))
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "forcings: insolation\nsea_surface_temperature lacks values: the input has -1 K there" in log

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec
 
-from tests.parallel.test_jigsaw import FACTORIZATIONS, SUBSCRIPTS, dense, make_case
+from tests.parallel.test_jigsaw import FACTORIZATIONS, SUBSCRIPTS, dense, distributed, make_case
 from weathermixer.parallel import fp8
 from weathermixer.parallel.jigsaw import mix
 from weathermixer.parallel.mesh import AXES, make_mesh, sharding, use_mesh
 from weathermixer.parallel.schedule import SCHEDULES, kernel_names
+
+QUICK = ((1, 2, 4), (1, 8, 1), (2, 2, 2))
 
 
 def quantize(x, sizes=(1, 2, 2)):
@@ -57,30 +59,21 @@ def test_the_kernel_writes_what_the_reference_writes(shape, dtype):
         np.testing.assert_array_equal(np.asarray(fast, np.float32), np.asarray(plain, np.float32))
 
 
-def distributed(sizes, cases, dtype):
-    """(y, dx, dW) of every case with products in 8-bit floats, on a mesh."""
-    mesh = make_mesh(*sizes)
-    activation = sharding(mesh, "batch", "token", "embed")
-    results = []
-    with use_mesh(mesh):
-        for over, schedule, x, kernel, dy in cases:
-            x, dy = (jax.device_put(array, activation) for array in (x, dy))
-            kernel = jax.device_put(kernel, sharding(mesh, *kernel_names(over, schedule)))
-            f = functools.partial(mix, over=over, schedule=schedule, fp8=True)
-            pull = jax.jit(lambda x, w, dy, f=f: (lambda y, back: (y, *back(dy)))(*jax.vjp(f, x, w)))
-            results.append([np.asarray(r, np.float64) for r in pull(x.astype(dtype), kernel, dy.astype(dtype))])
-    return results
-
-
 @pytest.fixture(scope="module")
 def cases():
     schedules = [schedule for schedule in SCHEDULES if schedule not in ("auto", "einsum")]
     return [make_case(over, schedule, 4, 48, 96, 144) for over in SUBSCRIPTS for schedule in schedules]
 
 
+def quantized(sizes, cases):
+    """(y, dx, dW) of every case with products in 8-bit floats, on a mesh."""
+    results = distributed(make_mesh(*sizes), cases, jnp.float32, fp8=True)
+    return [[np.asarray(array, np.float64) for array in result] for result in results]
+
+
 @pytest.fixture(scope="module")
 def on_one_device(cases):
-    return distributed((1, 1, 1), cases, jnp.float32)
+    return quantized((1, 1, 1), cases)
 
 
 def test_products_are_rounded_and_nothing_else(cases, on_one_device):
@@ -89,10 +82,14 @@ def test_products_are_rounded_and_nothing_else(cases, on_one_device):
             assert 1e-3 < np.abs(ours - exact).max() / np.abs(exact).max() < 8e-2
 
 
-@pytest.mark.parametrize("sizes", FACTORIZATIONS[:-2], ids=str)
+@pytest.mark.parametrize(
+    "sizes",
+    [pytest.param(sizes, marks=[pytest.mark.slow] * (sizes not in QUICK)) for sizes in FACTORIZATIONS[:-2]],
+    ids=str,
+)
 def test_every_mesh_quantizes_alike(cases, on_one_device, sizes):
     """The units are those of whole matrices: between meshes only the order of sums in float32 differs."""
-    for found, expected in zip(distributed(sizes, cases, jnp.float32), on_one_device, strict=True):
+    for found, expected in zip(quantized(sizes, cases), on_one_device, strict=True):
         for ours, one in zip(found, expected, strict=True):
             assert np.abs(ours - one).max() / np.abs(one).max() < 2e-6
 

@@ -1,5 +1,7 @@
 """The distributed contraction against the dense product: result and both gradients, on every mesh and schedule."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,14 +32,15 @@ def dense(over, x, kernel, dy):
     )
 
 
-def distributed(mesh, cases, dtype):
+def distributed(mesh, cases, dtype, *, fp8=False):
     """(y, dx, dW) of every (over, schedule, x, kernel, dy), in one program; each must be cut as what it belongs to."""
     activation = sharding(mesh, "batch", "token", "embed")
 
     def run(arguments):
         results = []
         for (over, schedule, *_), (x, kernel, dy) in zip(cases, arguments, strict=True):
-            y, pull = jax.vjp(lambda x, w: mix(x, w, over=over, schedule=schedule), x.astype(dtype), kernel)  # noqa: B023
+            contract = functools.partial(mix, over=over, schedule=schedule, fp8=fp8)
+            y, pull = jax.vjp(contract, x.astype(dtype), kernel)
             results.append((y, *pull(dy.astype(dtype))))
         return results
 

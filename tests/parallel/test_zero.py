@@ -11,7 +11,7 @@ from weathermixer.parallel.mesh import make_abstract_mesh, make_mesh, use_mesh
 from weathermixer.parallel.zero import cut_instances, cut_spec, gather_instances
 from weathermixer.planning.account import make_account
 
-OPTIONS = dict(ema_decay=0.9, dropout_rate=0.1, rematerialize="block")
+OPTIONS = dict(ema_decay=0.9, dropout_rate=0.1, rematerialize="block", head="increment")
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 
 from weathermixer.model.weathermixer import ModelShape
-from weathermixer.parallel.mesh import make_abstract_mesh
-from weathermixer.planning.meshes import Group, Layout, StepOptions, indivisible
+from weathermixer.planning.meshes import Group, Layout, StepOptions, misfits
 from weathermixer.planning.traffic import Transfer, contraction_schedule, read_bytes, step_transfers
 from weathermixer.planning.work import contractions, parameters
 
@@ -111,20 +110,10 @@ def test_a_process_reads_its_boxes():
     assert read_bytes(shape, Layout(2, 4, 2), options, devices=8) == 4 * 72 * frame
 
 
-@pytest.mark.parametrize("sizes", [(1, 3, 1), (1, 1, 5), (1, 2, 4), (1, 16, 2), (1, 2, 2), (2, 4, 4)])
-def test_refuses_what_the_model_refuses(sizes):
-    """The planner's rules are the model's own, word by word."""
-    reasons = indivisible(SHAPE, Layout(*sizes), batch=sizes[0])
-    try:
-        SHAPE.check_mesh(make_abstract_mesh(*sizes))
-    except ValueError as error:
-        assert "; ".join(reasons) in str(error) and reasons
-    else:
-        assert not reasons
-
-
-def test_batch_must_divide():
-    assert indivisible(SHAPE, Layout(3, 1, 1), batch=4) == ["batch=4 is not divisible by data=3"]
+def test_batch_and_model_must_divide():
+    assert misfits(SHAPE, Layout(3, 1, 1), batch=4) == ["batch=4 is not divisible by data=3"]
+    tokens = "tokens=32 is not divisible by domain=3 * tensor=1"
+    assert tokens in misfits(SHAPE, Layout(1, 3, 1), batch=1) and not misfits(SHAPE, Layout(1, 2, 2), batch=1)
 
 
 def test_bad_options():

@@ -14,7 +14,7 @@ from weathermixer.archive.sampling import sample_starts
 from weathermixer.archive.standardization import standardize
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel.mesh import make_mesh, sharding, use_mesh
-from weathermixer.planning.account import kept_for_backward
+from weathermixer.planning.account import held, kept_for_backward
 from weathermixer.planning.memory import fed_back_bytes
 from weathermixer.planning.meshes import StepOptions
 from weathermixer.runs.build import rollout_stages
@@ -153,7 +153,7 @@ def test_memory_grows_by_one_state_a_step():
             state = jax.eval_shape(tiny.training.initial_state)
             arguments = (state.params, tiny.batch(0), tiny.standardization, None)
             activations, _ = kept_for_backward(tiny.training.loss, *arguments, mesh=tiny.mesh)
-        kept[rollout] = sum(held.device for held in activations)
+        kept[rollout] = sum(map(held, activations))
     size = 8 * 8 * np.prod(GRID) * 4 / 4  # a batch of eight, eight channels, float32, on four devices
     more = (kept[12] - kept[4]) / 8
     assert more == (kept[4] - kept[2]) / 2
@@ -190,10 +190,10 @@ def test_a_run_goes_through_its_stages():
         (dict(rollout=(0,)), "must be at least 1"),
         (dict(rollout=(2,), rollout_weights=(1.0,)), "give one for each lead"),
         (dict(rollout=(2,), rollout_weights=(0.0, 0.0)), "give one for each lead"),
-        (dict(rollout=(2,), history=2, lead_steps=2), "begin leads with 1 and set rollout=1, or history=1"),
+        (dict(rollout=(2,), history=2, lead_steps=2), "set lead_steps=1 or history=1"),
         (dict(leads=(2, 3)), r"leads=\(2, 3\) must ascend, each a multiple of the first"),
         (dict(leads=(1, 2), lead_steps=2), "set lead_steps=1 and autoregressive, or leave leads out"),
-        (dict(leads=(4,), history=2), "begin leads with 1 and set rollout=1, or history=1"),
+        (dict(leads=(4,), history=2), "begin leads with 1 and set rollout=1, or set history=1"),
         (dict(members=2), "set both, such as 2 and 16, or neither"),
         (dict(noise=2), "set both, such as 2 and 16, or neither"),
         (dict(accumulate=3), "accumulate=3 does not divide batch_size=8"),

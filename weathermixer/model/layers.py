@@ -1,5 +1,6 @@
 """Layers on cut arrays: parameters born sharded, dense and circulant layers, LayerNorm, dropout."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -28,11 +29,7 @@ def parameter(init: Callable, rngs: nnx.Rngs, names: tuple[str, ...], shape: tup
 def kernel_init(fan_in: int) -> Callable:
     """Uniform in +-1/sqrt(fan_in), the initialization of the published model's linear layers."""
     bound = 1 / math.sqrt(fan_in)
-
-    def init(key, shape, dtype, *, out_sharding):
-        return jax.random.uniform(key, shape, dtype, -bound, bound, out_sharding=out_sharding)
-
-    return init
+    return functools.partial(jax.random.uniform, minval=-bound, maxval=bound)
 
 
 def constant_init(value: float) -> Callable:

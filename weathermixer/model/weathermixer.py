@@ -116,11 +116,11 @@ class ModelShape:
         """Features of a patch, before encoding and after decoding."""
         return self.channels * self.patch[0] * self.patch[1]
 
-    def check_mesh(self, mesh) -> None:
-        """Raises a ValueError that names every size that does not divide over `mesh`."""
+    @property
+    def cuts(self) -> dict[str, tuple[str, int]]:
+        """(logical name, size) of every dimension that a mesh has to divide, by what it is."""
         width = max(self.circulant, 1)  # tokens of a row: circulant kernels are cut by rows
-        check_divides(
-            mesh,
+        return dict(
             channels=("channel", self.channels),
             patch_rows=("lat", self.grid[0] // self.patch[0]),
             tokens=("token_vector", self.tokens // width),
@@ -183,7 +183,7 @@ class WeatherMixer(nnx.Module):
 
         Raises ValueError where a size does not divide over the mesh or an option is unknown.
         """
-        shape.check_mesh(jax.sharding.get_abstract_mesh())
+        check_divides(jax.sharding.get_abstract_mesh(), **shape.cuts)
         if rematerialize not in REMATERIALIZE:
             raise ValueError(f"rematerialize={rematerialize!r} is not one of {REMATERIALIZE}")
         self.shape = shape

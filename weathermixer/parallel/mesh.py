@@ -5,6 +5,7 @@ The mesh is always (data, domain, tensor), of Explicit axis type, so that a shar
 Axes of size one count as cut too: there is one code path for all meshes.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,8 +49,6 @@ LOGICAL_AXES: dict[str, str | tuple[str, ...] | None] = {
     "channel_out": None,
     # dimensions that are stacked, never cut
     "stack": None,
-    "patch_row": None,
-    "patch_column": None,
 }
 
 
@@ -115,11 +114,16 @@ def sharding(mesh: Mesh | AbstractMesh, *names: str | None) -> NamedSharding:
     return NamedSharding(mesh, spec(*names))
 
 
+def axes_of(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes that a PartitionSpec's entry names, major first."""
+    return entry if isinstance(entry, tuple) else () if entry is None else (entry,)
+
+
 def without(array_spec: PartitionSpec, *axes: str) -> PartitionSpec:
     """A spec with these mesh axes taken out: that of the array after it was gathered over them."""
 
     def keep(entry):
-        kept = tuple(axis for axis in (entry if isinstance(entry, tuple) else (entry,)) if axis not in axes)
+        kept = tuple(axis for axis in axes_of(entry) if axis not in axes)
         return kept[0] if len(kept) == 1 else (kept or None)
 
     return PartitionSpec(*map(keep, array_spec))
@@ -132,12 +136,7 @@ def gathered(names: Sequence[str], *axes: str) -> PartitionSpec:
 
 def ways(mesh: Mesh | AbstractMesh, name: str) -> int:
     """How many parts a dimension with this logical name is cut into on `mesh`."""
-    entry = LOGICAL_AXES[name]
-    axes = entry if isinstance(entry, tuple) else (entry,)
-    ways = 1
-    for axis in axes:
-        ways *= 1 if axis is None else mesh.shape[axis]
-    return ways
+    return math.prod(mesh.shape[axis] for axis in axes_of(LOGICAL_AXES[name]))
 
 
 def instances(mesh: Mesh | AbstractMesh) -> int:
@@ -152,7 +151,7 @@ def instance_devices(mesh: Mesh | AbstractMesh) -> int:
 
 def cut_axes(array_spec: PartitionSpec) -> set[str]:
     """The mesh axes over which an array with this spec is cut."""
-    return {axis for entry in array_spec if entry for axis in (entry if isinstance(entry, tuple) else (entry,))}
+    return {axis for entry in array_spec for axis in axes_of(entry)}
 
 
 def part_shape(mesh: Mesh | AbstractMesh, array_spec: PartitionSpec, shape: Sequence[int]) -> tuple[int, ...]:
@@ -160,19 +159,19 @@ def part_shape(mesh: Mesh | AbstractMesh, array_spec: PartitionSpec, shape: Sequ
     return NamedSharding(mesh, array_spec).shard_shape(tuple(shape))
 
 
-def check_divides(mesh: Mesh | AbstractMesh, **sizes: tuple[str, int]) -> None:
-    """Raises one ValueError that names every size that does not divide over the mesh.
-
-    Args: what=(logical name, size), e.g. latitude=("lat", 720).
-    """
+def indivisible(mesh: Mesh | AbstractMesh, **sizes: tuple[str, int]) -> list[str]:
+    """Every size that does not divide over the mesh, in words: what=(logical name, size), as latitude=("lat", 720)."""
     wrong = []
     for what, (name, size) in sizes.items():
-        parts = ways(mesh, name)
-        if size % parts:
-            axes = LOGICAL_AXES[name] if isinstance(LOGICAL_AXES[name], tuple) else (LOGICAL_AXES[name],)
-            cut = " * ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
+        if size % ways(mesh, name):
+            cut = " * ".join(f"{axis}={mesh.shape[axis]}" for axis in axes_of(LOGICAL_AXES[name]))
             wrong.append(f"{what}={size} is not divisible by {cut}")
-    if wrong:
+    return wrong
+
+
+def check_divides(mesh: Mesh | AbstractMesh, **sizes: tuple[str, int]) -> None:
+    """Raises one ValueError that names every size that does not divide over the mesh (see indivisible)."""
+    if wrong := indivisible(mesh, **sizes):
         raise ValueError(
             f"mesh {dict(mesh.shape)} does not fit: {'; '.join(wrong)}. Change the mesh or these sizes in the config."
         )

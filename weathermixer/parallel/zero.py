@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec, reshard
 
-from weathermixer.parallel.mesh import LOGICAL_AXES, cut_axes, instances, part_shape, without
+from weathermixer.parallel.mesh import LOGICAL_AXES, axes_of, cut_axes, instances, part_shape, without
 
 ZERO = ("none", "moments", "parameters")
 OVER = LOGICAL_AXES["batch"]
@@ -28,8 +28,7 @@ def cut_spec(spec: PartitionSpec, shape: Sequence[int], mesh: Mesh | AbstractMes
     entries = tuple(spec) + (None,) * (len(shape) - len(spec))
     for dimension, (entry, size) in enumerate(zip(entries, part_shape(mesh, spec, shape), strict=True)):
         if size % instances(mesh) == 0:
-            axes = () if entry is None else entry if isinstance(entry, tuple) else (entry,)
-            cut = (*axes, OVER) if axes else OVER
+            cut = (*axes_of(entry), OVER) if entry else OVER
             return PartitionSpec(*entries[:dimension], cut, *entries[dimension + 1 :])
     return spec
 

@@ -31,24 +31,9 @@ class Entry:
     ratio: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Held:
-    """An array as the account sees it: its bytes over the whole mesh, and those of one device's part."""
-
-    whole: int
-    device: int
-
-
-def held(array: Any) -> Held:
-    """Bytes of an array, or of its ShapeDtypeStruct, as a whole and on one device by its sharding."""
-    item = array.dtype.itemsize
-    shard = array.shape if array.sharding is None else array.sharding.shard_shape(array.shape)
-    return Held(item * math.prod(array.shape), item * math.prod(shard))
-
-
 def kept_for_backward(
     loss: Callable, params: Any, *rest: Any, mesh: Mesh | AbstractMesh
-) -> tuple[list[Held], list[Held]]:
+) -> tuple[list[jax.ShapeDtypeStruct], list[jax.ShapeDtypeStruct]]:
     """What differentiating loss(params, *rest) by `params` keeps apart from its arguments: activations, copies.
 
     Copies are what every instance keeps of its own, such as kernels in the compute dtype. The arrays are those of the
@@ -65,13 +50,19 @@ def kept_for_backward(
             continue
         seen.add(variable)
         aval, cut = variable.aval, variable.aval.sharding.spec
-        array = held(jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=NamedSharding(mesh, cut)))
+        array = jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=NamedSharding(mesh, cut))
         (activations if LOGICAL_AXES["batch"] in cut_axes(cut) else copies).append(array)
     return activations, copies
 
 
+def held(array: Any) -> int:
+    """Bytes that a device holds of an array, or of what its ShapeDtypeStruct describes."""
+    shard = array.shape if array.sharding is None else array.sharding.shard_shape(array.shape)
+    return array.dtype.itemsize * math.prod(shard)
+
+
 def make_account(mesh: Mesh | AbstractMesh, state: Mapping[str, Any], batch: Mapping[str, Any]) -> list[Entry]:
-    """The account of a step's parts, each a pytree of arrays, of ShapeDtypeStructs, or of Held.
+    """The account of a step's parts, each a pytree of arrays or of ShapeDtypeStructs.
 
     Args:
       mesh: the step's mesh.
@@ -81,10 +72,9 @@ def make_account(mesh: Mesh | AbstractMesh, state: Mapping[str, Any], batch: Map
     entries = []
     for parts, shares in ((state, 1), (batch, instances(mesh))):
         for part, tree in parts.items():
-            leaves = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, Held))
-            arrays = [leaf if isinstance(leaf, Held) else held(leaf) for leaf in leaves]
-            instance = sum(array.whole for array in arrays) / shares
-            device = sum(array.device for array in arrays)
+            leaves = jax.tree.leaves(tree)
+            instance = sum(leaf.dtype.itemsize * math.prod(leaf.shape) for leaf in leaves) / shares
+            device = sum(map(held, leaves))
             fair = instance / instance_devices(mesh)
             entries.append(Entry(part, instance, device, device / fair if fair else 1.0))
     return entries

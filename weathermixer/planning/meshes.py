@@ -3,6 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
+from weathermixer.parallel.mesh import indivisible, make_abstract_mesh
 from weathermixer.parallel.schedule import Schedule
 from weathermixer.planning.work import Contraction, Shape, contractions
 
@@ -145,21 +146,7 @@ def executed_flops(shape: Shape, options: StepOptions) -> int:
     return options.batch * sum(options.products(c) * c.flops for c in contractions(shape))
 
 
-def indivisible(shape: Shape, layout: Layout, batch: int) -> list[str]:
-    """Why this mesh cannot hold the model: every size that does not divide, with the numbers; empty where all do.
-
-    The same rules as the model's own check, plus the batch's.
-    """
-    domain, tensor, width = f"domain={layout.domain}", f"tensor={layout.tensor}", max(shape.circulant, 1)
-    token_cut, embed_cut = f"{domain} * {tensor}", f"{tensor} * {domain}"
-    rules = [
-        ("batch", batch, layout.data, f"data={layout.data}"),
-        ("channels", shape.channels, layout.tensor, tensor),
-        ("patch_rows", shape.grid[0] // shape.patch[0], layout.domain, domain),
-        ("tokens", shape.tokens // width, layout.instance, token_cut),
-        ("token_hidden", shape.token_hidden // width, layout.instance, token_cut),
-        ("features", shape.features, layout.instance, embed_cut),
-        ("embed", shape.embed, layout.instance, embed_cut),
-        ("embed_hidden", shape.embed_hidden, layout.instance, embed_cut),
-    ]
-    return [f"{what}={size} is not divisible by {cut}" for what, size, parts, cut in rules if size % parts]
+def misfits(shape: Shape, layout: Layout, batch: int) -> list[str]:
+    """Why this mesh cannot hold the model or its batch: every size that does not divide, with the numbers."""
+    mesh = make_abstract_mesh(layout.data, layout.domain, layout.tensor)
+    return indivisible(mesh, batch=("batch", batch), **shape.cuts)

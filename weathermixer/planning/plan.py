@@ -4,7 +4,7 @@ import dataclasses
 
 from weathermixer.planning.hardware import Hardware
 from weathermixer.planning.memory import memory_parts
-from weathermixer.planning.meshes import Layout, StepOptions, indivisible
+from weathermixer.planning.meshes import Layout, StepOptions, misfits
 from weathermixer.planning.time import StepTime, step_time
 from weathermixer.planning.traffic import read_bytes, step_transfers
 from weathermixer.planning.work import Shape
@@ -63,7 +63,7 @@ def layouts(devices: int) -> list[Layout]:
 
 def make_plan(shape: Shape, layout: Layout, options: StepOptions, hardware: Hardware) -> Plan | Refusal:
     """Judges one mesh: refused where a size does not divide or the memory is too small."""
-    reasons = indivisible(shape, layout, options.part)
+    reasons = misfits(shape, layout, options.part)
     if reasons:
         return Refusal(layout, tuple(reasons))
     memory = memory_parts(shape, layout, options)

@@ -22,6 +22,7 @@ class Shape(Protocol):
     features: int
     circulant: int
     conditions: int
+    cuts: dict[str, tuple[str, int]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -146,13 +146,15 @@ class Run:
         rows, ensemble = np.arange(len(indices) * (1 if members is None else members)), None
         if members is not None:
             ensemble = Members(rows % members, self.settings.model.noise, perturbation, seed)
-        how = dict(lead_steps=lead_steps, mode=mode, history=self.settings.model.history, leads=leads)
 
         def make(rows: np.ndarray) -> Iterator[Forecast]:
-            starts, own = indices[rows // (members or 1)], ensemble and ensemble.take(rows)
+            starts = indices[rows // (members or 1)]
+            options = {"lead_steps": lead_steps, "mode": mode, "history": self.settings.model.history}
+            options |= {"prescribed": self.settings.evaluation.prescribed, "leads": leads}
+            options["members"] = ensemble and ensemble.take(rows)
             size = batch_size or -(-min(len(starts), MOST_STARTS_AT_A_TIME) // instances) * instances
-            given = dict(starts=starts, members=own, batch_size=size, prescribed=options.prescribed, progress=progress)
-            return make_forecast(self.apply, self.params, frames, **given, **how)
+            options |= {"batch_size": size, "progress": progress}
+            return make_forecast(self.apply, self.params, frames, starts=starts, **options)
 
         about = {
             "title": f"forecasts of a WeatherMixer trained for {self.step} steps",
@@ -160,14 +162,15 @@ class Run:
             "rollout": mode,
         }
         lead_hours = [step * step_hours for step in lead_steps]
-        axes = frames.times[indices], lead_hours, self.reference.grid, channels
-        description = describe_forecasts(*axes, about, members)
+        times = frames.times[indices]
+        description = describe_forecasts(times, lead_hours, self.reference.grid, channels, about, members)
         if output is None:
             return collect_forecast(make(rows), description, channels)
         with use_mesh(self.mesh):
             norm = jax.jit(optax.tree.norm)(self.params)  # tells one trained model from another
         band = self.reference.grid.shape[0] // ways(self.mesh, "lat")
-        maker = [str(self.path.resolve()), frames.name, regrid, options.prescribed, f"{norm:.6g}", perturbation, seed]
+        maker = [str(self.path.resolve()), frames.name, regrid, options.prescribed, f"{norm:.6g}"]
+        maker += [perturbation, seed]
         writer = ForecastWriter(output, description, channels, rows=band, maker=maker)
         if len(writer.unfinished):
             writer.write(make(writer.unfinished), writer.unfinished)

@@ -255,6 +255,11 @@ def _check_rollout(settings: Settings) -> None:
     weights = training.rollout_weights
     if weights and (set(given) != {len(weights)} or not sum(weights)):
         raise ValueError(f"config.training.rollout_weights={weights}: give one for each lead of rollout={given}, or ()")
+    if max(given) > 1 and settings.model.history == 2 and training.lead_steps > 1:
+        raise ValueError(
+            f"config.training.rollout={given} with lead_steps={training.lead_steps}: a model of history=2 sees the "
+            "state a step before, which such a rollout does not make; set lead_steps=1 or history=1"
+        )
     leads = training.leads
     if any(lead % leads[0] for lead in leads) or any(b <= a for a, b in itertools.pairwise(leads)):
         raise ValueError(f"config.training.leads={leads} must ascend, each a multiple of the first")
@@ -263,12 +268,10 @@ def _check_rollout(settings: Settings) -> None:
             f"config.training.leads={leads} are not those of a latent rollout, lead_steps={training.lead_steps}, "
             f"evaluation.mode={settings.evaluation.mode}: set lead_steps=1 and autoregressive, or leave leads out"
         )
-    longer = leads != (1,) or training.lead_steps > 1
-    if settings.model.history == 2 and longer and (leads[0] > 1 or max(given) > 1):
+    if settings.model.history == 2 and leads != (1,) and (leads[0] > 1 or max(given) > 1):
         raise ValueError(
-            f"config.training.rollout={given}, lead_steps={training.lead_steps}, leads={leads}: a model of history=2 "
-            "sees the state a step before, which such forecasts do not make; begin leads with 1 and set rollout=1, or "
-            "history=1"
+            f"config.training.leads={leads}, rollout={given}: a model of history=2 sees the state a step before, which "
+            "such forecasts do not make; begin leads with 1 and set rollout=1, or set history=1"
         )
     if (training.members > 1) != (settings.model.noise > 0):
         raise ValueError(
