@@ -1,6 +1,9 @@
 """Checkpoints: bit-equal on any mesh, whole or in parts, complete or not there, and clear about what does not fit."""
 
 import dataclasses
+import json
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,6 +129,81 @@ def test_every_keep_and_force(tmp_path):
         assert checkpoints.steps() == [6, 7]
     with open_checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step() == 7
+
+
+def test_what_is_kept_besides_the_last(tmp_path):
+    """By steps, and the best by validation, also those that were rated before a restart."""
+    losses = {1: 0.5, 2: 0.1, 3: 0.4, 4: 0.2, 5: 0.6, 6: 0.7, 7: 0.8, 8: 0.9, 9: 0.3}
+    options = dict(every=1, keep=1, keep_best=2, keep_every=5)
+    for first, last in ((1, 6), (7, 9)):
+        with open_checkpoints(tmp_path, **options) as checkpoints:
+            assert checkpoints.resume() == first - 1
+            for step in range(first, last + 1):
+                checkpoints.save(step, {"x": jnp.arange(4.0)}, {})
+                checkpoints.rate(step, losses[step])
+    with open_checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [2, 4, 5, 9]
+
+
+def test_one_is_kept_for_every_so_many_hours(tmp_path):
+    options = dict(every=1, keep=1, keep_hours=1.0)
+    for steps, kept in ((range(1, 4), [1, 3]), (range(4, 7), [1, 3, 6])):
+        with open_checkpoints(tmp_path, **options) as checkpoints:
+            for step in steps:
+                checkpoints.save(step, {"x": jnp.arange(4.0)}, {})
+            checkpoints.wait()
+            assert checkpoints.steps() == kept
+        about = tmp_path / "1" / "_CHECKPOINT_METADATA"
+        values = json.loads(about.read_text())
+        values["commit_timestamp_nsecs"] -= int(7200e9)  # the first one was made two hours ago
+        about.write_text(json.dumps(values))
+
+
+def test_a_save_is_told_of_when_it_is_there(tmp_path):
+    """A file may not grow as far as the second one needs: real, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    noise = np.random.default_rng(0).random(1 << 20)
+    with open_checkpoints(tmp_path, every=1) as checkpoints:
+        checkpoints.save(1, {"x": jnp.arange(4.0)}, {})
+        assert checkpoints.wait().startswith("saved step 1: ") and not checkpoints.wait()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+        try:
+            checkpoints.save(2, {"x": jnp.asarray(noise)}, {})
+            with pytest.raises(OSError, match=r"saving step 2 to .* failed: .*there are \[1\]: remove the cause"):
+                checkpoints.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert checkpoints.latest_step() == 1
+        assert checkpoints.save(2, {"x": jnp.asarray(noise)}, {})
+
+
+def test_a_flipped_bit_anywhere_is_found(saved, tmp_path):
+    rng = np.random.default_rng(0)
+    files = sorted(path for path in saved.rglob("*") if path.is_file() and path.name != "commit_success.txt")
+    for number, path in enumerate(files):
+        copy = shutil.copytree(saved, tmp_path / str(number)) / path.relative_to(saved)
+        content = bytearray(copy.read_bytes())
+        # of the file that Orbax adds the time of the commit to, what lies before that
+        place = int(rng.integers(100 if path.name == "_CHECKPOINT_METADATA" else len(content)))
+        content[place] ^= 1 << int(rng.integers(8))
+        copy.write_bytes(content)
+        named = pytest.raises(ValueError, match=rf"step 10 is damaged: {copy} ")
+        with open_checkpoints(tmp_path / str(number)) as checkpoints, named:
+            checkpoints.check(10)
+
+
+def test_one_of_older_software_has_no_checksums_and_is_read(saved, tmp_path):
+    directory = shutil.copytree(saved, tmp_path / "old")
+    for path in directory.rglob("CHECKSUMS"):
+        path.unlink()
+    meta = directory / "10" / "meta" / "metadata"
+    values = json.loads(meta.read_text())
+    with open_checkpoints(directory) as checkpoints, pytest.raises(ValueError, match="CHECKSUMS cannot be read"):
+        checkpoints.check(10)
+    meta.write_text(json.dumps({name: value for name, value in values.items() if name != "checksums"}))
+    with open_checkpoints(directory) as checkpoints:
+        assert "has no checksums" in checkpoints.check(10)
+        assert checkpoints.restore_meta()["step"] == 10
 
 
 def test_saved_arrays_may_be_donated_at_once(tmp_path):

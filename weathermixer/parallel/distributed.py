@@ -7,6 +7,8 @@ A process learns its place from the environment, in this order:
     none of them: one process, with all devices that it sees
 """
 
+import itertools
+import json
 import os
 import re
 import signal
@@ -21,6 +23,7 @@ from jax.experimental import multihost_utils
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 _terminated = threading.Event()
+_exchanges = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,33 @@ def wait_for_all(what: str) -> None:
     """Waits until every process has come here; `what` they wait for is in the error where one does not."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
+
+
+def exchange(what: str, text: str, *, timeout_seconds: int = 1200) -> list[str]:
+    """What every process says, in their order, without the devices; all have to ask, in the same order.
+
+    Raises where one does not come in time, or has died.
+    """
+    if jax.process_count() == 1:
+        return [text]
+    from jax._src.distributed import global_state  # JAX has no public name for its key-value store
+
+    client, folder = global_state.client, f"{what}/{next(_exchanges)}"
+    client.key_value_set(f"{folder}/{jax.process_index():06d}", text)
+    client.wait_at_barrier(folder, timeout_seconds * 1000)
+    return [said for _, said in sorted(client.key_value_dir_get(f"{folder}/"))]
+
+
+def check_same(facts: Mapping[str, object], what: str) -> None:
+    """Raises ValueError, on every process, where they were told different things; it names the first that differs."""
+    first, *others = (json.loads(text) for text in exchange(what, json.dumps(facts)))
+    for process, other in enumerate(others, 1):
+        for name in first | other:
+            if first.get(name) != other.get(name):
+                raise ValueError(
+                    f"processes differ in {what}: {name} is {first.get(name)!r} on process 0, {other.get(name)!r} on "
+                    f"process {process}; start all of them with the same command and software"
+                )
 
 
 def _remember(*_) -> None:

@@ -10,6 +10,7 @@ devices work on. What they idle all the same is in the line: from a step's end u
 batch is there, whatever was late, the data or the log itself. Process 0 writes; every process may call.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -259,10 +260,10 @@ def _drop_records_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged, or written by half
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except json.JSONDecodeError:
-            continue
-    path.write_text("".join(kept), encoding="utf-8")
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    partial.replace(path)  # a kill leaves the one or the other
