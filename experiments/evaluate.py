@@ -76,6 +76,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     about = "archive, or what experiments.prepare reads, which is slower; default: the archive that trained the run"
     parser.add_argument("--data", metavar="DATA", help=about)
     command_line.add_readings(parser.add_argument)
+    about = "checkpoint that is taken; default: the last"
+    parser.add_argument("--step", type=command_line.integer(0), metavar="N", help=about)
     about = "bring DATA to the run's grid, where it is another"
     parser.add_argument("--regrid", choices=METHODS, help=about)
     parser.add_argument("--mode", choices=MODES, help="how steps follow each other; default: the config's")
@@ -85,7 +87,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def open_run(options: argparse.Namespace, **times: int | None) -> tuple[Run, Archive | Source | None]:
     """The run that `add_run_options` chose, and its data where that was chosen, with all times or those of `times`."""
-    run = runs.open_run(options.run, mesh=options.mesh and make_mesh(*options.mesh))
+    run = runs.open_run(options.run, mesh=options.mesh and make_mesh(*options.mesh), step=options.step)
     if options.data is None:
         return run, None
     return run, run.open_data(options.data, select=options.select, rename=options.rename, units=options.units, **times)

@@ -15,7 +15,9 @@ scores.json, forecast.zarr and forecast.png. To try meshes without GPUs, simulat
 XLA_FLAGS=--xla_force_host_platform_device_count=8. On several machines start one process on each: see launch/.
 """
 
+import dataclasses
 import math
+import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -39,19 +41,38 @@ from weathermixer.planning.hardware import find_device
 from weathermixer.planning.work import parameters, train_flops
 from weathermixer.runs import build, fork
 from weathermixer.runs import workdir as workdirs
-from weathermixer.runs.record import RECORD_FILE, write_record
+from weathermixer.runs.owner import own_workdir
+from weathermixer.runs.record import describe_archive, write_record
 from weathermixer.runs.run import Run
 from weathermixer.runs.settings import Settings
-from weathermixer.training.checkpoint import Checkpoints, open_checkpoints
+from weathermixer.training.checkpoint import Checkpoints, open_checkpoints, saved_steps, software_versions
 from weathermixer.training.state import TrainState, describe
 from weathermixer.training.telemetry import RunLog, open_log
 
 
-def train(settings: Settings, workdir: pathlib.Path, data: str | None = None, *, accept_data: bool = False) -> Run:
+def train(
+    settings: Settings,
+    workdir: pathlib.Path,
+    data: str | None = None,
+    *,
+    accept_data: bool = False,
+    step: int | None = None,
+    take_over: bool = False,
+) -> Run:
     """Runs the training that a config describes, from its last checkpoint if there is one, and returns the trained run.
 
-    Raises ValueError, before long work starts, for what cannot work; FloatingPointError where the loss is not finite.
+    `step` goes on from that checkpoint instead. Raises ValueError, before long work starts, for what cannot work, as
+    where another run is alive in the workdir (`take_over` ends that one), or where processes were told different
+    things; FloatingPointError where the loss is not finite.
     """
+    if data and "://" not in data:
+        data = os.path.abspath(os.path.expanduser(data))
+    distributed.check_same(workdirs.flatten(settings.values()) | software_versions(), "the run")
+    with own_workdir(workdir, take_over=take_over):
+        return _train(settings, workdir, data, accept_data, step)
+
+
+def _train(settings: Settings, workdir: pathlib.Path, data: str | None, accept_data: bool, step: int | None) -> Run:
     mesh = make_mesh(settings.mesh.data, settings.mesh.domain, settings.mesh.tensor)
     parts = settings.training.accumulate
     what = "batch_size" if parts == 1 else "batch_size / accumulate"
@@ -60,8 +81,9 @@ def train(settings: Settings, workdir: pathlib.Path, data: str | None = None, *,
     archive = build.open_data(settings, data)
     if settings.evaluation.final:
         evaluate.check(settings, archive)
+    distributed.check_same(describe_archive(archive) | {"path": ""}, "the archive")  # which may differ by host
     record = workdirs.make_record(settings, workdir, archive, accept_data=accept_data)
-    if settings.training.init_from and not (workdir / RECORD_FILE).exists():
+    if settings.training.init_from and not saved_steps(workdir / workdirs.CHECKPOINTS):
         record = fork.fork_record(record, settings)
     reference, channel_set = record.reference, record.reference.channel_set
     lead_hours = settings.training.lead_steps * archive.step_hours
@@ -85,23 +107,32 @@ def train(settings: Settings, workdir: pathlib.Path, data: str | None = None, *,
         frames = archive_frames(archive, reference, mesh)
         sizes = dict(latitude=reference.grid.latitude, longitudes=reference.grid.shape[1], channel_set=channel_set)
         sizes |= dict(tendency=reference.tendency, starts=len(starts), mesh=mesh)
-        training = build.make_training(settings, **sizes, rollout=1)
-        with _open_checkpoints(settings, workdir) as checkpoints:
-            first_step = checkpoints.latest_step() or 0
+        record = dataclasses.replace(record, length=workdirs.find_length(record, settings, len(starts)))
+        training = build.make_training(settings, **sizes, rollout=1, length=record.length)
+        said: list[str] = []
+        with _open_checkpoints(settings, workdir, said.append) as checkpoints:
+            first_step = checkpoints.resume(step)
             if first_step > training.steps:
                 raise ValueError(f"{workdir} has done {first_step} steps: training.steps={training.steps} are fewer")
-            born = ""
+            if first_step == training.steps and record.archive["checksum"] != archive.attributes.get("checksum"):
+                raise ValueError(
+                    f"{workdir} has done all of its {first_step} steps: on {archive.path} nothing is left to train; "
+                    f"train another from it: --workdir=NEW --config.training.init_from={workdir}"
+                )
             if first_step:
-                state = checkpoints.restore(describe(jax.eval_shape(training.initial_state), mesh))
+                state = checkpoints.restore(describe(jax.eval_shape(training.initial_state), mesh), step=first_step)
+                checkpoints.put_aside(first_step)
             elif settings.training.init_from:
                 state, born = fork.fork_state(training, settings, channel_set, mesh)
+                record = dataclasses.replace(record, history=(*record.history, born))
+                said.append(f"starts from the {born}")
             else:
                 state = jax.jit(training.initial_state)()
             workdirs.write_settings(settings, workdir, archive=data)
             write_record(record, workdir, shape=training.shape)
 
             for first, last, rollout in build.rollout_stages(settings, first_step, training.steps):
-                stage = build.make_training(settings, **sizes, rollout=rollout)
+                stage = build.make_training(settings, **sizes, rollout=rollout, length=record.length)
                 with (
                     _open_log(settings, workdir, stage, first, rollout=rollout) as log,
                     open_batches(starts, first, last, rollout) as batches,
@@ -109,8 +140,8 @@ def train(settings: Settings, workdir: pathlib.Path, data: str | None = None, *,
                     if first == first_step:
                         pairs, host_bytes = len(starts), batches.host_bytes
                         _introduce(log, archive, reference, mesh, pairs=pairs, host_bytes=host_bytes)
-                        if born:
-                            log.note(f"starts from the {born}")
+                        for line in said:
+                            log.note(line)
                         log.note(f"{parameters(stage.shape):,} parameters, steps {first_step} to {stage.steps}")
                     if max(settings.training.rollout) > 1:
                         log.note(f"steps {first} to {last}: forecasts of {rollout} x {lead_hours} h")
@@ -124,7 +155,7 @@ def train(settings: Settings, workdir: pathlib.Path, data: str | None = None, *,
 
                     steps = enumerate(log.watch(batches, account=batches.account), first + 1)
                     feed = (frames.standardization, steps, open_held_out, look)
-                    state = _run_steps(settings, stage, state, *feed, log, checkpoints)
+                    state = _run_steps(settings, stage, state, *feed, log, checkpoints, data)
                     for problem in batches.account().skipped:
                         log.note(f"skipped a sample: {problem}")
     params = state.ema if settings.training.ema_decay else state.params
@@ -154,6 +185,7 @@ def _run_steps(
     look: Callable[..., None],
     log: RunLog,
     checkpoints: Checkpoints,
+    data: str | None,
 ) -> TrainState:
     """Trains on every (step, batch), with validation and checkpoints between; SystemExit where it is asked to stop.
 
@@ -167,16 +199,21 @@ def _run_steps(
         state, metrics = train_step(state, batch, standardization)
         if log.step(step, metrics):  # of the steps before: this one is still under way
             guard.check()
+        if said := checkpoints.saved():
+            log.note(said)
         guard.watch(step, metrics)
         last = step == training.steps
         if settings.evaluation.every and (last or step % settings.evaluation.every == 0):
             with open_held_out() as batches:
                 loss = _mean_loss(training, settings, state, batches, standardization, look)
             log.record(step, {"validation_loss": loss})
+            checkpoints.rate(step, loss)
         stop = distributed.preempted(step)
         if stop or last or step % settings.training.checkpoint_every == 0:
             guard.check()
-            checkpoints.save(step, state, {"config": settings.values()}, force=True)
+            checkpoints.save(step, state, {"config": settings.values(), "archive": data}, force=True)
+        if (stop or last) and (said := checkpoints.wait()):
+            log.note(said)
         if stop and not last:
             log.note(f"asked to stop: saved step {step}; the same command goes on from there")
             raise SystemExit(0)
@@ -201,14 +238,22 @@ class _Guard:
         for step, (loss, grad_norm) in jax.device_get(self._unseen).items():
             if not (math.isfinite(loss) and math.isfinite(grad_norm)):
                 self._look(step)
-                last = self._checkpoints.latest_step()
-                good = f"the last good checkpoint is step {last}" if last else "no checkpoint was saved before"
                 raise FloatingPointError(
-                    f"step {step}: loss={loss}, grad_norm={grad_norm}; {good} ({self._checkpoints.directory}). "
-                    "No value of its data is missing: lower config.optimizer.peak_rate, lengthen "
-                    "config.optimizer.warmup_epochs, or set config.model.compute_dtype=float32."
+                    f"step {step}: loss={loss}, grad_norm={grad_norm}. No value of its data is missing: lower "
+                    "--config.optimizer.peak_rate, lengthen --config.optimizer.warmup_epochs, or say "
+                    f"--config.model.compute_dtype=float32, {self._where_to_begin()}"
                 )
         self._unseen.clear()
+
+    def _where_to_begin(self) -> str:
+        steps, workdir = self._checkpoints.steps(), self._checkpoints.directory.parent
+        if not steps:
+            return f"in the same workdir, {workdir}: no checkpoint was saved before"
+        return (
+            f"in another run that starts here: --workdir=NEW --config.training.init_from={workdir}@{steps[-1]} "
+            f"--config.training.init_moments=True; there are {steps}: the last good checkpoint is step {steps[-1]}, or "
+            "one before where its parameters have grown out of bounds already"
+        )
 
 
 def _look_for_missing(settings: Settings, frames: Frames, starts: np.ndarray, step: int, leads: Sequence[int]) -> None:
@@ -250,10 +295,17 @@ def _account(
     return format_account(entries, train_step)
 
 
-def _open_checkpoints(settings: Settings, workdir: pathlib.Path) -> Checkpoints:
+def _open_checkpoints(settings: Settings, workdir: pathlib.Path, say: Callable[[str], None]) -> Checkpoints:
     options = settings.training
     return open_checkpoints(
-        workdir / workdirs.CHECKPOINTS, every=options.checkpoint_every, keep=options.keep_checkpoints
+        workdir / workdirs.CHECKPOINTS,
+        every=options.checkpoint_every,
+        keep=options.keep_checkpoints,
+        keep_every=options.keep_every,
+        keep_hours=options.keep_hours,
+        keep_best=options.keep_best,
+        on_damage=options.on_damage,
+        say=say,
     )
 
 
@@ -282,6 +334,10 @@ def make_parser() -> command_line.Parser:
     command_line.add_data(parser, "default: the config's own data")
     about = "resume a run on another archive than the one it began with; its statistics stay its own"
     parser.add_argument("--accept-data", action="store_true", help=about)
+    about = "go on from this checkpoint, not from the last; later ones are put aside"
+    parser.add_argument("--step", type=command_line.integer(1), metavar="N", help=about)
+    about = "take the workdir from another run that holds it, which then ends"
+    parser.add_argument("--take-over", action="store_true", help=about)
     return parser
 
 
@@ -290,7 +346,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = command_line.read_settings(options)
     distributed.initialize()
     workdir = pathlib.Path(options.workdir).expanduser().resolve()
-    run = train(settings, workdir, options.data, accept_data=options.accept_data)
+    choices = dict(accept_data=options.accept_data, step=options.step, take_over=options.take_over)
+    run = train(settings, workdir, options.data, **choices)
     if settings.evaluation.final:
         evaluate.score(run)
         forecast.write(run, plot=run.path / forecast.PLOT_FILE)

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 
 import jax
@@ -17,6 +18,7 @@ from weathermixer.parallel import distributed
 from weathermixer.parallel.mesh import make_mesh, use_mesh
 from weathermixer.runs import run as runs
 from weathermixer.runs.settings import make_settings
+from weathermixer.training.checkpoint import saved_steps
 
 STEPS = 6
 CUT = dict(mesh__domain=2, mesh__tensor=2, model__head="blend")
@@ -76,7 +78,8 @@ def test_a_run_leaves_its_config_log_records_and_checkpoints(undisturbed, archiv
     assert "parameters" in log
     assert "of fair share" in log
     values = json.loads(json.dumps(make_run_settings(**CUT).values()))
-    assert values | {"archive": archive} == json.loads((workdir / "config.json").read_text())
+    kept = json.loads((workdir / "config.json").read_text())
+    assert values | {"archive": archive, "crc32c": kept["crc32c"]} == kept
     record = json.loads((workdir / "run.json").read_text())
     assert [c["variable"] for c in record["channels"]] == [c.variable for c in CHANNELS.dynamic]
     assert record["archive"]["path"] == archive and record["step_hours"] == 6 and record["software"]["jax"]
@@ -144,10 +147,21 @@ def test_an_archive_that_moved_is_named_and_may_be_given_again(undisturbed, arch
 def test_values_that_are_not_finite_stop_the_run_and_name_the_last_good_checkpoint(archive, tmp_path):
     rates = dict(optimizer__peak_rate=1e30, optimizer__coder_peak_rate=1e30, optimizer__clip_norm=1e30)
     settings = make_run_settings(**rates, training__checkpoint_every=1, evaluation__every=0)
-    with pytest.raises(FloatingPointError, match=r"step \d+: loss=.*last good checkpoint is step \d"):
-        train.train(settings, tmp_path, archive)
-    bad = int(max((path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()), key=int))
+    with pytest.raises(FloatingPointError, match=r"step \d+: loss=.*last good checkpoint is step \d") as stopped:
+        train.train(settings, tmp_path / "run", archive)
+    bad = max(saved_steps(tmp_path / "run" / "checkpoints"))
     assert bad < STEPS
+    # what it advises works, and is a part of the new run's history
+    origin = re.search(
+        r"--workdir=NEW --config.training.init_from=(\S+) --config.training.init_moments=True", str(stopped.value)
+    )
+    assert origin[1] == f"{tmp_path / 'run'}@{bad}"
+    origin = f"{tmp_path / 'run'}@1"  # after the second step the parameters have the rate's 1e29
+    advised = dict(training__init_from=origin, training__init_moments=True, training__steps=1)
+    run = train.train(make_run_settings(**advised, evaluation__every=0), tmp_path / "new", archive)
+    assert run.step == 1
+    history = json.loads((tmp_path / "new" / "run.json").read_text())["history"]
+    assert history == [f"parameters and moments of step 1 of {tmp_path / 'run'}"]
 
 
 def make_sea(path, *, land=(), faulty=None, **options):

@@ -242,7 +242,12 @@ def test_a_resumed_run_has_its_own_archive_or_says_that_another_will_do(trained,
         ValueError, match=r"holds a run on .*archive \(.*, checksum .*not .*other \(.*say --accept-data"
     ):
         train.train(settings, workdir, other.path)
-    run = train.train(settings, workdir, other.path, accept_data=True)
+    with pytest.raises(ValueError, match="has done all of its 3 steps: on .*other nothing is left to train"):
+        train.train(settings, workdir, other.path, accept_data=True)
+    longer = dict(optimizer__schedule="constant", data__channels=CHANNELS, evaluation__every=0)
+    train.train(make_run_settings(**longer, training__steps=1), tmp_path / "longer", trained[1])
+    longer = make_run_settings(**longer, training__steps=2)
+    run = train.train(longer, tmp_path / "longer", other.path, accept_data=True)
     np.testing.assert_array_equal(run.reference.mean, open_run(trained[0]).reference.mean)
     later = prepare_archive(open_source(weather(), step_hours=12), tmp_path / "later")
     with pytest.raises(ValueError, match="holds a run with steps of 6 h, .* has times 12 h apart"):

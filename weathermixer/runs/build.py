@@ -113,6 +113,8 @@ def make_model(
 ) -> tuple[Callable, Callable]:
     """The model as two functions on the mesh in use: make_params(key) -> params, apply(params, x, **options of it)."""
 
+    if jax.config.jax_enable_x64:
+        raise ValueError("JAX_ENABLE_X64 is set, with which this software computes other numbers: unset it")
     if settings.model.compute_dtype == "fp8" and isinstance(mesh, Mesh):
         fp8.check_device(mesh.devices.flat[0])
 
@@ -194,6 +196,7 @@ def make_training(
     starts: int,
     mesh: Mesh | AbstractMesh,
     rollout: int | None = None,
+    length: tuple[int, int] | None = None,
 ) -> Training:
     """Puts model, loss and optimizer together for a grid, its channels and so many training pairs.
 
@@ -201,6 +204,7 @@ def make_training(
       latitude: [lat] degrees north, for the loss's weights.
       tendency: [channel] standardized 6 h tendency standard deviation.
       rollout: how often forecasts are fed back in the loss; None: as often as they ever are in the run.
+      length: steps of the run and of its warm-up; None: as training_steps says.
 
     Raises ValueError, with the numbers, for sizes that do not divide over the mesh and settings that do not fit them.
 
@@ -217,7 +221,7 @@ def make_training(
     """
     shape = make_model_shape(settings, (len(latitude), longitudes), channel_set)
     make_params, apply = make_model(settings, shape, tendency, mesh)
-    steps, warmup = training_steps(settings, starts)
+    steps, warmup = length or training_steps(settings, starts)
     options, decay = settings.optimizer, settings.training.ema_decay
     rates = dict(start=options.start_rate, end=options.end_rate, warmup_steps=warmup, total_steps=steps)
     rates |= dict(schedule=options.schedule, factors=options.factors)

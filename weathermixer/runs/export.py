@@ -3,7 +3,7 @@
 open_run opens it as it opens a workdir. Foreign weights become such a folder too.
 """
 
-import json
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -17,7 +17,7 @@ from weathermixer.archive.reference import Reference
 from weathermixer.parallel.distributed import wait_for_all
 from weathermixer.parallel.mesh import make_mesh, use_mesh
 from weathermixer.runs import build
-from weathermixer.runs.record import RECORD_FILE, Record, write_record
+from weathermixer.runs.record import Record, read_record, write_record
 from weathermixer.runs.run import Run
 from weathermixer.runs.settings import Settings
 from weathermixer.runs.workdir import CHECKPOINTS, write_settings
@@ -34,9 +34,9 @@ def export_run(run: Run, destination: str | os.PathLike) -> pathlib.Path:
     >>> weathermixer.export_run(weathermixer.open_run("runs/quickstart"), "exported").name
     'exported'
     """
-    about = json.loads((run.path / RECORD_FILE).read_text())["archive"]
-    about["path"] = pathlib.PurePath(about["path"]).name
-    return _write(destination, run.settings, Record(run.reference, about), run.params, run.step)
+    record = read_record(run.path)
+    about = record.archive | {"path": pathlib.PurePath(record.archive["path"]).name}
+    return _write(destination, run.settings, dataclasses.replace(record, archive=about), run.params, run.step)
 
 
 def import_weights(

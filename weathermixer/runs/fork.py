@@ -54,7 +54,8 @@ def fork_record(record: Record, settings: Settings) -> Record:
     read_settings(path)  # raises where there is no run
     if (parent := read_record(path)) is None:
         raise ValueError(f"{path} holds a run of older software, without run.json: call its training command once more")
-    return dataclasses.replace(record, reference=fork_reference(record.reference, parent.reference))
+    reference = fork_reference(record.reference, parent.reference)
+    return dataclasses.replace(record, reference=reference, history=parent.history)
 
 
 def fork_state(
@@ -70,7 +71,7 @@ def fork_state(
     parent = read_record(path).reference
     labels, before = channel_labels(channels), channel_labels(parent.channel_set)
     with open_checkpoints(path / CHECKPOINTS) as checkpoints:
-        step = checkpoints.latest_step() if step is None else step
+        step = checkpoints.whole(step)
         if settings.training.init_moments:
             if labels != before:
                 raise ValueError(

@@ -11,6 +11,7 @@ import json
 import pathlib
 from typing import Any
 
+import google_crc32c
 import jax
 import numpy as np
 
@@ -21,6 +22,7 @@ from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import Channel, ChannelSet
 from weathermixer.model.weathermixer import ModelShape
 from weathermixer.training.checkpoint import software_versions
+from weathermixer.training.checksums import CHECKSUMS_FILE, check_files, write_checksums
 
 RECORD_FILE = "run.json"
 STATIC_STORE = "static.zarr"
@@ -35,6 +37,8 @@ class Record:
 
     reference: Reference
     archive: dict[str, Any]
+    length: tuple[int, int] | None = None  # steps of the run and of its warm-up; None: older software did not say
+    history: tuple[str, ...] = ()  # what the run started from, and that one before, in words
 
 
 def describe_archive(archive: Archive) -> dict[str, Any]:
@@ -67,6 +71,7 @@ def write_record(record: Record, workdir: pathlib.Path, *, shape: ModelShape) ->
         storage.write_array(storage.join(store, name), np.asarray(values, np.float64), dimensions=[name])
     for name, field in reference.static.items():
         storage.write_array(storage.join(store, name), field, dimensions=[rows[0], columns[0]])
+    write_checksums(pathlib.Path(store))
     document = {
         "format": "weathermixer-run",
         "format_version": FORMAT_VERSION,
@@ -77,17 +82,29 @@ def write_record(record: Record, workdir: pathlib.Path, *, shape: ModelShape) ->
         "channel_multiple": channels.multiple,
         "model": dataclasses.asdict(shape),
         "archive": record.archive,
+        "length": record.length,
+        "history": record.history,
         "software": software_versions(),
     }
     write_document(document, workdir / RECORD_FILE)
 
 
 def read_record(workdir: pathlib.Path) -> Record | None:
-    """Reads what `write_record` wrote; None where there is none. ValueError for another version of the format."""
+    """Reads what `write_record` wrote; None where there is none.
+
+    Raises ValueError for another version of the format, and where what was written is damaged.
+    """
     path = workdir / RECORD_FILE
     if not path.exists():
         return None
-    document = json.loads(path.read_text())
+    try:
+        document = read_document(path)
+        if (workdir / STATIC_STORE / CHECKSUMS_FILE).exists() and (found := check_files(workdir / STATIC_STORE)[1]):
+            raise ValueError("; ".join(found))
+    except ValueError as error:
+        raise ValueError(
+            f"{error}: delete {path} and call the run's training command once more, which makes it again from its data"
+        ) from None
     if document["format_version"] != FORMAT_VERSION:
         raise ValueError(
             f"{path} has format version {document['format_version']}, this software reads {FORMAT_VERSION}"
@@ -106,7 +123,8 @@ def read_record(workdir: pathlib.Path) -> Record | None:
         *(np.array([row[name] for row in table], np.float64) for name in _STATISTICS),
         static={name: fields[name] for name in names},
     )
-    return Record(reference, document["archive"])
+    length = document.get("length")
+    return Record(reference, document["archive"], length and tuple(length), tuple(document.get("history", ())))
 
 
 def _role(channel: Channel, channels: ChannelSet) -> str:
@@ -116,7 +134,22 @@ def _role(channel: Channel, channels: ChannelSet) -> str:
 
 
 def write_document(document: dict[str, Any], path: pathlib.Path) -> None:
-    """Writes a JSON document, whole or not at all."""
+    """Writes a JSON document, whole or not at all, with the CRC-32C of its values."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(document, indent=2) + "\n")
+    partial.write_text(json.dumps(document | {"crc32c": _checksum(document)}, indent=2) + "\n")
     partial.replace(path)
+
+
+def read_document(path: pathlib.Path) -> dict[str, Any]:
+    """Reads what `write_document` wrote; ValueError where it is not there, or damaged. Older software had no CRC."""
+    try:
+        document = json.loads(path.read_text())
+        if document.pop("crc32c", None) not in (None, _checksum(document)):
+            raise ValueError("its CRC-32C differs")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    return document
+
+
+def _checksum(document: dict[str, Any]) -> str:
+    return f"{google_crc32c.value(json.dumps(document).encode()):08x}"

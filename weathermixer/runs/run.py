@@ -291,8 +291,8 @@ def open_run(path: str | os.PathLike, *, mesh: Mesh | None = None, step: int | N
         shape = build.make_model_shape(settings, reference.grid.shape, reference.channel_set)
         make_params, apply = build.make_model(settings, shape, reference.tendency, mesh)
         target = describe(jax.eval_shape(make_params, jax.random.key(0)), mesh)
-        with open_checkpoints(path / CHECKPOINTS) as checkpoints:
-            step = checkpoints.latest_step() if step is None else step
+        with open_checkpoints(path / CHECKPOINTS, on_damage=settings.training.on_damage) as checkpoints:
+            step = checkpoints.whole(step)
             part = "ema" if "ema" in checkpoints.parts(step=step) else "params"
             params = checkpoints.restore({part: target}, step=step, partial=True)[part]
     return Run(path, settings, reference, archive, mesh, apply, params, step)

@@ -158,7 +158,11 @@ class TrainingSettings:
     ema_decay: float = _setting(0.0, least=0, below=1)
     log_every: int = _setting(50, least=1)  # steps
     checkpoint_every: int = _setting(1000, least=1)  # steps
-    keep_checkpoints: int = _setting(3, least=1)
+    keep_checkpoints: int = _setting(3, least=1)  # the last so many, and besides, for ever:
+    keep_every: int = _setting(0, least=0)  # those of every so many steps; 0: none
+    keep_hours: float = _setting(0.0, least=0)  # the first, and one each so much later; 0: none
+    keep_best: int = _setting(0, least=0)  # so many with the least validation loss; 0: none
+    on_damage: str = _setting("before", ("before", "stop"))  # where the last is damaged: take the one before
 
     @property
     def longest_steps(self) -> int:
@@ -241,7 +245,18 @@ def make_settings(values: Mapping[str, Any]) -> Settings:
             'go with schedule="factors", none with another'
         )
     _check_rollout(settings)
+    _check_keeping(settings.training, settings.evaluation.every)
     return settings
+
+
+def _check_keeping(training: TrainingSettings, validated_every: int) -> None:
+    if training.keep_every % training.checkpoint_every:
+        raise ValueError(
+            f"config.training.keep_every={training.keep_every} is not a multiple of "
+            f"checkpoint_every={training.checkpoint_every}: nothing is saved at these steps"
+        )
+    if training.keep_best and not validated_every:
+        raise ValueError(f"config.training.keep_best={training.keep_best} needs config.evaluation.every")
 
 
 def _check_rollout(settings: Settings) -> None:

@@ -3,11 +3,12 @@
 config.json      every setting, and where the archive lies
 run.json, static.zarr      what it was trained on (record.py)
 checkpoints/     the last few states
+owner.json       whose it is, while a run trains in it (owner.py)
 """
 
 import json
-import os
 import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -15,13 +16,15 @@ import jax
 from weathermixer.archive.archive import Archive
 from weathermixer.archive.reference import make_reference
 from weathermixer.runs import build
-from weathermixer.runs.record import Record, describe_archive, read_record, write_document
+from weathermixer.runs.record import Record, describe_archive, read_document, read_record, write_document
 from weathermixer.runs.settings import Settings, make_settings
+from weathermixer.training.checkpoint import read_meta, saved_steps
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
-REPORTED = ("mesh", "evaluation")  # where things lie, and what is reported of them
-# what else a resumed run may be given otherwise: it changes speed, memory or reporting, not what is computed
+# What a resumed run may be given otherwise (docs/training.md lists it): where things lie, and what is reported of them,
+REPORTED = ("mesh", "evaluation")
+# and what changes speed, memory or keeping, not what is computed.
 LENGTH = ("training.steps", "training.epochs")  # free too where the rate is constant
 FREE_TO_CHANGE = (
     "data.source",
@@ -32,60 +35,68 @@ FREE_TO_CHANGE = (
     "training.log_every",
     "training.checkpoint_every",
     "training.keep_checkpoints",
+    "training.keep_every",
+    "training.keep_hours",
+    "training.keep_best",
+    "training.on_damage",
 )
 
 
 def check_workdir(settings: Settings, workdir: pathlib.Path) -> None:
-    """Raises ValueError where the workdir cannot be written, or holds a run with other settings that matter."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot write to workdir={workdir}: {error}; choose another") from error
-    if not os.access(workdir, os.W_OK):
-        raise ValueError(f"cannot write to workdir={workdir}: permission denied; choose another")
-    if not (workdir / CONFIG_FILE).exists():
+    """Raises ValueError where the workdir holds a run with other settings that matter.
+
+    A run that never saved anything holds nobody to its settings. Fields that it does not know yet had their defaults.
+    """
+    if not saved_steps(workdir / CHECKPOINTS):
         return
-    # as JSON: tuples are lists there; fields that the run does not know yet have their defaults
-    before, now = (json.loads(json.dumps(s.values())) for s in (read_settings(workdir)[0], settings))
-    for part in now:
-        was, wanted = _flat(part, before[part]), _flat(part, now[part])
-        for name in was | wanted:
-            old, new = was.get(name), wanted.get(name)  # None: a name of a mapping that only the other has
-            if name in LENGTH and settings.optimizer.schedule == "constant" == before["optimizer"]["schedule"]:
-                continue
-            if part not in REPORTED and name not in FREE_TO_CHANGE and old != new:
-                hint = f"train another from it, --config.training.init_from={workdir}, " if name in LENGTH else ""
-                raise ValueError(
-                    f"{workdir} holds a run with {name}={old}, not {new}: "
-                    f"resume it with its own config, {hint}or choose another workdir"
-                )
+    before, now = (flatten(json.loads(json.dumps(s.values()))) for s in (read_settings(workdir)[0], settings))
+    free = (*FREE_TO_CHANGE, *LENGTH * (settings.optimizer.schedule == "constant" == before["optimizer.schedule"]))
+    for name in before | now:
+        old, new = before.get(name), now.get(name)  # None: a name of a mapping that only the other has
+        if old != new and name not in free and name.partition(".")[0] not in REPORTED:
+            raise ValueError(
+                f"{workdir} holds a run with {name}={old}, not {new}: resume it with its own config, or train another "
+                f"from it: --workdir=NEW --config.training.init_from={workdir}"
+            )
 
 
-def _flat(name: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {name: value}
-    return {key: leaf for part, inner in value.items() for key, leaf in _flat(f"{name}.{part}", inner).items()}
+def flatten(values: dict[str, Any], within: str = "") -> dict[str, Any]:
+    """{"training.steps": 3} of {"training": {"steps": 3}}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{within}{name}.") if isinstance(value, dict) else {within + name: value}
+    return flat
 
 
 def write_settings(settings: Settings, workdir: pathlib.Path, *, archive: str | None) -> None:
     """Keeps the settings in the workdir, from where scores and forecasts read it; the first process writes.
 
-    `archive` is the run's --data; None where it trains on the settings' own data.
+    `archive` is the run's --data, absolute; None where it trains on the settings' own data.
     """
-    if archive and "://" not in archive:
-        archive = os.path.abspath(os.path.expanduser(archive))
     if jax.process_index() == 0:
         write_document(settings.values() | {"archive": archive}, workdir / CONFIG_FILE)
 
 
 def read_settings(workdir: pathlib.Path) -> tuple[Settings, str | None]:
-    """(settings, archive) as `write_settings` kept them; ValueError where the workdir holds no run."""
-    path = workdir / CONFIG_FILE
-    if not path.exists():
-        raise ValueError(f"{workdir} holds no run: it has no {CONFIG_FILE}; train one there first")
-    values = json.loads(path.read_text())
+    """(settings, archive) as `write_settings` kept them, or, where that is damaged, as the last checkpoint did.
+
+    Raises ValueError where the workdir holds no run.
+    """
+    try:
+        values = read_document(workdir / CONFIG_FILE)
+    except ValueError as error:
+        if (meta := read_meta(workdir / CHECKPOINTS)) is None:
+            if (workdir / CONFIG_FILE).exists():
+                raise
+            raise ValueError(f"{workdir} holds no run: it has no {CONFIG_FILE}; train one there first") from None
+        if jax.process_index() == 0:
+            print(f"{error}: the last checkpoint's own is taken", file=sys.stderr)
+        values = meta["config"] | {"archive": meta.get("archive")}
     archive = values.pop("archive", None)  # runs of older software did not say
-    return make_settings(values), archive
+    try:
+        return make_settings(values), archive
+    except ValueError as error:
+        raise ValueError(f"the run in {workdir} is of other software: {error}") from None
 
 
 def make_record(settings: Settings, workdir: pathlib.Path, archive: Archive, *, accept_data: bool) -> Record:
@@ -94,7 +105,7 @@ def make_record(settings: Settings, workdir: pathlib.Path, archive: Archive, *, 
     Raises ValueError where the archive is not the one that the run began with. `accept_data` takes another one, with
     the run's statistics, as long as its step is the same; channels and grid are compared when it is read.
     """
-    record = read_record(workdir)
+    record = read_record(workdir) if saved_steps(workdir / CHECKPOINTS) else None
     if record is None:
         channel_set = build.make_channel_set(settings, archive)
         reference = make_reference(archive, channel_set, fill_values=settings.data.fill_values)
@@ -112,3 +123,14 @@ def make_record(settings: Settings, workdir: pathlib.Path, archive: Archive, *, 
             "data, or say --accept-data to go on with this one and the run's own statistics"
         )
     return record
+
+
+def find_length(record: Record, settings: Settings, starts: int) -> tuple[int, int]:
+    """(steps of the run, steps of its warm-up): what it began with, however much data it goes on with.
+
+    A run at a constant rate may be made longer, or shorter; its warm-up stays.
+    """
+    steps, warmup = build.training_steps(settings, starts)
+    if record.length is None:
+        return steps, warmup
+    return (steps, record.length[1]) if settings.optimizer.schedule == "constant" else record.length
