@@ -26,19 +26,20 @@ def get_config() -> ConfigDict:
     config.model.embed_hidden = 384
     config.model.blocks = 2
     config.model.head = "increment"
+    config.model.token_mixing = "circulant"
 
     config.loss.channel_weights = "tendency"
-    config.optimizer.kind = "adamw"
+    config.optimizer.kind = "muon"
     config.optimizer.weight_decay = 1e-2
-    config.optimizer.peak_rate = 2e-3
-    config.optimizer.coder_peak_rate = 2e-3
+    config.optimizer.peak_rate = 4e-3
+    config.optimizer.coder_peak_rate = 4e-3
     config.optimizer.warmup_epochs = 0.2
 
-    config.training.batch_size = 16
-    config.training.steps = 400
+    config.training.batch_size = 8
+    config.training.steps = 1000
     config.training.ema_decay = 0.99
-    config.training.checkpoint_every = 200
-    config.evaluation.every = 200
+    config.training.checkpoint_every = 500
+    config.evaluation.every = 500
     config.evaluation.max_starts = 64
     config.evaluation.batch_size = 16
     config.evaluation.final = True

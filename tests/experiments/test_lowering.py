@@ -28,6 +28,7 @@ CONFIGS = sorted(
 )
 SIMULATED = ("surface_pressure", *(f"geopotential_{level}" for level in range(100, 900, 100)))
 WIND = ("10m_u_component_of_wind", "10m_v_component_of_wind")
+WINTER = ("mean_sea_level_pressure", "vorticity_850")
 # config -> grid, channels (None: the published ones), meshes that it is meant for
 TARGETS = {
     "reference": (
@@ -46,6 +47,8 @@ TARGETS = {
         [(1, 1, 1), (2, 1, 1), (8, 1, 1), (1, 2, 1), (1, 1, 2), (1, 4, 2), (2, 2, 2), (1, 8, 1), (1, 1, 8)],
     ),
     "gfs_wind": ((32, 64), WIND, [(1, 1, 1), (2, 1, 1), (1, 4, 2), (8, 1, 1), (1, 2, 2)]),
+    "gfs_wind:skill": ((32, 64), WIND, [(1, 1, 1), (1, 4, 2)]),
+    "era5_djf": ((73, 144), WINTER, [(1, 1, 1), (8, 1, 1), (1, 1, 2)]),
 }  # fmt: skip
 PAIRS = [(name, sizes) for name, (_, _, meshes) in TARGETS.items() for sizes in meshes]
 
