@@ -41,7 +41,7 @@ setup(
         "zarr>=3.1.6",
         "google-crc32c>=1.5",
         "xarray>=2026.2",
-        "pandas>=2.2",
+        "pandas>=2.2.3",
         "dinosaur>=1.5.1",
         "jaxtyping>=0.3.3",
         "ml_collections>=1.1.0",

@@ -117,7 +117,7 @@ def format_differences(title: str, rows: pd.DataFrame, show: int) -> str:
     gradients = rows[rows.index.str.startswith("gradient")]
     nearest = (gradients.relative / gradients.allowed).sort_values(ascending=False).index[: show or None]
     shown = pd.concat([rows.drop(gradients.index), rows.loc[nearest]])
-    table = shown.replace({"fine": {True: "", False: "TOO LARGE"}}).rename(columns={"allowed": "of", "fine": ""})
+    table = shown.rename(columns={"allowed": "of"}).assign(fine=shown.fine.map({True: "", False: "TOO LARGE"}))
     within = f"{gradients.fine.sum()} of {len(gradients)} gradients within what is allowed"
     return f"{title}\n{table.to_string(float_format='{:.1e}'.format)}\n{within}"
 
