@@ -85,12 +85,14 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mesh", type=command_line.mesh, metavar=command_line.MESH, help=about)
 
 
-def open_run(options: argparse.Namespace, **times: int | None) -> tuple[Run, Archive | Source | None]:
-    """The run that `add_run_options` chose, and its data where that was chosen, with all times or those of `times`."""
+def open_run(options: argparse.Namespace, *, scored: bool = False) -> tuple[Run, Archive | Source | None]:
+    """The run that `add_run_options` chose, and its data where that was chosen, to start from or to be scored."""
     run = runs.open_run(options.run, mesh=options.mesh and make_mesh(*options.mesh), step=options.step)
     if options.data is None:
         return run, None
-    return run, run.open_data(options.data, select=options.select, rename=options.rename, units=options.units, **times)
+    return run, run.open_data(
+        options.data, select=options.select, rename=options.rename, units=options.units, scored=scored
+    )
 
 
 def make_parser() -> command_line.Parser:
@@ -112,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
     distributed.initialize()
     score(
-        *open_run(options, step_hours=None),
+        *open_run(options, scored=True),
         period=options.period,
         lead_hours=options.leads,
         mode=options.mode,

@@ -3,10 +3,11 @@
   python -m experiments.forecast RUN [--data=DATA] [--start=TIME,...] [--hours=120] [--output=FILE] [--plot=MAP.png]
 
 RUN is a run's workdir, or an export of it. DATA holds the analyses: an archive, or any file that experiments.prepare
-reads (Zarr, netCDF, GRIB, local or remote), of one time or many. The output, a .zarr store or a .nc file, has the form
-of WeatherBench 2, in SI units: dimensions time (the start), prediction_timedelta, level, latitude, longitude; .grib2 is
-written too. It appears under its name when it is complete; the same command goes on where it was stopped. Ensembles
-(--members) have a dimension number after time; a model that was trained without noise needs --perturbation for them.
+reads (Zarr, netCDF, GRIB, local or remote), of one time or many; output-only channels need not be there. The output, a
+.zarr store or a .nc file, has the form of WeatherBench 2, in SI units: dimensions time (the start),
+prediction_timedelta, level, latitude, longitude; .grib2 is written too. It appears under its name when it is complete;
+the same command goes on where it was stopped. Ensembles (--members) have a dimension number after time; a model that
+was trained without noise needs --perturbation for them.
 
 Examples:
   # from an analysis in a file, on another grid than the run's

@@ -3,8 +3,8 @@
   python -m experiments.prepare SOURCE [SOURCE ...] DEST [options]
 
 SOURCE is a WeatherBench 2 or ARCO-ERA5 Zarr store (a folder, or an s3://, gs:// or http(s):// address), a netCDF or
-GRIB file, a folder of these, a quoted glob ('era5_*.nc'), or the word `simulated` for a dry atmosphere that is computed
-here. Several together are one source. DEST is a folder, or an s3:// or gs:// address.
+GRIB file (or the address of one), a folder of these, a quoted glob ('era5_*.nc'), or the word `simulated` for a dry
+atmosphere that is computed here. Several together are one source. DEST is a folder, or an s3:// or gs:// address.
 
 Examples:
   # look before you leap: variables, sizes, layout, memory; nothing is read or written
@@ -20,7 +20,7 @@ Examples:
   python -m experiments.prepare hres.zarr hres_6h.archive --select=prediction_timedelta=6h --exclude=2020-02-29,2021-07
 
 A prepare that was stopped, however hard, goes on where it was when the same command is given again. NetCDF and Zarr are
-read as they are; GRIB needs pip install 'weathermixer[grib]', s3:// and gs:// need 'weathermixer[cloud]'.
+read as they are; GRIB needs pip install 'weathermixer[grib]', remote sources need 'weathermixer[cloud]'.
 """
 
 import argparse

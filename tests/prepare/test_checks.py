@@ -3,7 +3,9 @@ prepare before they enter statistics or packing; real fields never are."""
 
 import os
 import pathlib
+import shutil
 
+import netCDF4
 import numpy as np
 import pytest
 import xarray as xr
@@ -101,10 +103,18 @@ def test_a_packed_fill_that_is_not_declared(tmp_path):
     with pytest.warns(xr.SerializationWarning, match="without any _FillValue"):
         dataset.to_netcdf(tmp_path / "a.nc", encoding={"snow": packing})
     source = open_source(tmp_path / "a.nc", variables=["snow"])
-    with pytest.raises(
-        ValueError, match="6 of 96 values of snow .* are 224.466, packed as -32767.* ncatted -a _FillValue"
-    ):
-        prepare_archive(source, tmp_path / "o")
+    found = "6 of 96 values of snow .* are 224.466, packed as -32767.* --keep-faults; .* ncatted -a missing_value,snow"
+    with pytest.raises(ValueError, match=found):
+        prepare_archive(source, tmp_path / "o", dtype="float32")
+    kept = prepare_archive(source, tmp_path / "o", dtype="float32", keep_faults=True)
+    assert describe_missing(kept) == ["snow lacks 6 of 96 values, the same points at all times"]
+    for value, gap in ((-32767, np.nan), (-32768, 224.466)):  # what ncatted does; the second: these are no gaps
+        declared = shutil.copy(tmp_path / "a.nc", tmp_path / f"{value}.nc")
+        with netCDF4.Dataset(declared, "a") as file:
+            file["snow"].missing_value = np.int16(value)
+        fields = open_source(declared, variables=["snow"]).read(slice(None))
+        np.testing.assert_allclose(fields[:, 0, 2:4, 3:6], gap, atol=1e-3)
+        np.testing.assert_array_equal(fields[:, 0, 4:], kept.store[:, 0, 4:].read().result())
     dataset["snow"].values[:] = np.maximum(dataset["snow"].values - 288, 0)  # the least value of many is zero
     packing |= {"scale_factor": 1e-3, "add_offset": 32.767}
     with pytest.warns(xr.SerializationWarning, match="without any _FillValue"):

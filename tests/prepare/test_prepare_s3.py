@@ -57,6 +57,28 @@ def test_a_source_on_s3(tmp_path, s3_bucket, zarr_format):
     np.testing.assert_array_equal(source.read(slice(None)), frames_of(dataset, source.channels))
 
 
+def test_files_on_s3(tmp_path, s3_bucket, monkeypatch):
+    import s3fs
+
+    monkeypatch.setenv("WEATHERMIXER_CACHE", str(tmp_path / "cache"))
+    dataset = make_dataset(levels=(500,))
+    for number in range(2):
+        part = dataset.isel(time=slice(10 * number, 10 * number + 10))
+        part.to_netcdf(tmp_path / f"{number}.nc")
+        s3fs.S3FileSystem().put(str(tmp_path / f"{number}.nc"), f"{s3_bucket}/era5/{number}.nc")
+    remote = prepare_archive(open_source(f"{s3_bucket}/era5/*.nc"), tmp_path / "a")
+    local = prepare_archive(open_source(f"{tmp_path}/?.nc"), tmp_path / "b")
+    assert remote.attributes["checksum"] == local.attributes["checksum"]
+    # one that was written anew is fetched anew
+    changed = dataset.isel(time=slice(0, 10)) * np.float32(0.99)
+    changed.to_netcdf(tmp_path / "0.nc")
+    s3fs.S3FileSystem().put(str(tmp_path / "0.nc"), f"{s3_bucket}/era5/0.nc")
+    source = open_source(f"{s3_bucket}/era5/0.nc")
+    np.testing.assert_array_equal(source.read([0]), frames_of(changed, source.channels)[:1])
+    with pytest.raises(ValueError, match="no file at s3://weather/era6/"):
+        open_source(f"{s3_bucket}/era6/*.nc")
+
+
 def test_a_bucket_that_is_not_there(s3_bucket):
     source = open_source(make_dataset())
     with pytest.raises(ValueError, match="s3://absent/a cannot be written: .*[Bb]ucket"):

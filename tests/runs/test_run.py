@@ -77,6 +77,35 @@ def test_the_archive_gives_the_same_forecast_as_the_source_it_is_from(trained, t
     assert written.attrs["title"] == "forecasts of a WeatherMixer trained for 3 steps"
 
 
+def test_a_forecast_starts_without_what_is_output_only(trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "run")
+    record = tmp_path / "run" / "run.json"
+    text = record.read_text()
+    first = text.index('"role": "state"')  # of 2m_temperature: the same parameters, which are not shown it any more
+    record.write_text(text[:first] + text[first:].replace("state", "output_only", 1))
+    run, without = open_run(tmp_path / "run"), weather().drop_vars("2m_temperature")
+    assert run.reference.channel_set.output_only == ("2m_temperature",)
+    found = run.forecast(without, starts=START, hours=12, analysis=True)
+    assert np.isnan(found["2m_temperature"][:, 0]).all() and np.isfinite(found["2m_temperature"][:, 1:]).all()
+    whole = run.forecast(starts=START, hours=12, analysis=True)  # of the archive: it has them
+    assert np.isfinite(whole["2m_temperature"]).all()
+    leads = {"prediction_timedelta": slice(1, None)}
+    assert_same(found.isel(leads), whole.isel(leads), rtol=1e-5)
+    np.testing.assert_allclose(found["temperature"][:, 0], whole["temperature"][:, 0], rtol=1e-5)
+    without.isel(time=[30]).to_netcdf(tmp_path / "analysis.nc")
+    command = [str(tmp_path / "run"), f"--data={tmp_path}/analysis.nc", "--hours=12", "--plot-hours=12"]
+    command += [f"--output={tmp_path}/f.nc", f"--plot={tmp_path}/f.png", "--channel=2m_temperature"]
+    forecast.main(command)
+    with xr.open_dataset(tmp_path / "f.nc") as written:
+        np.testing.assert_array_equal(written["2m_temperature"], found["2m_temperature"][:, 1:])
+    with pytest.raises(ValueError, match="has no variable '2m_temperature'"):  # there is nothing to score it with
+        run.evaluate(without, period=("2000-01-07", "2000-01-08"), lead_hours=[6])
+    with pytest.raises(ValueError, match=r"has no channels \['2m_temperature'\], which are to be scored"):
+        run.evaluate(run.open_data(without), period=("2000-01-07", "2000-01-08"), lead_hours=[6])
+    with pytest.raises(ValueError, match="has no variable 'geopotential_500'"):
+        run.forecast(without.drop_vars("geopotential"), starts=START)
+
+
 def test_order_names_units_and_directions_do_not_matter(run):
     dataset = weather()
     other = dataset[["temperature", "2m_temperature", "geopotential"]]

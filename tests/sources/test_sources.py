@@ -1,5 +1,7 @@
 """Sources in every order and format give the same frames; what is absent or does not fit is named."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -202,8 +204,6 @@ def test_what_cannot_be_opened(tmp_path):
     (tmp_path / "empty.zarr").mkdir()
     with pytest.raises(ValueError, match="empty.zarr is an empty folder"):
         open_source(tmp_path / "empty.zarr")
-    with pytest.raises(ValueError, match="remote sources are Zarr stores"):
-        open_source("s3://bucket/era5.nc")
 
 
 def test_a_source_on_a_web_server(tmp_path):
@@ -215,6 +215,29 @@ def test_a_source_on_a_web_server(tmp_path):
         np.testing.assert_array_equal(source.read(slice(None)), frames_of(dataset, source.channels))
         with pytest.raises(ValueError, match="nothing.zarr cannot be opened as a Zarr store"):
             open_source(f"{url}/nothing.zarr")
+
+
+def test_files_on_a_web_server(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("aiohttp", reason="no aiohttp: pip install 'weathermixer[cloud]'")
+    monkeypatch.setenv("WEATHERMIXER_CACHE", str(tmp_path / "cache"))
+    dataset = make_dataset(levels=(500,))
+    dataset.isel(time=slice(0, 10)).to_netcdf(tmp_path / "a.nc")
+    dataset.isel(time=slice(10, 20)).to_netcdf(tmp_path / "b.nc")
+    (tmp_path / "c.nc").write_bytes((tmp_path / "a.nc").read_bytes()[:-4])
+    with serve(tmp_path) as (url, asked):
+        for _ in range(2):  # the second time from the cache
+            source = open_source([f"{url}/a.nc", f"{url}/b.nc"])
+            np.testing.assert_array_equal(source.read(slice(None)), frames_of(dataset, source.channels))
+        assert sorted(path for path in asked if "nc" in path) == ["/a.nc", "/b.nc"]
+        assert f"read from a copy in the cache, fetched once: {url}/a.nc and 1 more" in source.account
+        assert f"fetch: {url}/a.nc, unless {tmp_path}/cache/remote has it" in capsys.readouterr().err
+        with pytest.raises(ValueError, match=f"{url}/nothing.nc cannot be fetched: FileNotFoundError"):
+            open_source(f"{url}/nothing.nc")
+        with pytest.raises(ValueError, match=f"{url}/c.nc cannot be opened as netCDF: it is cut off or damaged"):
+            open_source(f"{url}/c.nc")
+    monkeypatch.setitem(sys.modules, "fsspec", None)  # as where it is not installed
+    with pytest.raises(ValueError, match=r"http://.*a.nc needs fsspec .*pip install 'weathermixer\[cloud\]'"):
+        open_source(f"{url}/a.nc")
 
 
 def test_files_on_different_grids(tmp_path):

@@ -22,6 +22,8 @@ _make_input = jax.jit(make_input)
 class Frames:
     """Frames of the ascending `times` on a mesh; `name` is for messages, `source` says where the values came from.
 
+    `absent` are output-only channels that the data set does not have: they are missing (NaN), and the model sees none.
+
     >>> frames = weathermixer.open_run("runs/quickstart").open_frames("dry.zarr")  # or an archive, or an xarray.Dataset
     >>> with jax.set_mesh(frames.mesh):
     ...     x = frames.read(np.array([0, 7]))
@@ -36,6 +38,7 @@ class Frames:
     mesh: Mesh
     standardization: Standardization  # of what read_stored returns
     read_stored: Callable[[Int[np.ndarray, " b"]], Num[Array, "b n lat lon"]]
+    absent: tuple[str, ...] = ()
 
     def read(self, indices: Int[np.ndarray, " b"]) -> Float[Array, "b n lat lon"]:
         """The states at some times as a global array, standardized, NaN where values are missing; on the mesh in use.
@@ -43,7 +46,7 @@ class Frames:
         Raises ValueError that names channel and time where values are missing on one that should lack none.
         """
         state = standardize(self.read_stored(indices), self.standardization)
-        about = {"times": self.times[indices], "name": self.name}
+        about = {"times": self.times[indices], "name": self.name, "absent": self.absent}
         check_complete(state, self.standardization, self.reference.channel_set, **about)
         return state
 

@@ -6,6 +6,8 @@ A state holds what frames hold, NaN where a value is missing. What only the inpu
 of those that are missing, static fields, forcings; and channels that are output only go.
 """
 
+from collections.abc import Collection
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +37,7 @@ def show(state: Float[Array, "b n lat lon"], s: Standardization) -> Float[Array,
     """What the model sees of a state: without what is output only, and nothing is missing."""
     if s.fill is not None:
         state = jnp.where(jnp.isfinite(state), state, s.fill[None, :, None, None])
-    return state if s.seen is None else state * s.seen[None, :, None, None]
+    return state if s.seen is None else jnp.where(s.seen[None, :, None, None] > 0, state, 0)  # missing or not
 
 
 def forcing_fields(
@@ -70,11 +72,20 @@ def find_missing(state: Float[Array, "b n lat lon"], s: Standardization) -> Bool
 
 
 def check_complete(
-    state: Float[Array, "b n lat lon"], s: Standardization, channel_set: ChannelSet, *, times: np.ndarray, name: str
+    state: Float[Array, "b n lat lon"],
+    s: Standardization,
+    channel_set: ChannelSet,
+    *,
+    times: np.ndarray,
+    name: str,
+    absent: Collection[str] = (),
 ) -> None:
-    """Raises ValueError, with channel and time, where a data set of this name lacks values that it should have."""
+    """Raises ValueError, with channel and time, where a data set of this name lacks values that it should have.
+
+    `absent` are the channels that it does not have at all, and need not have.
+    """
     counts = reshard(_count_unexpected(state, s), NamedSharding(state.sharding.mesh, PartitionSpec()))
-    lacking = np.asarray(counts)[:, : len(channel_set.stored)]
+    lacking = np.asarray(counts)[:, : len(channel_set.stored)] * ~np.isin(channel_set.stored_names, list(absent))
     if lacking.any():
         row, channel = np.argwhere(lacking)[0]
         what = f"{channel_set.stored_names[channel]} at {times[row]:.16}"

@@ -1,7 +1,7 @@
 """What a model's numbers refer to, whichever data set its frames come from: channels, statistics, grid, step."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -44,18 +44,21 @@ class Reference:
         if difference := self.grid.difference(grid):
             raise ValueError(f"{name} is on another grid than the model: {difference}")
 
-    def find_channels(self, name: str, channels: Sequence[Channel]) -> Int[np.ndarray, " stored"]:
+    def find_channels(
+        self, name: str, channels: Sequence[Channel], *, optional: Collection[str] = ()
+    ) -> Int[np.ndarray, " stored"]:
         """Positions of the model's channels among those of a data set with this name; the order does not matter.
 
-        Raises ValueError for channels that are not there or in another unit.
+        -1 for what is `optional` and not there. Raises ValueError for others that are not, or are in another unit.
         """
         position = {channel.name: index for index, channel in enumerate(channels)}
-        absent = [wanted for wanted in self.channel_set.stored_names if wanted not in position]
+        names = self.channel_set.stored_names
+        absent = [wanted for wanted in names if wanted not in position and wanted not in optional]
         if absent:
             raise ValueError(f"{name} has no channels {absent}, which the model needs; it has {list(position)}")
-        found = np.array([position[wanted] for wanted in self.channel_set.stored_names], np.int64)
+        found = np.array([position.get(wanted, -1) for wanted in names], np.int64)
         for own, index in zip(self.channel_set.stored, found):
-            if channels[index].units != own.units:
+            if index >= 0 and channels[index].units != own.units:
                 raise ValueError(f"{name} has {own.name} in {channels[index].units!r}, the model in {own.units!r}")
         return found
 

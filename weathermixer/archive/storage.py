@@ -5,6 +5,7 @@ One function, `kvstore_spec`, decides how a path is reached, so that a file, s3:
 
 import json
 import os
+import pathlib
 import struct
 import threading
 from collections.abc import Mapping, Sequence
@@ -64,6 +65,12 @@ def _s3_options() -> Spec:
     if os.environ.get("AWS_NO_SIGN_REQUEST", "").upper() in ("YES", "TRUE", "1"):
         options["aws_credentials"] = {"type": "anonymous"}
     return options
+
+
+def cache_folder() -> pathlib.Path:
+    """Where data that was made or fetched on first use is kept: $WEATHERMIXER_CACHE, or the user's cache folder."""
+    default = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "weathermixer"
+    return pathlib.Path(os.environ.get("WEATHERMIXER_CACHE", default)).expanduser()
 
 
 def is_local(path: str | os.PathLike) -> bool:

@@ -59,7 +59,8 @@ def prepare_archive(
       statistics_period: first and last date of the times that count in the statistics; None: all.
       area_weighted: whether the statistics weigh values by their cells' area.
       keep_faults: keeps missing, infinite and constant fields instead of stopping; they are counted and named. Points
-        that a channel lacks at all times are no fault.
+        that a channel lacks at all times are no fault. Packed values that are netCDF's mark of missing values, and
+        that files do not declare, are missing then.
       climatology: whether to add the climatology by hour and day of the year, of the times that count in the
         statistics; None: where they span ten years and have all seasons (see `normals`).
       workers: what makes the shards (see `open_workers`): this process, several, or a Dask cluster; the archive is
@@ -74,7 +75,7 @@ def prepare_archive(
     >>> len(archive.times), archive.step_hours, archive.store.chunk_layout.read_chunk.shape
     (80, 6, (1, 2, 4, 32))
     """
-    path = os.fspath(path)
+    path, source = os.fspath(path), dataclasses.replace(source, gaps=keep_faults)
     plan = plan_archive(
         source,
         dtype=dtype,

@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 import weathermixer
 from weathermixer.archive.archive import FORMAT_VERSION, Archive, open_archive
+from weathermixer.archive.storage import cache_folder
 from weathermixer.fields.variables import Channel, ChannelSet
 from weathermixer.model.weathermixer import ModelShape, WeatherMixer
 from weathermixer.parallel import fp8
@@ -29,12 +30,6 @@ from weathermixer.training.losses import make_loss_weights
 from weathermixer.training.optimizer import make_learning_rate, make_optimizer
 from weathermixer.training.state import TrainState, make_state
 from weathermixer.training.steps import make_loss, make_train_step
-
-
-def cache_directory() -> pathlib.Path:
-    """Where data that was made on first use is kept: $WEATHERMIXER_CACHE, or the user's cache folder."""
-    default = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "weathermixer"
-    return pathlib.Path(os.environ.get("WEATHERMIXER_CACHE", default)).expanduser()
 
 
 def open_data(settings: Settings, data: str | None) -> Archive:
@@ -56,7 +51,7 @@ def open_data(settings: Settings, data: str | None) -> Archive:
         raise ValueError(f"config.data.source={source!r} is not there: give its path, or --data=ARCHIVE")
     made_of = dataclasses.asdict(simulation.Settings()) if simulated else os.path.abspath(source)
     name = hashlib.sha256(json.dumps([made_of, weathermixer.__version__]).encode()).hexdigest()[:8]
-    cache = cache_directory()
+    cache = cache_folder()
     path = cache / f"{pathlib.Path(source).stem}-{name}-v{FORMAT_VERSION}.archive"
     if jax.process_index() == 0 and not path.exists():
         print(f"making {path}, once", flush=True)

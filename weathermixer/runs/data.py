@@ -4,6 +4,7 @@ An archive is read by boxes, each process its own. Other sources are read whole 
 for forecasts from analyses, slow for scores over years.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable
 from typing import Any
@@ -26,9 +27,11 @@ from weathermixer.sources.sources import Source, open_source
 Data = str | os.PathLike | xr.Dataset | Archive | Source
 
 
-def open_data_set(data: Data, reference: Reference, **options: Any) -> Archive | Source:
+def open_data_set(data: Data, reference: Reference, *, scored: bool = False, **options: Any) -> Archive | Source:
     """Opens an archive or, with some of open_source's options, a source with a model's channels, by their names.
 
+    A source is to be `scored`, at the times that an archive of it would have, or to start forecasts from, at any hour;
+    then output-only channels are left out, of which sums such as precipitation lack the hours before the first time.
     A source with the south pole below a grid that is otherwise the model's loses that row, as `--crop-south-pole` does.
     Raises ValueError that names what is missing and what there is instead.
     """
@@ -38,7 +41,9 @@ def open_data_set(data: Data, reference: Reference, **options: Any) -> Archive |
         if given := [name for name, value in options.items() if value]:
             raise ValueError(f"{data} is an archive, which needs no {', '.join(given)}: these are for other sources")
         return open_archive(data)
-    options |= dict(variables=reference.channel_set.stored_names, static=())
+    names, diagnosed = reference.channel_set.stored_names, () if scored else reference.channel_set.output_only
+    options |= dict(variables=[name for name in names if name not in diagnosed], static=())
+    options |= dict(step_hours=None if scored else 0)
     source = open_source(data, **options)
     rows = source.grid.shape[0]
     if rows == reference.grid.shape[0] + 1 and source.grid.latitude[-1] < -90 + 1e-3:
@@ -49,27 +54,35 @@ def open_data_set(data: Data, reference: Reference, **options: Any) -> Archive |
 def make_frames(data: Archive | Source, reference: Reference, mesh: Mesh, *, method: str | None = None) -> Frames:
     """An open data set's frames for a model; `method` (of fields/regridding.py) brings a source on another grid to its.
 
-    Raises as `Reference.find_channels` and `check_grid` do, also for another grid of an archive.
+    A source need not have output-only channels. Raises as `Reference.find_channels` and `check_grid` do, also for
+    another grid of an archive.
     """
     if isinstance(data, Archive):
         return archive_frames(data, reference, mesh)
-    chosen = reference.find_channels(data.name, data.channels)
+    chosen = reference.find_channels(data.name, data.channels, optional=reference.channel_set.output_only)
+    there = np.flatnonzero(chosen >= 0)
     if method is None or not reference.grid.difference(data.grid):
         reference.check_grid(data.name, data.grid)
         method = None
 
     def read(indices: Int[np.ndarray, " time"]) -> Float[np.ndarray, "time stored lat lon"]:
-        frames = data.read(indices)[:, chosen]
-        return frames if method is None else regrid(frames, data.grid, reference.grid, method=method)
+        frames = data.read(indices)[:, chosen[there]]
+        frames = frames if method is None else regrid(frames, data.grid, reference.grid, method=method)
+        whole = np.full((len(indices), len(chosen), *reference.grid.shape), np.nan, np.float32)
+        whole[:, there] = frames
+        return whole
 
+    # what is not there is not withheld from forecasts, as points are that a channel lacks
+    lacking = dataclasses.replace(reference, fill=np.where(chosen < 0, np.nan, reference.fill))
     return Frames(
         name=data.name,
         source=data.name,
         times=data.times,
         reference=reference,
         mesh=mesh,
-        standardization=make_standardization(reference, mesh),
+        standardization=make_standardization(lacking, mesh),
         read_stored=lambda indices: _place(read, indices, reference, mesh),
+        absent=tuple(name for name, index in zip(reference.channel_set.stored_names, chosen) if index < 0),
     )
 
 

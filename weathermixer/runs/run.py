@@ -70,14 +70,14 @@ class Run:
         """The parameters that forecast, by name and whole, as `import_weights` takes them: {"encode/kernel": array}."""
         return {name: np.asarray(leaf) for name, leaf in name_leaves(self.params).items()}
 
-    def open_data(self, data: Data | None = None, **options: Any) -> Archive | Source:
+    def open_data(self, data: Data | None = None, *, scored: bool = False, **options: Any) -> Archive | Source:
         """Opens a data set for this run: an archive, a source, an xarray.Dataset; None: the archive that trained it.
 
-        A source has all its times on whole hours; `options` are those of open_source, such as select={"number": 0}.
-        Raises ValueError for one that is not there or lacks channels.
+        A source has all its times on whole hours and no output-only channels, or is to be `scored`; `options` are those
+        of open_source, such as select={"number": 0}. Raises ValueError for one that is not there or lacks channels.
         """
         if data is not None:
-            return open_data_set(data, self.reference, **({"step_hours": 0} | options))
+            return open_data_set(data, self.reference, scored=scored, **options)
         try:
             return build.open_data(self.settings, self.archive)
         except ValueError as error:
@@ -117,7 +117,8 @@ class Run:
         Args:
           data: what holds the analyses; None: the archive that trained the run.
           starts: times to start from; None: all that `data` has.
-          analysis: whether the state that a forecast starts from is its first, at lead 0.
+          analysis: whether the state that a forecast starts from is its first, at lead 0. Output-only channels, such as
+            precipitation, are not read from sources, and missing there.
           mode: "autoregressive" or "latent".
           batch_size: forecasts at a time.
           members: of an ensemble, whose forecasts have a dimension `number`; None: one forecast, without noise.
@@ -217,9 +218,10 @@ class Run:
         to what the data holds of the run's training period; where it holds nothing of that there is none. Raises
         ValueError for an empty period and for leads that do not fit.
         """
-        # not from every hour, as forecasts: of a source that has them, the times are taken that prepare would take
-        data, options = self.open_data(data, step_hours=None), self.settings.evaluation
+        data, options = self.open_data(data, scored=True), self.settings.evaluation
         frames = self.open_frames(data, regrid=regrid)
+        if frames.absent:
+            raise ValueError(f"{frames.name} has no channels {list(frames.absent)}, which are to be scored")
         period = period or getattr(self.settings.data, options.period)
         scored = np.flatnonzero(in_period(frames.times, period))
         if not len(scored):

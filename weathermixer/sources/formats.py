@@ -7,14 +7,17 @@ of pieces, one per file, variable of a GRIB file and lead of a forecast, with no
 import glob
 import os
 import re
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import xarray as xr
 import zarr
 
+from weathermixer.archive.storage import cache_folder
 from weathermixer.sources.coordinates import DIMENSIONS, rename_dimensions
 from weathermixer.sources.grib import is_grib, open_grib
 from weathermixer.sources.netcdf3 import length_by_header
@@ -44,10 +47,10 @@ def open_pieces(
 ) -> tuple[list[xr.Dataset], list[Note]]:
     """Opens a source's pieces lazily, with dimensions (time[, level], latitude, longitude) in any order, and notes.
 
-    A spec is a Zarr store (a folder or an s3://, gs:// or http(s):// address), a netCDF or GRIB file, a glob of these,
-    a folder of these, or a dataset that is open. `variables` are WeatherBench 2 names, or names in a GRIB file beyond
-    those. `select` picks one entry of other dimensions, {"number": 0}. Raises ValueError for what is absent, unreadable
-    or not on a regular grid.
+    A spec is a Zarr store or a netCDF or GRIB file, local or behind s3://, gs:// or http(s)://, where files are known
+    by their suffix and copied to the cache; a glob of files, a local folder, or a dataset that is open. `variables` are
+    WeatherBench 2 names, or names in a GRIB file beyond those. `select` picks one entry of other dimensions,
+    {"number": 0}. Raises ValueError for what is absent, unreadable or not on a regular grid.
     """
     pieces: list[xr.Dataset] = []
     notes: list[Note] = []
@@ -56,7 +59,13 @@ def open_pieces(
             pieces.append(spec)
             continue
         for path in find_paths(os.fspath(spec)):
-            pieces += _open(path, variables, storage_options, notes)
+            remote = "://" in path and urlsplit(path).path.lower().endswith(FILE_SUFFIXES)
+            if remote:
+                pieces += _open_remote(path, variables, storage_options, notes)
+            elif "://" in path or os.path.isdir(path):
+                pieces.append(open_zarr(path, storage_options=storage_options))
+            else:
+                pieces += _open_file(path, variables, notes)
     for name, value in (select or {}).items():
         pieces = select_entry(pieces, name, str(value))
     _refuse_one_beside_many(pieces)
@@ -86,11 +95,41 @@ def find_paths(spec: str) -> list[str]:
     return [path for name in names for path in find_paths(os.path.join(folder, name))]
 
 
-def _open(path: str, variables: Sequence[str] | None, storage_options: Mapping[str, Any] | None, notes: list[Note]):
-    if "://" in path and path.lower().endswith(FILE_SUFFIXES):
-        raise ValueError(f"{path}: remote sources are Zarr stores; copy netCDF and GRIB files to a local disk first")
-    if "://" in path or os.path.isdir(path):
-        return [open_zarr(path, storage_options=storage_options)]
+def _open_remote(
+    path: str, variables: Sequence[str] | None, storage_options: Mapping[str, Any] | None, notes: list[Note]
+) -> list[xr.Dataset]:
+    """The pieces of a remote file, or of a glob of them, from copies in the cache that are fetched where need be."""
+    protocol, folder = path.split("://")[0], str(cache_folder() / "remote")
+    print(f"fetch: {path}, unless {folder} has it", file=sys.stderr, flush=True)
+    options = {"filecache": {"cache_storage": folder, "check_files": True}, protocol: dict(storage_options or {})}
+    try:
+        import fsspec
+
+        files = fsspec.open_files(f"filecache::{path}", "rb", expand="*" in path, **options)
+        with files as opened:
+            copies = [file.name for file in opened]
+    except ImportError as error:
+        raise ValueError(f"{path} needs fsspec for its protocol ({error}): pip install 'weathermixer[cloud]'") from None
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{path} cannot be fetched: {reason}") from error
+    if not copies:
+        raise ValueError(f"no file at {path}")
+    pieces = []
+    for file, copy in zip(files, copies):
+        name = file.path if "://" in file.path else f"{protocol}://{file.path}"
+        told: list[Note] = [("read from a copy in the cache, fetched once", name)]
+        try:
+            pieces += (found := _open_file(copy, variables, told))
+        except ValueError as error:
+            raise ValueError(str(error).replace(copy, name)) from None
+        for piece in found:
+            piece.encoding["source"] = name
+        notes += [(what, name) for what, _ in told]
+    return pieces
+
+
+def _open_file(path: str, variables: Sequence[str] | None, notes: list[Note]) -> list[xr.Dataset]:
     with open(path, "rb") as file:
         head = file.read(1024)
     if head.startswith(_NETCDF):

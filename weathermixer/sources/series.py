@@ -14,7 +14,8 @@ from weathermixer.sources.parts import Part
 
 HOUR = np.timedelta64(1, "h")
 REPEATS_READ = 64  # of the times that lie in a source twice
-DEFAULT_FILLS = {"int8": -127, "int16": -32767, "int32": -2147483647}  # of netCDF, where a file declares none
+# of netCDF, where a file declares none, and the letter of the type in NCO
+DEFAULT_FILLS = {"int8": (-127, "b"), "int16": (-32767, "s"), "int32": (-2147483647, "i")}
 RETRIES = 4  # of a remote read that failed, after 1, 2, 4 and 8 seconds
 
 
@@ -90,12 +91,14 @@ class Series:
             position=position,
         )
 
-    def read(self, index: Int[np.ndarray, " time"]) -> Float[np.ndarray, "time channel lat lon"]:
-        """Reads some times as float32, oriented and in the units wanted."""
+    def read(self, index: Int[np.ndarray, " time"], *, gaps: bool = False) -> Float[np.ndarray, "time channel lat lon"]:
+        """Reads some times as float32, oriented and in the units wanted; `gaps` as Source's."""
         blocks, some = [], self._entries(index)
         for run in np.split(some, np.flatnonzero(np.diff(self.part[some])) + 1):
             part = self.part[run[0]]
-            values = self.orientations[part].apply(_read_part(self.parts[part], self.position[run], self.levels_hpa))
+            values = self.orientations[part].apply(
+                _read_part(self.parts[part], self.position[run], self.levels_hpa, gaps)
+            )
             factor, shift = self.conversions[part]
             if (factor, shift) != (1.0, 0.0):
                 values = values * np.float32(factor)
@@ -150,7 +153,7 @@ def compare_repeats(variable: str, series: Series, again: Series) -> str | None:
     compared = np.unique(wanted[np.linspace(0, len(wanted) - 1, REPEATS_READ).round().astype(int)])
     for other in compared:
         one = int(np.searchsorted(series.times, again.times[other]))
-        a, b = series.read(np.array([one])), again.read(np.array([other]))
+        a, b = series.read(np.array([one]), gaps=True), again.read(np.array([other]), gaps=True)
         tolerance = 3e-5 * np.ptp(a[np.isfinite(a)]) if np.isfinite(a).any() else 0
         if not np.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True):
             what = f"{variable} at {again.times[other]:.16} lies twice in the source, with different values"
@@ -191,7 +194,7 @@ def check_levels(variable: str, series: Sequence[Series], times: np.ndarray) -> 
 
 
 def _read_part(
-    part: Part, position: np.ndarray, levels: Sequence[int]
+    part: Part, position: np.ndarray, levels: Sequence[int], gaps: bool
 ) -> Float[np.ndarray, "time channel latitude longitude"]:
     """Reads times and levels of a part, in the order asked for, rows and columns as they lie there.
 
@@ -205,7 +208,7 @@ def _read_part(
         unique = np.unique(wanted)
         array, order = array.isel(level=_as_slice(unique)), np.searchsorted(unique, wanted)
     values = _load(array, remote="://" in part.file)
-    _check_fill(part, values)
+    values = _check_fill(part, values, gaps)
     axes = [array.dims.index(name) for name in ("time", "level", "latitude", "longitude") if name in array.dims]
     values = values.transpose(axes)
     if "time" not in array.dims:
@@ -213,22 +216,31 @@ def _read_part(
     return values[:, None] if order is None else take(values, order, axis=1)
 
 
-def _check_fill(part: Part, values: np.ndarray) -> None:
-    """Raises ValueError where packed values are netCDF's default fill, and the file declares none.
+def _check_fill(part: Part, values: np.ndarray, gaps: bool) -> np.ndarray:
+    """The values, those that are packed as netCDF's default fill missing where these are `gaps`.
 
-    A value that is so by chance is alone, and zero is the end of the range of many variables.
+    Else raises ValueError for them where the file declares no fill. A value that is so by chance is alone, and zero is
+    the end of the range of many variables.
     """
     packing = part.array.encoding
-    fill = DEFAULT_FILLS.get(str(packing.get("dtype")))
+    fill, kind = DEFAULT_FILLS.get(str(packing.get("dtype")), (None, ""))
     if fill is None or "scale_factor" not in packing or {"_FillValue", "missing_value"} & packing.keys():
-        return
+        return values
     scale, offset = packing["scale_factor"], packing.get("add_offset", 0.0)
     mark = fill * scale + offset
-    count = np.count_nonzero(np.abs(values - mark) < abs(scale) / 4)
-    if count > 1 and abs(mark) > abs(scale) / 2:
-        what = f"{count} of {values.size} values of {part.given} in {part.file} are {mark:g}, packed as {fill}"
-        remedy = f"ncatted -a _FillValue,{part.given},o,s,{fill} {part.file}, or another value where they are no gaps"
-        raise ValueError(f"{what}, netCDF's mark of missing values, which the file does not declare: {remedy}")
+    found = np.abs(values - mark) < abs(scale) / 4
+    count = np.count_nonzero(found)
+    if abs(mark) <= abs(scale) / 2 or not count or (count == 1 and not gaps):
+        return values
+    if gaps:
+        return np.where(found, np.nan, values)
+    # not _FillValue, which cannot be added to a netCDF 4 file
+    raise ValueError(
+        f"{count} of {values.size} values of {part.given} in {part.file} are {mark:g}, packed as {fill}, netCDF's mark "
+        "of missing values, which the file does not declare: prepare takes them as missing with --keep-faults; or "
+        f"declare what is missing, ncatted -a missing_value,{part.given},o,{kind},{fill} {part.file}, another value "
+        "where these are no gaps"
+    )
 
 
 def _load(array: xr.DataArray, *, remote: bool) -> np.ndarray:

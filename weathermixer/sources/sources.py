@@ -32,7 +32,8 @@ class Source:
 
     times [time] are datetime64[ns], ascending, whole steps apart; missing_times are the steps between that are absent.
     `account` tells what was taken of the source, what was not and why, a line for each; orientation is
-    that of the first variable's first file.
+    that of the first variable's first file. Where packed values are netCDF's mark of missing values, and files do not
+    declare it, they are read as missing if these are `gaps`, and else refused.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Source:
     account: tuple[str, ...]
     series: Mapping[str, tuple[Series, ...]]
     orientation: Orientation
+    gaps: bool = False
 
     @property
     def variables(self) -> tuple[str, ...]:
@@ -237,7 +239,7 @@ def _take_apart(
 def _read_variable(source: Source, variable: str, times: np.ndarray) -> Float[np.ndarray, "time channel lat lon"]:
     series = source.series[variable]
     try:
-        blocks = [one.read(times) for one in series]
+        blocks = [one.read(times, gaps=source.gaps) for one in series]
     except Exception as error:
         if len(times) > 1:
             for time in times:  # find the first time that is at fault; its error names it
