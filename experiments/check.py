@@ -37,7 +37,7 @@ def describe(archive: Archive) -> str:
     lat, lon = archive.grid.shape
     attributes, times = archive.attributes, archive.times
     gaps = find_gaps(archive)
-    shown = [f"{first:.13} to {last:.13} ({count})" for first, last, count in gaps[:GAPS_SHOWN]]
+    shown = [f"{first:.13}" + f" to {last:.13} ({count})" * (count > 1) for first, last, count in gaps[:GAPS_SHOWN]]
     more = f", and {len(gaps) - GAPS_SHOWN} more" * (len(gaps) > GAPS_SHOWN)
     lines = [
         f"times     {len(times)}, {times[0]:.13} to {times[-1]:.13}, every {archive.step_hours} h",
