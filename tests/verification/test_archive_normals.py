@@ -25,7 +25,7 @@ CHANNELS = ChannelSet.from_names(
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
-    times = np.arange(np.datetime64("2019-01-01T00", "ns"), np.datetime64("2021-01-01", "ns"), np.timedelta64(12, "h"))
+    times = np.arange(np.datetime64("2019-01-01T00", "ns"), np.datetime64("2020-07-01", "ns"), np.timedelta64(12, "h"))
     source = open_source(make_dataset(times=times, lat=4, lon=6, levels=(500, 850)), step_hours=12)
     path = tmp_path_factory.mktemp("data") / "a"
     return prepare_archive(source, path, climatology=True, statistics_period=("2019", "2020-06"))

@@ -7,9 +7,8 @@ import numpy as np
 from jaxtyping import UInt32
 
 from weathermixer.archive import storage
+from weathermixer.archive.archive import NUMERIC
 
-NUMBERS = ("time", "latitude", "longitude", "scale", "offset", "static", "mean", "std", "tendency_std", "minimum")
-NUMBERS += ("maximum", "missing", "checksum")
 TEXTS = ("channel", "static_channel")
 
 
@@ -28,7 +27,7 @@ def digest_archive(target: str) -> tuple[str, dict[str, str]]:
     on the layout of chunks, or on when an archive was made.
     """
     manifest = {}
-    for name in NUMBERS:
+    for name in (*NUMERIC, "checksum"):
         values = storage.read_array(storage.join(target, name)).result()
         header = f"{values.dtype.name} {values.shape}\n".encode()
         content = np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes()

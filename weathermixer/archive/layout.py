@@ -34,7 +34,24 @@ def chunk_shape(
 def fields_metadata(
     shape: Sequence[int], chunk: Sequence[int], dtype: str, times_per_shard: int, *, compressor: str
 ) -> dict[str, Any]:
-    """The Zarr v3 metadata of `fields`: shards of whole frames, chunks encoded by themselves, an index at the end."""
+    """The Zarr v3 metadata of `fields`: shards of whole frames."""
+    metadata = sharded_metadata(
+        shape, [times_per_shard, -(-shape[1] // chunk[1]) * chunk[1], *shape[2:]], chunk, dtype, compressor=compressor
+    )
+    return metadata | {
+        "fill_value": 0,
+        "dimension_names": ["time", "channel", "latitude", "longitude"],
+        "attributes": {"comment": "physical value in SI units = stored * scale[channel] + offset[channel]"},
+    }
+
+
+def sharded_metadata(
+    shape: Sequence[int], shard: Sequence[int], chunk: Sequence[int], dtype: str, *, compressor: str
+) -> dict[str, Any]:
+    """Zarr v3 metadata of an array in shards, chunks encoded by themselves, each with a checksum, an index at the end.
+
+    Without fill value, names of dimensions and attributes. Raises ValueError for a compressor that is not known.
+    """
     if compressor not in COMPRESSORS:
         raise ValueError(f"compressor={compressor!r} must be one of {list(COMPRESSORS)}")
     cname, level, _ = COMPRESSORS[compressor]
@@ -49,15 +66,11 @@ def fields_metadata(
         "index_codecs": [BYTES, crc32c],
         "index_location": "end",
     }
-    shard = [times_per_shard, -(-shape[1] // chunk[1]) * chunk[1], *shape[2:]]
     return {
         "shape": list(shape),
         "data_type": dtype,
-        "fill_value": 0,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard}},
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(shard)}},
         "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-        "dimension_names": ["time", "channel", "latitude", "longitude"],
-        "attributes": {"comment": "physical value in SI units = stored * scale[channel] + offset[channel]"},
     }
 
 

@@ -2,22 +2,10 @@
 
     physical = stored * scale[channel] + offset[channel]
 
-What storage changes, as measured, in percent of the standard deviation of the change in 6 h (12 h: ICON), rms:
-
-                                     float16      int16
-    10 m wind u, v, GFS analyses     0.07, 0.05   0.03, 0.02
-    mean sea level pressure, ICON    0.07         0.02
-    geopotential 500, 250 hPa, ICON  0.17, 0.21   0.03, 0.03
-    temperature 850, 250 hPa, ICON   0.14, 0.06   0.03, 0.01
-    humidity 1000, 250 hPa, ICON     0.11, 0.04   0.02, 0.01
-    wind 1000 to 250 hPa, ICON       0.03 - 0.04  0.01 - 0.02
-    geopotential 500, 100 hPa, simulated (calmer)    0.53, 1.09   0.08, 0.15
-    temperature 850, 300 hPa, simulated              0.47, 0.75   0.07, 0.10
-
 float16 rounds by 2.1e-4 standard deviations whatever the channel (at 50 hPa in ERA5: 0.98 m2/s2 of geopotential and
-2.2e-11 kg/kg of humidity), int16 by 3e-5 to 9e-5; float32 by nothing. float16 is the default: its error is 1 % of a
-step's change at worst, it holds missing values, and no extreme lies outside its range. int16, two to eight times finer,
-stops at values that lie beyond a sample's range by more than half of it.
+2.2e-11 kg/kg of humidity), int16 by 3e-5 to 9e-5; float32 by nothing (docs/performance.md has more). float16 is the
+default: its error is 1 % of a step's change at worst, it holds missing values, and no extreme lies outside its range.
+int16, two to eight times finer, stops at values that lie beyond a sample's range by more than half of it.
 """
 
 import numpy as np

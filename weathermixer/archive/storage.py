@@ -6,7 +6,6 @@ One function, `kvstore_spec`, decides how a path is reached, so that a file, s3:
 import json
 import os
 import pathlib
-import struct
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import tensorstore as ts
+from numcodecs import VLenUTF8
 
 Spec = dict[str, Any]
 Array = ts.TensorStore  # the rest of the project names its types through these
@@ -170,11 +170,9 @@ def write_text_array(path: str | os.PathLike, values: Sequence[str], *, dimensio
         "dimension_names": [dimension],
         "attributes": {},
     }
-    encoded = [value.encode() for value in values]
-    chunk = struct.pack("<I", len(encoded)) + b"".join(struct.pack("<I", len(text)) + text for text in encoded)
     folder = open_folder(path)
     if values:
-        folder.write("c/0", chunk).result()
+        folder.write("c/0", VLenUTF8().encode(np.array(values, object))).result()
     write_json(folder, "zarr.json", metadata)
 
 
@@ -188,17 +186,12 @@ def read_text_array(path: str | os.PathLike, *, context: ts.Context | None = Non
         return ()
     chunk = bytes(folder.read("c/0").result().value)
     try:
-        (count,) = struct.unpack_from("<I", chunk)
-        position, values = 4, []
-        for _ in range(count):
-            (length,) = struct.unpack_from("<I", chunk, position)
-            values.append(chunk[position + 4 : position + 4 + length].decode())
-            position += 4 + length
-    except (struct.error, UnicodeDecodeError) as error:
+        values = VLenUTF8().decode(chunk)
+    except ValueError as error:
         raise ValueError(f"the strings at {path} are damaged: {error}") from None
-    if position != len(chunk) or [count] != metadata["shape"]:
-        raise ValueError(f"the strings at {path} are damaged: {len(chunk)} bytes hold {count} values")
-    return tuple(values)
+    if VLenUTF8().encode(values) != chunk or list(values.shape) != metadata["shape"]:
+        raise ValueError(f"the strings at {path} are damaged: {len(chunk)} bytes hold {len(values)} values")
+    return tuple(values.tolist())
 
 
 def count_read(count: int) -> None:

@@ -49,24 +49,14 @@ def verify_archive(path: str | os.PathLike) -> list[str]:
 
 
 def describe_missing(archive: Archive) -> list[str]:
-    """A line for each channel that lacks values: how many, and whether the same points do at all times.
-
-    Archives of older software do not say which points; their statistics count them.
-    """
-    lines, size = [], int(np.prod(archive.grid.shape))
-    told = archive.attributes.get("missing", {})
-    for channel, counted in zip(archive.channels, archive.statistics.missing.tolist(), strict=True):
-        found = told.get(channel.name)
-        if found is None and not counted:
-            continue
-        if found is None:
-            lines.append(f"{channel.name} lacks {counted} values")
-        elif not found["times_of_other_points"]:
-            points = found["values"] // len(archive.times)
-            lines.append(f"{channel.name} lacks {points} of {size} values, the same points at all times")
+    """A line for each channel that lacks values: how many, and whether the same points do at all times."""
+    lines, size, times = [], int(np.prod(archive.grid.shape)), len(archive.times)
+    for name, found in archive.attributes["missing"].items():
+        if changed := found["times_of_other_points"]:
+            what = f"{found['values']} values, at {changed} of {times} times other points than at the first"
         else:
-            times = f"{found['times_of_other_points']} of {len(archive.times)} times"
-            lines.append(f"{channel.name} lacks {found['values']} values, at {times} other points than at the first")
+            what = f"{found['values'] // times} of {size} values, the same points at all times"
+        lines.append(f"{name} lacks {what}")
     return lines
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from weathermixer.archive import storage
+from weathermixer.archive import layout, storage
 from weathermixer.archive.archive import CLIMATOLOGY
 from weathermixer.archive.progress import Progress
 from weathermixer.archive.sampling import days_of_year
@@ -120,7 +120,6 @@ class Block:
 
     target: str
     recipe: str
-    number: int
     hour: int
     terms: Contribution
     some: slice
@@ -129,6 +128,13 @@ class Block:
     scale: Float[np.ndarray, " channel"]
     offset: Float[np.ndarray, " channel"]
     center: Float[np.ndarray, " channel"]
+
+    @property
+    def files(self) -> set[str]:
+        """The shards that it makes, below the group."""
+        band = self.rows.start // (self.rows.stop - self.rows.start)
+        levels = ((variable, "" if level is None else f"{level}/") for variable, level in self.places)
+        return {f"{variable}/c/{self.hour}/0/{level}{band}/0" for variable, level in levels}
 
 
 def write_climatology(
@@ -140,7 +146,6 @@ def write_climatology(
     scale: Float[np.ndarray, " channel"],
     offset: Float[np.ndarray, " channel"],
     center: Float[np.ndarray, " channel"],
-    journal: Journal,
     workers: Workers,
     memory_bytes: int,
 ) -> None:
@@ -152,24 +157,22 @@ def write_climatology(
     _, group, band, lon = store.chunk_layout.read_chunk.shape
     _, count, lat, _ = store.shape
     places = _create_group(target, terms, source.grid, source.channels, band)
-    pieces = itertools.product(range(len(terms)), range(0, count, group), range(0, lat, band))
     blocks = []
-    for number, (hour, channel, row) in enumerate(pieces):
-        some, rows = slice(channel, min(channel + group, count)), slice(row, min(row + band, lat))
+    for hour, channel, row in itertools.product(range(len(terms)), range(0, count, group), range(0, lat, band)):
+        some, rows = slice(channel, min(channel + group, count)), slice(row, row + band)
         of_some = {"scale": scale[some], "offset": offset[some], "center": center[some]}
-        blocks.append(Block(target, recipe, number, hour, terms[hour], some, rows, places=places[some], **of_some))
-    finished = journal.marks(CLIMATOLOGY)
+        blocks.append(Block(target, recipe, hour, terms[hour], some, rows, places=places[some], **of_some))
+    there = {key.decode() for key in storage.open_folder(storage.join(target, CLIMATOLOGY)).list().result()}
+    missing = [block for block in blocks if not block.files <= there]
     # a year of a chunk four times over: summed, smoothed, cut and encoded
     most = max(1, memory_bytes // (4 * DAYS * group * band * lon * 4 + 2 * BATCH_BYTES))
-    missing = (block for block in blocks if block.number not in finished)
-    with Progress("climatology", total=len(blocks), done=len(finished), unit="blocks") as progress:
+    with Progress("climatology", total=len(blocks), done=len(blocks) - len(missing), unit="blocks") as progress:
         for _ in workers.map(_make_block, missing, ahead=most - 1):
             progress.update(1)
 
 
 def _make_block(block: Block) -> None:
     store = storage.open_array(storage.join(block.target, "fields"))
-    journal = Journal(block.target)
     matrix = smoothing_matrix(window_weights()).astype(np.float32)
     scale, offset, center = (values[:, None, None] for values in (block.scale, block.offset, block.center))
     stored_center = ((center - offset) / scale).astype(np.float32)
@@ -180,7 +183,7 @@ def _make_block(block: Block) -> None:
         mean /= (matrix @ weight.reshape(DAYS, -1)).reshape(weight.shape)
     mean *= scale.astype(np.float32)
     mean += center.astype(np.float32)
-    journal.check_recipe(block.recipe)
+    Journal(block.target).check_recipe(block.recipe)
     writes = []
     for position, (variable, level) in enumerate(block.places):
         output = storage.open_array(storage.join(block.target, CLIMATOLOGY, variable), write=True)
@@ -188,7 +191,6 @@ def _make_block(block: Block) -> None:
         writes.append(output[block.hour, :, block.rows].write(mean[:, position]))
     for write in writes:
         write.result()
-    journal.mark(CLIMATOLOGY, block.number)
 
 
 def _sum_days(store: storage.Array, terms: Contribution, some: slice, rows: slice, center: np.ndarray):
@@ -231,28 +233,18 @@ def _create_group(
     lat, lon = grid.shape
     for variable, indices in group_by_variable(channels).items():
         upper = channels[indices[0]].level_hpa is not None
-        level = ([len(levels)], [1], ["level"]) if upper else ([], [], [])
-        metadata = _metadata(
-            [len(terms), DAYS, *level[0], lat, lon], [1, DAYS, *level[1], band, lon], [1, 1, *level[1], band, lon]
+        count, one, level = ([len(levels)], [1], ["level"]) if upper else ([], [], [])
+        shape, shard, chunk = (
+            [len(terms), DAYS, *count, lat, lon],
+            [1, DAYS, *one, band, lon],
+            [1, 1, *one, band, lon],
         )
-        metadata["dimension_names"] = ["hour", "dayofyear", *level[2], "latitude", "longitude"]
+        # days are read singly, and written a year at a time; NaN where a level is not there
+        metadata = layout.sharded_metadata(shape, shard, chunk, "float32", compressor="zstd")
+        metadata["fill_value"] = "NaN"
+        metadata["dimension_names"] = ["hour", "dayofyear", *level, "latitude", "longitude"]
         metadata["attributes"] = {"units": channels[indices[0]].units}
         storage.create_array(storage.join(folder, variable), metadata)
     document = {"zarr_format": 3, "node_type": "group", "attributes": {"window_days": WINDOW_DAYS}}
     storage.write_json(storage.open_folder(folder), "zarr.json", document)
     return [(c.variable, None if c.level_hpa is None else levels.index(c.level_hpa)) for c in channels]
-
-
-def _metadata(shape: list[int], shard: list[int], chunk: list[int]) -> dict:
-    """float32 with NaN where a level is not there: days are read singly, and written a year at a time."""
-    byte_order = {"name": "bytes", "configuration": {"endian": "little"}}
-    blosc = {"cname": "zstd", "clevel": 3, "shuffle": "shuffle", "typesize": 4, "blocksize": 0}
-    codecs = [byte_order, {"name": "blosc", "configuration": blosc}, {"name": "crc32c"}]
-    sharding = {"chunk_shape": chunk, "codecs": codecs, "index_codecs": [byte_order, {"name": "crc32c"}]}
-    return {
-        "shape": shape,
-        "data_type": "float32",
-        "fill_value": "NaN",
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard}},
-        "codecs": [{"name": "sharding_indexed", "configuration": sharding | {"index_location": "end"}}],
-    }

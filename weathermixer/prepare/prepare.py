@@ -118,8 +118,8 @@ def prepare_archive(
         members = ["checksum"]
         if terms:
             write_climatology(
-                whole.target, whole.recipe, terms, source, scale=scale, offset=offset, center=shift, journal=journal,
-                workers=workers, memory_bytes=workers.count * plan.worker_bytes,
+                whole.target, whole.recipe, terms, source, scale=scale, offset=offset, center=shift, workers=workers,
+                memory_bytes=workers.count * plan.worker_bytes,
             )  # fmt: skip
             members += climatology_members(source.channels)
         publish(path, attributes=more, members=members)
@@ -140,8 +140,6 @@ def _open_recipe(
         # shards lie where they did, and those of the same times are not made again
         storage.open_folder(storage.join(journal.target, "fields")).write("zarr.json", None).result()
         storage.delete_folder(storage.open_folder(journal.target), CLIMATOLOGY)
-        for number in journal.marks(CLIMATOLOGY):
-            journal.forget(CLIMATOLOGY, number)
     if recipe is None or not np.isin(np.array(recipe["sampled"], source.times.dtype), source.times).all():
         recipe, faults = _measure(source, plan, workers)
         if faults and not keep_faults:
@@ -206,14 +204,19 @@ def _describe_source(source: Source) -> dict[str, Any]:
 
 
 def _write_shards(whole: Task, journal: Journal, workers: Workers) -> None:
-    """Makes the shards that have no entry in the journal, or one of other times, or faults that are not kept."""
+    """Makes the shards that have no entry in the journal, or one of other times, or faults that are not kept.
+
+    Entries of those that are made again are taken back first: a shard that is overwritten is not finished.
+    """
     plan, times = whole.plan, whole.plan.shape[0]
-    begun = sorted(journal.marks("shard") & set(whole.shards))
+    begun = sorted(journal.finished() & set(whole.shards))
     finished = {
         shard
         for shard, entry in zip(begun, journal.read_entries(begun))
         if entry["made_of"] == whole.describe(shard) and (whole.keep_faults or not len(entry["faults"]))
     }
+    for shard in set(begun) - finished:
+        journal.forget(shard)
     done = sum(len(whole.times_of(shard)) for shard in finished)
     with Progress("prepare", total=times, done=done, unit="times", bytes_each=plan.frame_bytes) as progress:
         for count in workers.map(make_shards, _split(whole, finished)):

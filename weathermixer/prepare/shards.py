@@ -110,7 +110,6 @@ def make_shards(task: Task) -> int:
             if shard.faults and not task.keep_faults:
                 raise ValueError(describe_faults(shard.faults, task.target.removesuffix(".partial")))
             journal.check_recipe(task.recipe)
-            journal.forget("shard", number)
             pending = number, shard, store[task.plan.times_of(number)].write(shard.frames)
         _finish(journal, pending, task)
     return sum(len(task.times_of(number)) for number in task.shards)

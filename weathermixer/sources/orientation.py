@@ -54,12 +54,8 @@ def make_orient(first: Part, *, crop_south_pole: bool, coarsen: int) -> Callable
 
     def orient(part: Part) -> Orientation:
         orientation = make(part)
-        lies = [(orientation.grid.latitude, grid.latitude), (orientation.grid.longitude, grid.longitude)]
-        if not all(len(a) == len(b) and np.allclose(a, b, rtol=0, atol=1e-4) for a, b in lies):
-            raise ValueError(
-                f"{part.file} is on another grid than {first.file}: {part.given} has {_describe(part)}, not "
-                f"{_describe(first)}"
-            )
+        if difference := grid.difference(orientation.grid):
+            raise ValueError(f"{part.file} is on another grid than {first.file}: {part.given} has {difference}")
         return orientation
 
     return orient
@@ -113,13 +109,6 @@ def _check_latitudes(latitude: np.ndarray) -> None:
             raise ValueError(f"latitudes run from {latitude[0]:g} to {latitude[-1]:g}, in steps of {step:g}")
 
 
-def _describe(part: Part) -> str:
-    return ", ".join(
-        f"{len(values)} {name} from {values.min():g} to {values.max():g}"
-        for name, values in (("latitudes", part.latitude), ("longitudes", part.longitude % 360))
-    )
-
-
 def _coarse_grid(grid: Grid, k: int, source: str) -> Grid:
     lat, lon = grid.shape
     if lat % k or lon % k:
@@ -128,11 +117,18 @@ def _coarse_grid(grid: Grid, k: int, source: str) -> Grid:
 
 
 def take(field: np.ndarray, index: np.ndarray, *, axis: int) -> np.ndarray:
-    """field[index] along an axis, without a copy where the index runs through, forwards or backwards."""
-    steps = np.diff(index)
-    if len(steps) and np.all(steps == steps[0]) and abs(steps[0]) == 1:
-        stop = int(index[-1] + steps[0])
-        part = [slice(None)] * field.ndim
-        part[axis] = slice(int(index[0]), None if stop < 0 else stop, int(steps[0]))
-        return field[tuple(part)]
+    """field[index] along an axis, without a copy where the index has equal steps, forwards or backwards."""
+    if index[0] > index[-1]:
+        return np.flip(take(field, index[::-1], axis=axis), axis)
+    some = as_slice(index)
+    if isinstance(some, slice):
+        return field[(slice(None),) * (axis % field.ndim) + (some,)]
     return np.take(field, index, axis=axis)
+
+
+def as_slice(index: np.ndarray) -> slice | np.ndarray:
+    """A slice where an ascending index has equal steps: lazy stores read slices quickest."""
+    steps = np.diff(index)
+    if len(index) > 1 and (steps[0] <= 0 or np.any(steps != steps[0])):
+        return index
+    return slice(int(index[0]), int(index[-1]) + 1, int(steps[0]) if len(steps) else 1)

@@ -9,7 +9,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 
 from weathermixer.fields.variables import Channel
-from weathermixer.sources.orientation import Orientation, take
+from weathermixer.sources.orientation import Orientation, as_slice, take
 from weathermixer.sources.parts import Part
 
 HOUR = np.timedelta64(1, "h")
@@ -21,11 +21,11 @@ RETRIES = 4  # of a remote read that failed, after 1, 2, 4 and 8 seconds
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Series:
-    """Some channels of one variable over time: entry n, at `stamps[n]`, is entry `position[n]` of `parts[part[n]]`.
+    """Some channels of one variable over time, each time the sum of `window` entries of its parts, often one.
 
-    channels: their places among those of the variable; levels_hpa: theirs, none at the surface. conversions and
-    orientations [parts] turn what is read into the units and the grid wanted. A time has `window` entries, which are
-    summed; it is that of the last.
+    Entry [time, n], at stamps[time, n], is entry position[time, n] of parts[part[time, n]]. channels: their places
+    among those of the variable; levels_hpa: theirs, none at the surface. conversions and orientations [parts] turn what
+    is read into the units and the grid wanted.
     """
 
     parts: tuple[Part, ...]
@@ -34,29 +34,36 @@ class Series:
     channels: tuple[int, ...]
     levels_hpa: tuple[int, ...]
     stamps: np.ndarray
-    part: Int[np.ndarray, " entry"]
-    position: Int[np.ndarray, " entry"]
-    window: int = 1
+    part: Int[np.ndarray, "time window"]
+    position: Int[np.ndarray, "time window"]
+
+    @property
+    def window(self) -> int:
+        """How many entries a time is the sum of."""
+        return self.stamps.shape[1]
 
     @property
     def times(self) -> np.ndarray:
-        """The times [time], datetime64[ns]."""
-        return self.stamps[self.window - 1 :: self.window]
-
-    def _entries(self, index: np.ndarray) -> Int[np.ndarray, " entry"]:
-        return (np.arange(len(self.times))[index][:, None] * self.window + np.arange(self.window)).ravel()
+        """The times [time], datetime64[ns], each that of its last entry."""
+        return self.stamps[:, -1]
 
     def take(self, index: np.ndarray) -> "Series":
         """The series at some of its times."""
-        some = self._entries(index)
-        return dataclasses.replace(self, stamps=self.stamps[some], part=self.part[some], position=self.position[some])
+        return dataclasses.replace(
+            self, stamps=self.stamps[index], part=self.part[index], position=self.position[index]
+        )
+
+    def gather(self, entries: Int[np.ndarray, "time window"]) -> "Series":
+        """The series of some of its entries, by their numbers."""
+        flat = {name: getattr(self, name).ravel()[entries] for name in ("stamps", "part", "position")}
+        return dataclasses.replace(self, **flat)
 
     def sum_over(self, hours: int) -> "Series":
         """The sums over the last so many hours, at each time that has all entries for one.
 
         Raises ValueError where the entries are not several times as frequent.
         """
-        steps, counts = np.unique(np.diff(self.stamps), return_counts=True)
+        steps, counts = np.unique(np.diff(self.times), return_counts=True)
         step = steps[counts.argmax()] if len(steps) else hours * HOUR
         window, rest = divmod(hours * HOUR, step)
         if rest or window < 2:
@@ -65,40 +72,38 @@ class Series:
                 f"{part.file} has {part.given} every {step / HOUR:g} h, of which {part.variable} is no sum: if it is "
                 f"the amount of {hours} h, say --rename={part.given}={part.variable}"
             )
-        last = np.arange(window - 1, len(self.stamps))
-        last = last[self.stamps[last] - self.stamps[last - (window - 1)] == (window - 1) * step]
-        some = (last[:, None] + np.arange(1 - window, 1)).ravel()
-        return dataclasses.replace(self.take(some), window=int(window))
+        last = np.arange(window - 1, len(self.times))
+        last = last[self.times[last] - self.times[last - (window - 1)] == (window - 1) * step]
+        return self.gather(last[:, None] + np.arange(1 - window, 1))
 
     def narrow(self, index: Int[np.ndarray, " time"]) -> "Series":
         """The series at some of its times, with no more of its parts than that takes: to be sent about."""
-        some = self._entries(index)
-        numbers, part = np.unique(self.part[some], return_inverse=True)
-        position, parts = self.position[some].copy(), []
+        series = self.take(index)
+        numbers = np.unique(series.part)
+        position, parts = series.position.copy(), []
         for number in numbers:
-            array, here = self.parts[number].array, self.part[some] == number
+            array, here = self.parts[number].array, series.part == number
             if "time" in array.dims:
                 first, last = position[here].min(), position[here].max()
                 array = array.isel(time=slice(first, last + 1))
                 position[here] -= first
             parts.append(dataclasses.replace(self.parts[number], array=array, times=None))
         return dataclasses.replace(
-            self.take(index),
+            series,
             parts=tuple(parts),
             conversions=tuple(self.conversions[number] for number in numbers),
             orientations=tuple(self.orientations[number] for number in numbers),
-            part=part,
+            part=np.searchsorted(numbers, series.part),
             position=position,
         )
 
     def read(self, index: Int[np.ndarray, " time"], *, gaps: bool = False) -> Float[np.ndarray, "time channel lat lon"]:
         """Reads some times as float32, oriented and in the units wanted; `gaps` as Source's."""
-        blocks, some = [], self._entries(index)
-        for run in np.split(some, np.flatnonzero(np.diff(self.part[some])) + 1):
-            part = self.part[run[0]]
-            values = self.orientations[part].apply(
-                _read_part(self.parts[part], self.position[run], self.levels_hpa, gaps)
-            )
+        blocks, parts, position = [], self.part[index].ravel(), self.position[index].ravel()
+        for run in np.split(np.arange(len(parts)), np.flatnonzero(np.diff(parts)) + 1):
+            part = parts[run[0]]
+            values = read_part(self.parts[part], position[run], self.levels_hpa, gaps=gaps)
+            values = self.orientations[part].apply(values)
             factor, shift = self.conversions[part]
             if (factor, shift) != (1.0, 0.0):
                 values = values * np.float32(factor)
@@ -130,9 +135,9 @@ def find_series(
             orientations=tuple(orient(part) for part in some),
             channels=tuple(places),
             levels_hpa=tuple(channels[place].level_hpa for place in places if channels[place].level_hpa is not None),
-            stamps=times,
-            part=np.concatenate([np.full(len(part.times), number) for number, part in enumerate(some)]),
-            position=np.concatenate([np.arange(len(part.times)) for part in some]),
+            stamps=times[:, None],
+            part=np.concatenate([np.full(len(part.times), number) for number, part in enumerate(some)])[:, None],
+            position=np.concatenate([np.arange(len(part.times)) for part in some])[:, None],
         ).take(order)
         first = np.diff(series.times, prepend=series.times[:1] - np.timedelta64(1, "ns")) > np.timedelta64(0, "ns")
         one, hours = series.take(first), some[0].sum_hours
@@ -146,7 +151,7 @@ def compare_repeats(variable: str, series: Series, again: Series) -> str | None:
     Of many repeated times REPEATS_READ are compared, evenly spread. Raises ValueError naming time and files where
     values differ by more than another packing makes them differ.
     """
-    series = dataclasses.replace(series, window=1)
+    series = series.gather(np.unique(series.stamps, return_index=True)[1][:, None])  # not summed
     wanted = np.flatnonzero(np.isin(again.times, series.times))
     if not len(wanted):
         return None
@@ -157,9 +162,11 @@ def compare_repeats(variable: str, series: Series, again: Series) -> str | None:
         tolerance = 3e-5 * np.ptp(a[np.isfinite(a)]) if np.isfinite(a).any() else 0
         if not np.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True):
             what = f"{variable} at {again.times[other]:.16} lies twice in the source, with different values"
-            where = _tell_apart(series.parts[series.part[one]], again.parts[again.part[other]], again.times[other])
+            where = _tell_apart(
+                series.parts[series.part[one, 0]], again.parts[again.part[other, 0]], again.times[other]
+            )
             raise ValueError(f"{what}: {where}")
-    files = sorted({again.parts[n].file for n in again.part[wanted]})
+    files = sorted({again.parts[n].file for n in again.part[wanted, 0]})
     some = files[0] + f" and {len(files) - 1} more" * (len(files) > 1)
     what = f"{len(wanted)} times of {variable} are there again with the same values ({len(compared)} compared)"
     return f"{what}, taken once: {some}"
@@ -184,7 +191,7 @@ def check_levels(variable: str, series: Sequence[Series], times: np.ndarray) -> 
         if not len(absent):
             continue
         other = next(other for other in series if absent[0] in other.times)
-        part = other.parts[other.part[np.searchsorted(other.times, absent[0])]]
+        part = other.parts[other.part[np.searchsorted(other.times, absent[0]), -1]]
         levels = ", ".join(f"{level} hPa" for level in one.levels_hpa)
         raise ValueError(
             f"{variable} on {levels} is absent at {len(absent)} of {len(times)} times, first {absent[0]:.16}, where "
@@ -193,8 +200,8 @@ def check_levels(variable: str, series: Sequence[Series], times: np.ndarray) -> 
         )
 
 
-def _read_part(
-    part: Part, position: np.ndarray, levels: Sequence[int], gaps: bool
+def read_part(
+    part: Part, position: np.ndarray, levels: Sequence[int], *, gaps: bool
 ) -> Float[np.ndarray, "time channel latitude longitude"]:
     """Reads times and levels of a part, in the order asked for, rows and columns as they lie there.
 
@@ -202,11 +209,11 @@ def _read_part(
     """
     array, order = part.array, None
     if "time" in array.dims:
-        array = array.isel(time=_as_slice(position))
+        array = array.isel(time=as_slice(position))
     if "level" in array.dims:
         wanted = [part.levels_hpa.index(level) for level in levels]
         unique = np.unique(wanted)
-        array, order = array.isel(level=_as_slice(unique)), np.searchsorted(unique, wanted)
+        array, order = array.isel(level=as_slice(unique)), np.searchsorted(unique, wanted)
     values = _load(array, remote="://" in part.file)
     values = _check_fill(part, values, gaps)
     axes = [array.dims.index(name) for name in ("time", "level", "latitude", "longitude") if name in array.dims]
@@ -250,12 +257,3 @@ def _load(array: xr.DataArray, *, remote: bool) -> np.ndarray:
         except OSError:  # time-outs and broken connections among them
             time.sleep(2**attempt)
     return array.to_numpy()
-
-
-def _as_slice(index: np.ndarray) -> slice | np.ndarray:
-    """A slice where an ascending index has equal steps: lazy stores read slices quickest."""
-    steps = np.diff(index)
-    if len(index) == 1 or (steps[0] > 0 and np.all(steps == steps[0])):
-        step = int(steps[0]) if len(steps) else 1
-        return slice(int(index[0]), int(index[-1]) + 1, step)
-    return index

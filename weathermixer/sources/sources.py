@@ -67,7 +67,7 @@ class Source:
         """How many of these times lie in one of the source's chunks: reading fewer at once decodes it repeatedly."""
         first = [series[0] for series in self.series.values()]
         chunks = [one.parts[0].array.encoding.get("preferred_chunks", {}).get("time", 1) for one in first]
-        positions = first[0].position[:: first[0].window]
+        positions = first[0].position[:, 0]
         stride = int(np.median(np.diff(positions))) if len(self.times) > 1 else 1
         return max(1, max(chunks) // max(1, stride))
 

@@ -10,6 +10,7 @@ from weathermixer.fields.variables import VARIABLES
 from weathermixer.sources.names import STATIC
 from weathermixer.sources.orientation import Orientation
 from weathermixer.sources.parts import LeftOut, Part, make_notes
+from weathermixer.sources.series import read_part
 from weathermixer.sources.times import gather_notes
 
 Field = Float[np.ndarray, "lat lon"]
@@ -76,8 +77,7 @@ def _read_field(
 
 
 def _read(part: Part, orientation: Orientation, time: int) -> Field:
-    array = part.array.isel(time=time) if "time" in part.array.dims else part.array
     known = VARIABLES.get(part.variable)
     factor, shift = part.conversion(known.units if known else part.units)
-    values = orientation.apply(array.transpose("latitude", "longitude").to_numpy())
+    values = orientation.apply(read_part(part, np.array([time]), (), gaps=False))[0, 0]
     return (values * factor + shift).astype(np.float32)
