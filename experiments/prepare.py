@@ -34,7 +34,7 @@ import pandas as pd
 
 from experiments import command_line
 from weathermixer.archive.archive import Archive, open_archive
-from weathermixer.archive.layout import COMPRESSORS
+from weathermixer.archive.layout import COMPRESSORS, Layout
 from weathermixer.archive.verify import describe_missing, verify_archive
 from weathermixer.fields.variables import ERA5, group_by_variable
 from weathermixer.prepare.prepare import prepare_archive
@@ -187,6 +187,7 @@ def source_options(options: argparse.Namespace) -> dict[str, Any]:
 
 def describe_plan(source: Source, plan: ArchivePlan, dest: str | os.PathLike, workers: str) -> str:
     """What will be made, before it is made."""
+    layout = plan.layout
     lat, lon = source.grid.shape
     lines = [
         f"source    {source.name}",
@@ -202,10 +203,10 @@ def describe_plan(source: Source, plan: ArchivePlan, dest: str | os.PathLike, wo
     lines += [
         f"static    {' '.join(source.static) or 'none'}",
         f"archive   {dest}",
-        f"          {plan.dtype}, {_size(plan.total_bytes)} {_compression(plan)}",
-        f"          made for meshes up to domain={plan.domain} tensor={plan.tensor}",
-        f"          {plan.shards} files of {plan.times_per_shard} times, up to {_size(plan.shard_bytes)} each",
-        f"          chunks of {' x '.join(map(str, plan.chunk))} (time, channel, latitude, longitude)",
+        f"          {layout.dtype}, {_size(layout.total_bytes)} {_compression(layout)}",
+        f"          made for meshes up to domain={layout.domain} tensor={layout.tensor}",
+        f"          {layout.shards} files of {layout.times_per_shard} times, up to {_size(layout.shard_bytes)} each",
+        f"          chunks of {' x '.join(map(str, layout.chunk))} (time, channel, latitude, longitude)",
         f"reading   {_size(plan.frame_bytes * len(source.times))} as float32 by {workers}, which take up to "
         f"{_size(plan.worker_bytes)} of memory each",
     ]
@@ -235,10 +236,11 @@ def describe_archive(archive: Archive) -> str:
     return "\n".join(lines)
 
 
-def _compression(plan: ArchivePlan) -> str:
-    if plan.compressor == "none":
+def _compression(layout: Layout) -> str:
+    if layout.compressor == "none":
         return "without compression"
-    return f"before {plan.compressor}, about {_size(int(COMPRESSORS[plan.compressor][2] * plan.total_bytes))} after it"
+    share = COMPRESSORS[layout.compressor][2]
+    return f"before {layout.compressor}, about {_size(int(share * layout.total_bytes))} after it"
 
 
 def _time(time) -> str:

@@ -66,9 +66,9 @@ def test_the_size_on_disk_is_known_beforehand(tmp_path, source, changes):
     options = {"dtype": "float16", "domain": 1, "tensor": 1} | changes
     archive = prepare_archive(source, tmp_path / "a", **options)
     files = [path for path in (tmp_path / "a" / "fields" / "c").rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) == plan_archive(source, **options).total_bytes
-    assert len(files) == plan_archive(source, **options).shards
-    assert archive.store.chunk_layout.read_chunk.shape == plan_archive(source, **options).chunk
+    assert sum(path.stat().st_size for path in files) == plan_archive(source, **options).layout.total_bytes
+    assert len(files) == plan_archive(source, **options).layout.shards
+    assert archive.store.chunk_layout.read_chunk.shape == plan_archive(source, **options).layout.chunk
 
 
 def test_xarray_opens_it(tmp_path, source):

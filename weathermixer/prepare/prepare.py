@@ -76,15 +76,8 @@ def prepare_archive(
     (80, 6, (1, 2, 4, 32))
     """
     path, source = os.fspath(path), dataclasses.replace(source, gaps=keep_faults)
-    plan = plan_archive(
-        source,
-        dtype=dtype,
-        compressor=compressor,
-        domain=domain,
-        tensor=tensor,
-        times_per_shard=times_per_shard,
-        workers=workers.count,
-    )
+    options = {"dtype": dtype, "compressor": compressor, "domain": domain, "tensor": tensor}
+    plan = plan_archive(source, times_per_shard=times_per_shard, workers=workers.count, **options)
     counted, partner = find_pairs(source, plan.lag, statistics_period)
     terms, of_terms = choose_terms(source.times, counted, climatology)
     options = {"statistics_period": statistics_period, "area_weighted": area_weighted}
@@ -100,18 +93,14 @@ def prepare_archive(
             static=source.static,
             scale=scale,
             offset=offset,
-            dtype=dtype,
-            compressor=compressor,
-            domain=domain,
-            tensor=tensor,
-            times_per_shard=plan.times_per_shard,
+            **plan.layout.options,
             attributes=_describe_source(source) | options | of_this | dict(attributes or {}),
         )
         row_weights = area_weights(source.grid.latitude) if area_weighted else np.ones(source.grid.shape[0])
         whole = Task(
-            target=working_path(path), recipe=recipe["name"], source=source, plan=plan, shards=range(plan.shards),
-            first=0, scale=scale, offset=offset, shift=shift, row_weights=row_weights, counted=counted,
-            partner=partner, masks=_find_masks(source, workers), keep_faults=keep_faults,
+            target=working_path(path), recipe=recipe["name"], source=source, plan=plan,
+            shards=range(plan.layout.shards), first=0, scale=scale, offset=offset, shift=shift, row_weights=row_weights,
+            counted=counted, partner=partner, masks=_find_masks(source, workers), keep_faults=keep_faults,
         )  # fmt: skip
         _write_shards(whole, journal, workers)
         more = _conclude(whole, journal, path, rounding=recipe["rounding"])
@@ -152,7 +141,7 @@ def _measure(source: Source, plan: ArchivePlan, workers: Workers) -> tuple[dict[
     """Chooses scale and offset from a sample, and measures what storage would cost in each type; and finds faults."""
     times = np.unique(np.linspace(0, len(source.times) - 1, SAMPLE_TIMES).round().astype(int))
     samples = (source.narrow(times, variables=[variable]) for variable in source.variables)
-    found = list(workers.map(functools.partial(_measure_sample, dtype=plan.dtype), samples))
+    found = list(workers.map(functools.partial(_measure_sample, dtype=plan.layout.dtype), samples))
     scale, offset, shift, *rounding = np.concatenate([rows for rows, _ in found], axis=1).tolist()
     rounding = dict(zip(DTYPES, rounding, strict=True))
     sampled = [str(time) for time in source.times[times]]
@@ -208,7 +197,7 @@ def _write_shards(whole: Task, journal: Journal, workers: Workers) -> None:
 
     Entries of those that are made again are taken back first: a shard that is overwritten is not finished.
     """
-    plan, times = whole.plan, whole.plan.shape[0]
+    plan, times = whole.plan, len(whole.source.times)
     begun = sorted(journal.finished() & set(whole.shards))
     finished = {
         shard

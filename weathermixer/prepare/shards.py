@@ -51,7 +51,7 @@ class Task:
 
     def times_of(self, shard: int) -> range:
         """The times of a shard, as indices in source."""
-        part = self.plan.times_of(shard)
+        part = self.plan.layout.times_of(shard)
         return range(part.start - self.first, part.stop - self.first)
 
     def describe(self, shard: int) -> str:
@@ -59,7 +59,7 @@ class Task:
         times = self.times_of(shard)
         hours = self.source.times[times.start : times.stop].astype("datetime64[h]").astype(np.int64)
         paired = self.partner[times.start : times.stop] >= 0
-        numbers = [self.plan.times_per_shard, *hours, *paired, *self.scale, *self.offset, *self.shift]
+        numbers = [self.plan.layout.times_per_shard, *hours, *paired, *self.scale, *self.offset, *self.shift]
         masks = [self.masks[variable].tobytes() for variable in sorted(self.masks)]
         return hashlib.sha256(b"".join([np.array(numbers, np.float64).tobytes(), *masks])).hexdigest()
 
@@ -110,7 +110,7 @@ def make_shards(task: Task) -> int:
             if shard.faults and not task.keep_faults:
                 raise ValueError(describe_faults(shard.faults, task.target.removesuffix(".partial")))
             journal.check_recipe(task.recipe)
-            pending = number, shard, store[task.plan.times_of(number)].write(shard.frames)
+            pending = number, shard, store[task.plan.layout.times_of(number)].write(shard.frames)
         _finish(journal, pending, task)
     return sum(len(task.times_of(number)) for number in task.shards)
 
@@ -164,7 +164,7 @@ def _read_earlier(task: Task, blocks: Iterator) -> Earlier:
 def _make_shard(task: Task, times: range, blocks: Iterator, earlier: Earlier) -> Shard:
     """Makes a shard from the blocks that come next; `earlier` is brought up to the shard's end."""
     groups = group_by_variable(task.source.channels)
-    frames = np.empty((len(times), len(task.source.channels), *task.source.grid.shape), task.plan.dtype)
+    frames = np.empty((len(times), len(task.source.channels), *task.source.grid.shape), task.plan.layout.dtype)
     sums, faults, missing = no_sums(frames.shape[1]), [], np.zeros((2, frames.shape[1]), np.int64)
     for variable, channels in groups.items():
         some, last = slice(channels[0], channels[-1] + 1), earlier[variable]
@@ -209,7 +209,7 @@ def _make_fields(
             found = measure(fields[piece], None if of_partner is None else of_partner[piece], **weights)
             sums[:, part] = add_sums(sums[:, part], found)
             try:
-                packed = pack(fields[piece][None], task.scale[here], task.offset[here], task.plan.dtype)
+                packed = pack(fields[piece][None], task.scale[here], task.offset[here], task.plan.layout.dtype)
                 out[here, piece[1]] = packed[0]
             except UnpackableError as error:
                 unpackable = task.source.channels[here][error.channel].name, error.value
@@ -220,5 +220,5 @@ def _make_fields(
     faults, changed = check_fields(fields, times[time], task.source.channels[some], *counts, **others)
     if unpackable and (task.keep_faults or not faults):
         what = f"{unpackable[0]} at {times[time]}: value {unpackable[1]}"
-        raise ValueError(f"{what} cannot be stored as {task.plan.dtype}: prepare with float16 or float32")
+        raise ValueError(f"{what} cannot be stored as {task.plan.layout.dtype}: prepare with float16 or float32")
     return sums, faults, changed

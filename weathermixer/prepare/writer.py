@@ -11,7 +11,7 @@ from jaxtyping import Float
 import weathermixer
 from weathermixer.archive import storage
 from weathermixer.archive.archive import EPOCH, FORMAT, FORMAT_VERSION, HOUR, NUMERIC, STATISTICS, Statistics
-from weathermixer.archive.layout import chunk_shape, fields_metadata
+from weathermixer.archive.layout import make_layout
 from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import Channel
 
@@ -30,28 +30,20 @@ def create_archive(
     static: Mapping[str, Float[np.ndarray, "lat lon"]],
     scale: Float[np.ndarray, " n"],
     offset: Float[np.ndarray, " n"],
-    dtype: str = "float16",
-    domain: int = 1,
-    tensor: int = 1,
-    times_per_shard: int,
     attributes: Mapping[str, Any],
-    compressor: str = "none",
+    **options: Any,
 ) -> storage.Array:
     """Writes an archive's metadata and returns its `fields`, to be filled whole shards at a time and published.
 
-    Idempotent: called again with the same layout it goes on with what is there. `attributes` needs step_hours.
-    Every chunk has a checksum that finds a flipped bit. compressor "none" is read at the rate of a plain copy; "zstd"
-    takes 2/3 of the bytes and "lz4" 4/5, which slow and remote stores are read faster from. Raises ValueError where the
-    archive exists, the layout differs from what is there, or sizes do not fit.
+    Idempotent: called again with the same layout it goes on with what is there. `attributes` needs step_hours;
+    `options` are those of `make_layout`. Every chunk has a checksum that finds a flipped bit. Raises ValueError where
+    the archive exists, the layout differs from what is there, or sizes do not fit.
     """
     path = os.fspath(path)
-    _check(path, times, grid, channels, static, scale, offset, dtype, domain, tensor, times_per_shard, attributes)
-    shape = (len(times), len(channels), *grid.shape)
-    itemsize = np.dtype(dtype).itemsize
-    chunk = chunk_shape(len(channels), len(static), *grid.shape, itemsize=itemsize, domain=domain, tensor=tensor)
-    metadata = fields_metadata(shape, chunk, dtype, times_per_shard, compressor=compressor)
+    _check(path, times, grid, channels, static, scale, offset, attributes)
+    layout = make_layout((len(times), len(channels), *grid.shape), static=len(static), **options)
     target = working_path(path)
-    store = _create_fields(target, metadata)
+    store = _create_fields(target, layout.metadata)
     for name, values, dimensions, extra in (
         ("time", (times - EPOCH) // HOUR, ["time"], _TIME),
         ("latitude", np.asarray(grid.latitude, np.float64), ["latitude"], _LATITUDE),
@@ -69,9 +61,9 @@ def create_archive(
         "complete": False,
         "software": f"weathermixer {weathermixer.__version__}",
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "domain": domain,
-        "tensor": tensor,
-        "compressor": compressor,
+        "domain": layout.domain,
+        "tensor": layout.tensor,
+        "compressor": layout.compressor,
         "levels_hpa": [channel.level_hpa for channel in channels],
         "units": [channel.units for channel in channels],
         **attributes,
@@ -145,18 +137,12 @@ def _create_fields(target: str, metadata: dict[str, Any]) -> storage.Array:
         raise ValueError(f"{target} holds an archive of another layout; delete it to start afresh. {error}") from None
 
 
-def _check(path, times, grid, channels, static, scale, offset, dtype, domain, tensor, times_per_shard, attributes):
+def _check(path, times, grid, channels, static, scale, offset, attributes):
     check_destination(path)
-    if dtype not in ("float16", "int16", "float32"):
-        raise ValueError(f"dtype={dtype!r} must be float16, int16 or float32")
     if not len(times) or np.any(times[1:] <= times[:-1]):
         raise ValueError("an archive's times must ascend, and there must be at least one")
     if np.any(times != EPOCH + (times - EPOCH) // HOUR * HOUR):
         raise ValueError("an archive's times must be whole hours")
-    if domain < 1 or tensor < 1 or times_per_shard < 1:
-        raise ValueError(f"domain={domain}, tensor={tensor}, times_per_shard={times_per_shard} must be at least 1")
-    if grid.shape[0] % domain:
-        raise ValueError(f"latitude={grid.shape[0]} is not divisible by domain={domain}")
     if len(scale) != len(channels) or len(offset) != len(channels):
         raise ValueError(f"scale={len(scale)} and offset={len(offset)} values for {len(channels)} channels")
     if not np.all(np.isfinite(scale)) or not np.all(np.isfinite(offset)) or np.any(np.asarray(scale) <= 0):
