@@ -65,7 +65,7 @@ class Batch:
     lead: Int[CutArray, " b"] | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Account:
     """What a loader has done in this process since it began.
 
@@ -77,13 +77,13 @@ class Account:
     skipped: what could not be read and was replaced, in words.
     """
 
-    batches: int
-    frames_read: int
-    frames_shared: int
-    bytes_needed: int
-    bytes_read: int
-    wait_seconds: float
-    skipped: tuple[str, ...]
+    batches: int = 0
+    frames_read: int = 0
+    frames_shared: int = 0
+    bytes_needed: int = 0
+    bytes_read: int = 0
+    wait_seconds: float = 0.0
+    skipped: tuple[str, ...] = ()
 
 
 def read_frames(
@@ -194,10 +194,7 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
         self._prefetch, self._terms, self._draw = prefetch, terms, draw
         self._recent: deque[dict] = deque(maxlen=keep)
         self._agreement = Agreement(f"weathermixer/loader/{next(_loaders)}")
-        self._batches = self._frames_read = self._frames_shared = self._bytes_needed = 0
-        self._wait_seconds = 0.0
-        self._skipped: list[str] = []
-        self._bytes_before = storage.bytes_read()
+        self._account = Account(bytes_read=-storage.bytes_read())  # what was read before
         self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=1)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
@@ -210,9 +207,7 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
 
     def account(self) -> Account:
         """What was read so far; the difference of two accounts is what happened between."""
-        counts = (self._batches, self._frames_read, self._frames_shared, self._bytes_needed)
-        bytes_read = storage.bytes_read() - self._bytes_before
-        return Account(*counts, bytes_read, self._wait_seconds, tuple(self._skipped))
+        return dataclasses.replace(self._account, bytes_read=self._account.bytes_read + storage.bytes_read())
 
     def __next__(self) -> Batch:
         if self._closed.is_set():
@@ -224,9 +219,9 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
                 break
             except queue.Empty:
                 logger.warning("waiting for data for %.0f s, and on", time.perf_counter() - since)
-        self._wait_seconds += time.perf_counter() - since
+        self._account.wait_seconds += time.perf_counter() - since
         if isinstance(item, Batch):
-            self._batches += 1
+            self._account.batches += 1
             return item
         self.close()
         raise item
@@ -259,9 +254,9 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
     def _start(self, chosen: np.ndarray, leads: tuple, *, share: bool) -> Pending:
         indices = [chosen + self._offset(offset, leads) for offset in self._offsets]
         pending = self._reader.start(indices, self._recent if share else ())
-        self._frames_read += pending.frames_read
-        self._frames_shared += pending.frames_shared
-        self._bytes_needed += pending.bytes_needed
+        self._account.frames_read += pending.frames_read
+        self._account.frames_shared += pending.frames_shared
+        self._account.bytes_needed += pending.bytes_needed
         if share:
             self._recent.append(pending.frames)
         return pending
@@ -286,11 +281,12 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
                 return self._make_batch(dict(zip(self._offsets, arrays, strict=True)), chosen, leads)
             chosen = chosen.copy()
             for row, problem in failed.items():
-                self._skipped.append(f"step {step}, row {row}: {problem}")
-                logger.warning("replaced a sample: %s", self._skipped[-1])
+                what = f"step {step}, row {row}: {problem}"
+                self._account.skipped += (what,)
+                logger.warning("replaced a sample: %s", what)
                 chosen[row] = self._replace(step=step, row=row, attempt=attempt)
             pending = self._start(chosen, leads, share=False)
-        raise ValueError(f"step {step}: {REPLACEMENTS} samples in a row cannot be read: {self._skipped[-1]}")
+        raise ValueError(f"step {step}: {REPLACEMENTS} samples in a row cannot be read: {self._account.skipped[-1]}")
 
     def _make_batch(self, frames: dict[int, jax.Array], chosen: np.ndarray, leads: tuple) -> Batch:
         first, *later = sorted(offset for offset in frames if offset > 0)

@@ -96,20 +96,14 @@ def _round_to_float16(values: Float[np.ndarray, "*shape"]) -> np.ndarray:
     return packed
 
 
-def unpack(
-    stored: np.ndarray, scale: Float[np.ndarray, " channel"], offset: Float[np.ndarray, " channel"]
-) -> Float[np.ndarray, "time channel lat lon"]:
-    """Stored values -> physical float64 frames."""
-    return stored.astype(np.float64) * scale[:, None, None] + offset[:, None, None]
-
-
 def rounding_error(sample: Float[np.ndarray, "time channel lat lon"], dtype: str) -> Float[np.ndarray, " channel"]:
     """Root mean square per channel of what storing a sample changes, in physical units."""
     if dtype == "float32":
         return np.zeros(sample.shape[1])
     scale, offset = choose_packing(sample, dtype)
     finite = np.where(np.isfinite(sample), sample, offset.astype(np.float32)[:, None, None])
-    error = unpack(pack(finite, scale, offset, dtype), scale, offset) - finite
+    stored = pack(finite, scale, offset, dtype).astype(np.float64)
+    error = stored * scale[:, None, None] + offset[:, None, None] - finite
     return np.sqrt(np.square(error).mean(axis=(0, 2, 3)))
 
 

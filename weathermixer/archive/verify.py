@@ -1,7 +1,6 @@
 """Reads a whole archive again and finds what differs from what was prepared, by time and channel."""
 
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -69,13 +68,19 @@ def _verify_climatology(archive: Archive) -> list[str]:
     for variable in group_by_variable(archive.channels):
         store = storage.open_array(storage.join(folder, variable))
         for hour in range(store.shape[0]):
-            try:
-                for day in range(store.shape[1]):
-                    store[hour, day].read().result()
-            except Exception as error:
-                reason = str(error).splitlines()[0]
-                findings.append(f"{CLIMATOLOGY}: {variable}, hour {hour}, day {day + 1}: cannot be read: {reason}")
+            problems = ((day, _find_problem(store[hour, day])) for day in range(store.shape[1]))
+            day, problem = next(((day, problem) for day, problem in problems if problem), (0, ""))
+            findings += [f"{CLIMATOLOGY}: {variable}, hour {hour}, day {day + 1}: {problem}"] * bool(problem)
     return findings
+
+
+def _find_problem(store: storage.Array) -> str:
+    """Why a part of an array cannot be read, "" where it can."""
+    try:
+        store.read().result()
+    except Exception as error:
+        return f"cannot be read: {str(error).splitlines()[0]}"
+    return ""
 
 
 def _verify_times(archive: Archive, block: np.ndarray, sums: np.ndarray) -> list[str]:
@@ -100,19 +105,13 @@ def _find_chunks(archive: Archive, time: int) -> list[str]:
     for channel in range(0, channels, group):
         for row in range(0, lat, band):
             some, rows = slice(channel, min(channel + group, channels)), slice(row, min(row + band, lat))
-            try:
-                archive.store[time, some, rows].read().result()
-            except Exception as error:
-                names = _names([c.name for c in archive.channels[some]])
+            if problem := _find_problem(archive.store[time, some, rows]):
+                names = [channel.name for channel in archive.channels[some]]
+                names = ", ".join(names) + " (one chunk)" * (len(names) > 1)
                 ends = archive.grid.latitude[rows][[0, -1]]
                 where = f"latitudes {ends[0]:g} to {ends[1]:g}"
-                reason = str(error).splitlines()[0]
-                findings.append(f"{names} at {_when(archive, time)}, {where}: cannot be read: {reason}")
+                findings.append(f"{names} at {_when(archive, time)}, {where}: {problem}")
     return findings
-
-
-def _names(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names)} (one chunk)"
 
 
 def _when(archive: Archive, time: int) -> str:
