@@ -243,7 +243,7 @@ def test_files_on_a_web_server(tmp_path, monkeypatch, capsys):
 def test_files_on_different_grids(tmp_path):
     make_dataset().isel(time=slice(0, 5)).to_netcdf(tmp_path / "a.nc")
     make_dataset(lat=10).isel(time=slice(5, 9)).to_netcdf(tmp_path / "b.nc")
-    with pytest.raises(ValueError, match="b.nc is on another grid than .*a.nc: 2m_temperature has latitudes 81 "):
+    with pytest.raises(ValueError, match="b.nc is on another grid than .*a.nc: 2m_temperature has latitudes 81.0 "):
         open_source(tmp_path / "*.nc")
 
 

@@ -27,12 +27,14 @@ from weathermixer.prepare.sizes import ArchivePlan, plan_archive
 from weathermixer.prepare.statistics import add_sums, make_statistics, no_sums
 from weathermixer.prepare.workers import HERE, Workers
 from weathermixer.prepare.writer import create_archive, publish, working_path, write_statistics
+from weathermixer.sources.formats import no_chunk_cache
 from weathermixer.sources.sources import Source
 
 SAMPLE_TIMES = 16  # evenly over the record, from which scale and offset are chosen
 SAMPLE_BYTES = 4 * 2**20  # of one variable
 
 
+@no_chunk_cache()
 def prepare_archive(
     source: Source,
     path: str | os.PathLike,

@@ -19,6 +19,8 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.synchronize import Event
 from typing import Any
 
+from weathermixer.sources.formats import no_chunk_cache
+
 AHEAD = 256  # tasks that wait for workers: enough for a cluster that grows to see what there is to do
 GO_ON = "what is finished is kept, and the same command goes on"
 
@@ -125,6 +127,7 @@ def _start_process(stop: Event) -> None:
         threading.Thread(target=end_after, args=(wait,), daemon=True).start()
 
 
+@no_chunk_cache()
 def _make(function: Callable[[Any], Any], task: Any) -> Any:
     _keep_memory()
     return function(task)

@@ -4,15 +4,17 @@ Files are known by what they hold, not by their names. Nothing is loaded and not
 of pieces, one per file, variable of a GRIB file and lead of a forecast, with notes of what was made of them.
 """
 
+import contextlib
 import glob
 import os
 import re
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+import netCDF4
 import numpy as np
 import xarray as xr
 import zarr
@@ -155,6 +157,21 @@ def _describe(head: bytes) -> str:
     return f"is neither netCDF nor GRIB: it begins with {head[:8]!r}"
 
 
+@contextlib.contextmanager
+def no_chunk_cache() -> Iterator[None]:
+    """While files are opened in it, the netCDF library keeps no chunks of them: else 64 MiB for each variable and file.
+
+    Nothing is decoded twice for want of them, as whole chunks are read.
+    """
+    before = netCDF4.get_chunk_cache()
+    netCDF4.set_chunk_cache(0, 1, 0.75)
+    try:
+        yield
+    finally:
+        netCDF4.set_chunk_cache(*before)
+
+
+@no_chunk_cache()
 def _open_netcdf(path: str, head: bytes) -> xr.Dataset:
     try:
         if head.startswith(_NETCDF3):

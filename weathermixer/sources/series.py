@@ -213,6 +213,8 @@ def read_part(
     if "level" in array.dims:
         wanted = [part.levels_hpa.index(level) for level in levels]
         unique = np.unique(wanted)
+        if "chunksizes" in part.array.encoding:  # of netCDF's chunks each range of levels is decoded anew
+            unique = np.arange(unique[0], unique[-1] + 1)
         array, order = array.isel(level=as_slice(unique)), np.searchsorted(unique, wanted)
     values = _load(array, remote="://" in part.file)
     values = _check_fill(part, values, gaps)
