@@ -5,23 +5,22 @@ journal that lies with the archive, so a prepare that was stopped in any way goe
 """
 
 import dataclasses
-import functools
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
 from weathermixer.archive import storage
 from weathermixer.archive.archive import CLIMATOLOGY, Archive, open_archive
 from weathermixer.archive.checksums import digest_archive
-from weathermixer.archive.packing import DTYPES, choose_packing, rounding_error
 from weathermixer.archive.progress import Progress
 from weathermixer.fields.grid import area_weights
-from weathermixer.prepare.checks import describe_faults, find_impossible
+from weathermixer.prepare.checks import describe_faults
 from weathermixer.prepare.journal import Journal, open_journal, remove_journal
 from weathermixer.prepare.normals import choose_terms, climatology_members, write_climatology
+from weathermixer.prepare.samples import measure_sample
 from weathermixer.prepare.shards import Task, find_pairs, make_shards
 from weathermixer.prepare.sizes import ArchivePlan, plan_archive
 from weathermixer.prepare.statistics import add_sums, make_statistics, no_sums
@@ -29,9 +28,6 @@ from weathermixer.prepare.workers import HERE, Workers
 from weathermixer.prepare.writer import create_archive, publish, working_path, write_statistics
 from weathermixer.sources.formats import no_chunk_cache
 from weathermixer.sources.sources import Source
-
-SAMPLE_TIMES = 16  # evenly over the record, from which scale and offset are chosen
-SAMPLE_BYTES = 4 * 2**20  # of one variable
 
 
 @no_chunk_cache()
@@ -132,45 +128,11 @@ def _open_recipe(
         storage.open_folder(storage.join(journal.target, "fields")).write("zarr.json", None).result()
         storage.delete_folder(storage.open_folder(journal.target), CLIMATOLOGY)
     if recipe is None or not np.isin(np.array(recipe["sampled"], source.times.dtype), source.times).all():
-        recipe, faults = _measure(source, plan, workers)
+        recipe, faults = measure_sample(source, plan.layout.dtype, workers)
         if faults and not keep_faults:
             raise ValueError(describe_faults(faults, journal.target.removesuffix(".partial")))
     measured = {name: recipe[name] for name in ("sampled", "scale", "offset", "shift", "rounding")}
     return journal.write_recipe(description, layout=layout, **measured)
-
-
-def _measure(source: Source, plan: ArchivePlan, workers: Workers) -> tuple[dict[str, Any], list[str]]:
-    """Chooses scale and offset from a sample, and measures what storage would cost in each type; and finds faults."""
-    times = np.unique(np.linspace(0, len(source.times) - 1, SAMPLE_TIMES).round().astype(int))
-    samples = (source.narrow(times, variables=[variable]) for variable in source.variables)
-    found = list(workers.map(functools.partial(_measure_sample, dtype=plan.layout.dtype), samples))
-    scale, offset, shift, *rounding = np.concatenate([rows for rows, _ in found], axis=1).tolist()
-    rounding = dict(zip(DTYPES, rounding, strict=True))
-    sampled = [str(time) for time in source.times[times]]
-    measured = {"sampled": sampled, "scale": scale, "offset": offset, "shift": shift, "rounding": rounding}
-    return measured, [fault for _, faults in found for fault in faults]
-
-
-def _measure_sample(source: Source, dtype: str) -> tuple[Float[np.ndarray, "row channel"], list[str]]:
-    """(scale, offset, shift, rounding error in each of DTYPES) per channel of one variable; and its impossible values.
-
-    Frames are thinned on the grid where they would take too much memory. shift is near the mean, whatever the type.
-    """
-    lat, lon = source.grid.shape
-    count = len(source.times)
-    thin = int(np.ceil(np.sqrt(count * len(source.channels) * lat * lon * 4 / SAMPLE_BYTES)))
-    sample = np.concatenate([source.read([n])[..., ::thin, ::thin] for n in range(count)])
-    faults = []
-    for n, fields in enumerate(sample):
-        finite = np.isfinite(fields)
-        low = np.where(finite, fields, np.inf).min(axis=(1, 2))
-        high = np.where(finite, fields, -np.inf).max(axis=(1, 2))
-        when = source.times[n].astype("datetime64[m]")
-        for channel, fault in find_impossible(fields, source.channels, low, high).items():
-            faults.append(f"{source.channels[channel].name} at {when}: {fault}")
-    _, shift = choose_packing(sample, "float16")
-    rows = [*choose_packing(sample, dtype), shift, *(rounding_error(sample, name) for name in DTYPES)]
-    return np.stack(rows), faults
 
 
 def _find_masks(source: Source, workers: Workers) -> dict[str, Bool[np.ndarray, "level lat lon"]]:

@@ -7,27 +7,23 @@ of pieces, one per file, variable of a GRIB file and lead of a forecast, with no
 import contextlib
 import glob
 import os
-import re
-import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import netCDF4
-import numpy as np
 import xarray as xr
 import zarr
 
-from weathermixer.archive.storage import cache_folder
-from weathermixer.sources.coordinates import DIMENSIONS, rename_dimensions
+from weathermixer.sources.coordinates import rename_dimensions
 from weathermixer.sources.grib import is_grib, open_grib
 from weathermixer.sources.netcdf3 import length_by_header
-from weathermixer.sources.times import LEADS, Note, at_valid_times, read_lead, with_dates
+from weathermixer.sources.remote import fetch_files, is_remote_file
+from weathermixer.sources.selection import refuse_one_beside_many, select_entry
+from weathermixer.sources.times import Note, at_valid_times, with_dates
 
 Spec = str | os.PathLike | xr.Dataset
 
-FILE_SUFFIXES = (".nc", ".nc4", ".netcdf", ".cdf", ".h5", ".grib", ".grib1", ".grib2", ".grb", ".grb2")
 _NETCDF3 = (b"CDF\x01", b"CDF\x02", b"CDF\x05")
 _NETCDF = (*_NETCDF3, b"\x89HDF\r\n\x1a\n")
 _PACKED = {
@@ -61,8 +57,7 @@ def open_pieces(
             pieces.append(spec)
             continue
         for path in find_paths(os.fspath(spec)):
-            remote = "://" in path and urlsplit(path).path.lower().endswith(FILE_SUFFIXES)
-            if remote:
+            if is_remote_file(path):
                 pieces += _open_remote(path, variables, storage_options, notes)
             elif "://" in path or os.path.isdir(path):
                 pieces.append(open_zarr(path, storage_options=storage_options))
@@ -70,7 +65,7 @@ def open_pieces(
                 pieces += _open_file(path, variables, notes)
     for name, value in (select or {}).items():
         pieces = select_entry(pieces, name, str(value))
-    _refuse_one_beside_many(pieces)
+    refuse_one_beside_many(pieces)
     return [part for piece in pieces for part in make_canonical(piece, notes)], notes
 
 
@@ -100,33 +95,17 @@ def find_paths(spec: str) -> list[str]:
 def _open_remote(
     path: str, variables: Sequence[str] | None, storage_options: Mapping[str, Any] | None, notes: list[Note]
 ) -> list[xr.Dataset]:
-    """The pieces of a remote file, or of a glob of them, from copies in the cache that are fetched where need be."""
-    protocol, folder = path.split("://")[0], str(cache_folder() / "remote")
-    print(f"fetch: {path}, unless {folder} has it", file=sys.stderr, flush=True)
-    options = {"filecache": {"cache_storage": folder, "check_files": True}, protocol: dict(storage_options or {})}
-    try:
-        import fsspec
-
-        files = fsspec.open_files(f"filecache::{path}", "rb", expand="*" in path, **options)
-        with files as opened:
-            copies = [file.name for file in opened]
-    except ImportError as error:
-        raise ValueError(f"{path} needs fsspec for its protocol ({error}): pip install 'weathermixer[cloud]'") from None
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"{path} cannot be fetched: {reason}") from error
-    if not copies:
-        raise ValueError(f"no file at {path}")
+    """The pieces of a remote file, or of a glob of them, from copies in the cache."""
     pieces = []
-    for file, copy in zip(files, copies):
-        name = file.path if "://" in file.path else f"{protocol}://{file.path}"
+    for name, copy in fetch_files(path, storage_options).items():
         told: list[Note] = [("read from a copy in the cache, fetched once", name)]
         try:
-            pieces += (found := _open_file(copy, variables, told))
+            found = _open_file(copy, variables, told)
         except ValueError as error:
             raise ValueError(str(error).replace(copy, name)) from None
         for piece in found:
             piece.encoding["source"] = name
+        pieces += found
         notes += [(what, name) for what, _ in told]
     return pieces
 
@@ -214,66 +193,6 @@ def _decode(dataset: xr.Dataset, path: str) -> xr.Dataset:
     except Exception as error:
         reason = str(error).splitlines()[0].partition(" Try opening")[0].rstrip(".")
         raise ValueError(f"{path} cannot be decoded: {reason}; put its attributes right, as with ncatted") from None
-
-
-def select_entry(pieces: Sequence[xr.Dataset], name: str, value: str) -> list[xr.Dataset]:
-    """The pieces at one entry of a dimension that some have: pieces of other entries are dropped, those without stay.
-
-    Raises ValueError where no piece has the dimension, or none the entry, with what there is.
-    """
-    if name in {dim for canonical in DIMENSIONS for dim in DIMENSIONS[canonical]}:
-        raise ValueError(f"select {name}={value}: --period, --step and --exclude choose times, --levels levels")
-    kept, offered, found = [], {}, False
-    for piece in pieces:
-        if name not in piece.dims and name not in piece.coords:
-            kept.append(piece)
-            continue
-        entries = _entries(piece, name)
-        offered |= dict.fromkeys(entries)
-        numbers = [_as_number(entry) for entry in entries]
-        if value in entries or _as_number(value) in numbers:
-            index = entries.index(value) if value in entries else numbers.index(_as_number(value))
-            kept.append(piece.isel({name: index}) if name in piece.dims else piece)
-            found = True
-    if not offered:
-        there = sorted({str(dim) for piece in pieces for dim in piece.dims})
-        raise ValueError(f"select {name}={value}: there is no {name}; dimensions are {', '.join(there)}")
-    if not found:
-        raise ValueError(f"select {name}={value}: there is no such {name}; it has {', '.join(offered)}")
-    return kept
-
-
-def _refuse_one_beside_many(pieces: Sequence[xr.Dataset]) -> None:
-    """ValueError for a variable with a dimension, as members, in one piece, and one entry of it, as control, beside."""
-    single = {(str(n), v) for piece in pieces for n, c in piece.coords.items() if not c.ndim for v in piece.data_vars}
-    for piece in pieces:
-        for dim in {str(dim) for dim in piece.dims if dim in piece.coords}.difference(*DIMENSIONS.values(), LEADS):
-            both = [variable for variable in piece.data_vars if (dim, variable) in single]
-            if both:
-                entries = ", ".join(_entries(piece, dim))
-                where = piece.encoding.get("source", "dataset")
-                raise ValueError(
-                    f"{both[0]} is there with {dim} {entries} in {where}, and beside: --select={dim}=VALUE"
-                )
-
-
-def _entries(piece: xr.Dataset, name: str) -> list[str]:
-    """The values of a dimension or of a coordinate, as they are written on a command line."""
-    if name not in piece.coords:
-        return [str(number) for number in range(piece.sizes[name])]
-    lead = read_lead(piece.coords[name], source=str(piece.encoding.get("source", "dataset")))
-    if lead is not None:
-        return [f"{hours:g}h" for hours in np.atleast_1d(lead / np.timedelta64(1, "h"))]
-    values = np.atleast_1d(piece.coords[name].values).tolist()
-    return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
-
-
-def _as_number(text: str) -> float | str:
-    """0005, 5 and 5.0 are the same entry, and so are 6h, 6 hours and 6."""
-    try:
-        return float(re.sub(r"\s*(h|hours?)$", "", text))
-    except ValueError:
-        return text
 
 
 def make_canonical(dataset: xr.Dataset, notes: list[Note]) -> list[xr.Dataset]:

@@ -1,11 +1,76 @@
-"""What is wanted of a source: its channels, chosen from what is there."""
+"""What is wanted of a source: entries of its other dimensions, and its channels, chosen from what is there."""
 
+import re
 from collections.abc import Sequence
 
+import numpy as np
+import xarray as xr
+
 from weathermixer.fields.variables import VARIABLES, Channel, group_by_variable
+from weathermixer.sources.coordinates import DIMENSIONS
 from weathermixer.sources.names import STATIC, SURFACE, split_level
 from weathermixer.sources.parts import LeftOut, Part, make_notes
-from weathermixer.sources.times import gather_notes
+from weathermixer.sources.times import LEADS, gather_notes, read_lead
+
+
+def select_entry(pieces: Sequence[xr.Dataset], name: str, value: str) -> list[xr.Dataset]:
+    """The pieces at one entry of a dimension that some have: pieces of other entries are dropped, those without stay.
+
+    Raises ValueError where no piece has the dimension, or none the entry, with what there is.
+    """
+    if name in {dim for canonical in DIMENSIONS for dim in DIMENSIONS[canonical]}:
+        raise ValueError(f"select {name}={value}: --period, --step and --exclude choose times, --levels levels")
+    kept, offered, found = [], {}, False
+    for piece in pieces:
+        if name not in piece.dims and name not in piece.coords:
+            kept.append(piece)
+            continue
+        entries = _entries(piece, name)
+        offered |= dict.fromkeys(entries)
+        numbers = [_as_number(entry) for entry in entries]
+        if value in entries or _as_number(value) in numbers:
+            index = entries.index(value) if value in entries else numbers.index(_as_number(value))
+            kept.append(piece.isel({name: index}) if name in piece.dims else piece)
+            found = True
+    if not offered:
+        there = sorted({str(dim) for piece in pieces for dim in piece.dims})
+        raise ValueError(f"select {name}={value}: there is no {name}; dimensions are {', '.join(there)}")
+    if not found:
+        raise ValueError(f"select {name}={value}: there is no such {name}; it has {', '.join(offered)}")
+    return kept
+
+
+def refuse_one_beside_many(pieces: Sequence[xr.Dataset]) -> None:
+    """ValueError for a variable with a dimension, as members, in one piece, and one entry of it, as control, beside."""
+    single = {(str(n), v) for piece in pieces for n, c in piece.coords.items() if not c.ndim for v in piece.data_vars}
+    for piece in pieces:
+        for dim in {str(dim) for dim in piece.dims if dim in piece.coords}.difference(*DIMENSIONS.values(), LEADS):
+            both = [variable for variable in piece.data_vars if (dim, variable) in single]
+            if both:
+                entries = ", ".join(_entries(piece, dim))
+                where = piece.encoding.get("source", "dataset")
+                raise ValueError(
+                    f"{both[0]} is there with {dim} {entries} in {where}, and beside: --select={dim}=VALUE"
+                )
+
+
+def _entries(piece: xr.Dataset, name: str) -> list[str]:
+    """The values of a dimension or of a coordinate, as they are written on a command line."""
+    if name not in piece.coords:
+        return [str(number) for number in range(piece.sizes[name])]
+    lead = read_lead(piece.coords[name], source=str(piece.encoding.get("source", "dataset")))
+    if lead is not None:
+        return [f"{hours:g}h" for hours in np.atleast_1d(lead / np.timedelta64(1, "h"))]
+    values = np.atleast_1d(piece.coords[name].values).tolist()
+    return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+
+
+def _as_number(text: str) -> float | str:
+    """0005, 5 and 5.0 are the same entry, and so are 6h, 6 hours and 6."""
+    try:
+        return float(re.sub(r"\s*(h|hours?)$", "", text))
+    except ValueError:
+        return text
 
 
 def choose_channels(

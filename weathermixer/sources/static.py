@@ -10,7 +10,7 @@ from weathermixer.fields.variables import VARIABLES
 from weathermixer.sources.names import STATIC
 from weathermixer.sources.orientation import Orientation
 from weathermixer.sources.parts import LeftOut, Part, make_notes
-from weathermixer.sources.series import read_part
+from weathermixer.sources.reading import read_part
 from weathermixer.sources.times import gather_notes
 
 Field = Float[np.ndarray, "lat lon"]
