@@ -47,9 +47,9 @@ class Layout:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What `make_layout` was given besides the sizes."""
-        names = ("dtype", "compressor", "domain", "tensor", "times_per_shard")
-        return {name: getattr(self, name) for name in names}
+        """What `make_layout` was given: all but shape and chunk."""
+        _, _, *fields = dataclasses.fields(self)
+        return {field.name: getattr(self, field.name) for field in fields}
 
     @property
     def shards(self) -> int:
