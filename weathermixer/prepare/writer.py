@@ -43,14 +43,18 @@ def create_archive(
     _check(path, times, grid, channels, static, scale, offset, attributes)
     layout = make_layout((len(times), len(channels), *grid.shape), static=len(static), **options)
     target = working_path(path)
-    store = _create_fields(target, layout.metadata)
+    try:
+        store = storage.create_array(storage.join(target, "fields"), layout.metadata)
+    except ValueError as error:
+        raise ValueError(f"{target} holds an archive of another layout; delete it to start afresh. {error}") from None
+    fields = np.stack([*static.values()]).astype(np.float32) if static else np.zeros((0, *grid.shape), np.float32)
     for name, values, dimensions, extra in (
         ("time", (times - EPOCH) // HOUR, ["time"], _TIME),
         ("latitude", np.asarray(grid.latitude, np.float64), ["latitude"], _LATITUDE),
         ("longitude", np.asarray(grid.longitude, np.float64), ["longitude"], _LONGITUDE),
         ("scale", np.asarray(scale, np.float64), ["channel"], {}),
         ("offset", np.asarray(offset, np.float64), ["channel"], {}),
-        ("static", _stack(static, grid.shape), ["static_channel", "latitude", "longitude"], {}),
+        ("static", fields, ["static_channel", "latitude", "longitude"], {}),
     ):
         storage.write_array(storage.join(target, name), values, dimensions=dimensions, attributes=extra)
     storage.write_text_array(storage.join(target, "channel"), [c.name for c in channels], dimension="channel")
@@ -130,13 +134,6 @@ def working_path(path: str) -> str:
     return path.rstrip("/") + ".partial" if storage.is_local(path) else path
 
 
-def _create_fields(target: str, metadata: dict[str, Any]) -> storage.Array:
-    try:
-        return storage.create_array(storage.join(target, "fields"), metadata)
-    except ValueError as error:
-        raise ValueError(f"{target} holds an archive of another layout; delete it to start afresh. {error}") from None
-
-
 def _check(path, times, grid, channels, static, scale, offset, attributes):
     check_destination(path)
     if not len(times) or np.any(times[1:] <= times[:-1]):
@@ -152,10 +149,6 @@ def _check(path, times, grid, channels, static, scale, offset, attributes):
             raise ValueError(f"static field {name} has shape {np.shape(field)}, the grid {grid.shape}")
     if "step_hours" not in attributes:
         raise ValueError("attributes must name step_hours, the hours between times")
-
-
-def _stack(static: Mapping[str, np.ndarray], shape: tuple[int, int]) -> np.ndarray:
-    return np.stack([*static.values()]).astype(np.float32) if static else np.zeros((0, *shape), np.float32)
 
 
 def _write_group(target: str, attributes: Mapping[str, Any], members: Mapping[str, Any]) -> None:
