@@ -39,6 +39,7 @@ setup(
         "orbax-checkpoint>=0.12.4",
         "tensorstore>=0.1.86",
         "zarr>=3.1.6",
+        "numcodecs>=0.14",
         "google-crc32c>=1.5",
         "xarray>=2026.2",
         "pandas>=2.2.3",

@@ -63,28 +63,33 @@ class Source:
         }
 
     @property
+    def stride(self) -> int:
+        """How many of the source's times apart these times mostly are, in the first variable's first file."""
+        positions = next(iter(self.series.values()))[0].position[:, 0]
+        return max(1, int(np.median(np.diff(positions)))) if len(positions) > 1 else 1
+
+    @property
     def time_chunk(self) -> int:
         """How many of these times lie in one of the source's chunks: reading fewer at once decodes it repeatedly."""
-        first = [series[0] for series in self.series.values()]
-        chunks = [one.parts[0].array.encoding.get("preferred_chunks", {}).get("time", 1) for one in first]
-        positions = first[0].position[:, 0]
-        stride = int(np.median(np.diff(positions))) if len(self.times) > 1 else 1
-        return max(1, max(chunks) // max(1, stride))
+        first = [series[0].parts[0].array for series in self.series.values()]
+        chunks = [array.encoding.get("preferred_chunks", {}).get("time", 1) for array in first]
+        return max(1, max(chunks) // self.stride)
 
     def decoded_bytes(self, variable: str, times: int) -> int:
-        """Bytes of the source's chunks that hold some consecutive times of a variable, all of their levels included."""
-        series = self.series[variable][0]
-        array = series.parts[0].array
-        chunks = array.encoding.get("preferred_chunks", {})
-        wanted = {
-            "level": sum(channel.variable == variable for channel in self.channels),
-            "time": times * series.window,
-        }
-        count = array.dtype.itemsize
-        for dim, size in array.sizes.items():
-            chunk = min(chunks.get(dim, 1 if dim == "time" else size), size)
-            count *= -(-min(wanted.get(dim, size), size) // chunk) * chunk
-        return count
+        """Bytes of the source's chunks that hold some consecutive times of a variable, at most, wherever they begin."""
+        most = 0
+        for series in self.series[variable]:
+            array, levels = series.parts[0].array, series.parts[0].levels_hpa
+            wanted = [levels.index(level) for level in series.levels_hpa] or [0]
+            entries = {"time": times * series.window, "level": len(wanted)}
+            reach = {"time": (times - 1) * self.stride + series.window, "level": max(wanted) - min(wanted) + 1}
+            count = array.dtype.itemsize
+            for dim, size in array.sizes.items():
+                chunk = min(array.encoding.get("preferred_chunks", {}).get(dim, 1 if dim == "time" else size), size)
+                touched = min(entries.get(dim, size), -(-(reach.get(dim, size) - 1) // chunk) + 1, -(-size // chunk))
+                count *= touched * chunk
+            most = max(most, count)
+        return most
 
     def narrow(self, times: slice | Int[np.ndarray, " time"], *, variables: Sequence[str] | None = None) -> "Source":
         """A source of some of the times and variables that holds nothing else, to be sent to other processes."""
