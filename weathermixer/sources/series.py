@@ -68,6 +68,7 @@ class Series:
                 f"{part.file} has {part.given} every {step / HOUR:g} h, of which {part.variable} is no sum: if it is "
                 f"the amount of {hours} h, say --rename={part.given}={part.variable}"
             )
+        window = int(window)
         last = np.arange(window - 1, len(self.times))
         last = last[self.times[last] - self.times[last - (window - 1)] == (window - 1) * step]
         return self.gather(last[:, None] + np.arange(1 - window, 1))
