@@ -16,6 +16,7 @@ from tests.experiments.test_train import make_run_settings
 from tests.sources.written_sources import frames_of, make_dataset, write_zarr
 from weathermixer.parallel.mesh import make_mesh
 from weathermixer.prepare.prepare import prepare_archive
+from weathermixer.runs.record import read_document, write_document
 from weathermixer.runs.run import open_run
 from weathermixer.sources.sources import open_source
 from weathermixer.verification.scores import format_scores
@@ -79,10 +80,9 @@ def test_the_archive_gives_the_same_forecast_as_the_source_it_is_from(trained, t
 
 def test_a_forecast_starts_without_what_is_output_only(trained, tmp_path):
     shutil.copytree(trained[0], tmp_path / "run")
-    record = tmp_path / "run" / "run.json"
-    text = record.read_text()
-    first = text.index('"role": "state"')  # of 2m_temperature: the same parameters, which are not shown it any more
-    record.write_text(text[:first] + text[first:].replace("state", "output_only", 1))
+    record = read_document(tmp_path / "run" / "run.json")
+    record["channels"][0]["role"] = "output_only"  # the same parameters, which are not shown 2m_temperature any more
+    write_document(record, tmp_path / "run" / "run.json")
     run, without = open_run(tmp_path / "run"), weather().drop_vars("2m_temperature")
     assert run.reference.channel_set.output_only == ("2m_temperature",)
     found = run.forecast(without, starts=START, hours=12, analysis=True)
