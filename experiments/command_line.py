@@ -16,9 +16,11 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NoReturn
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from weathermixer.parallel import distributed
 from weathermixer.runs.settings import Settings, check_period, field_types, make_settings
 
 CONFIGS = pathlib.Path(__file__).parent / "configs"
@@ -77,19 +79,34 @@ def make_parser(program: str, doc: str | None) -> Parser:
 def run(main: Callable[[Sequence[str] | None], int | None], arguments: Sequence[str] | None = None) -> NoReturn:
     """Ends the process with main's status; what is wrong with its input ends it with one line and status 1.
 
-    WEATHERMIXER_TRACEBACK=1 in the environment shows where it was raised instead.
+    Anything else is a fault, with a traceback and status 70. WEATHERMIXER_TRACEBACK=1 in the environment shows where
+    everything was raised. One of several processes leaves at once, and the others with it.
     """
     try:
         sys.exit(main(arguments))
-    except EXPECTED as error:
-        if os.environ.get("WEATHERMIXER_TRACEBACK"):
-            raise
-        line = " ".join(str(error).split("\n"))
-        print(f"{_short(main.__globals__['__spec__'].name)}: {line}", file=sys.stderr)
-        sys.exit(1)
+    except Exception as error:
+        status, line = explain(error, _short(main.__globals__["__spec__"].name))
+        distributed.leave(status, line) if jax.distributed.is_initialized() else sys.exit(status)
     except KeyboardInterrupt:
         print(f"{_short(main.__globals__['__spec__'].name)}: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def explain(error: Exception, program: str) -> tuple[int, str]:
+    """`judge`, and says the line, or shows the traceback of what is no fault of the program's input."""
+    status, line = judge(error)
+    if isinstance(error, EXPECTED) and not os.environ.get("WEATHERMIXER_TRACEBACK"):
+        print(f"{program}: {line}", file=sys.stderr, flush=True)
+    else:
+        traceback.print_exception(error)
+    return status, line
+
+
+def judge(error: Exception) -> tuple[int, str]:
+    """(status, line) of what ends a program: status 1 where it would end so again, else 70."""
+    expected = isinstance(error, EXPECTED)
+    line = " ".join((str(error) if expected else f"{type(error).__name__}: {error}").split("\n"))
+    return distributed.FAILED if expected and not isinstance(error, TimeoutError) else distributed.FAULT, line
 
 
 def _short(program: str) -> str:
@@ -117,6 +134,11 @@ def integers(text: str) -> tuple[int, ...]:
 def pair(text: str) -> tuple[int, ...]:
     """(8, 2) from "8,2": positive integers."""
     return _integers(text, "two positive integers with a comma between them, as 8,2", 1, 2)
+
+
+def step_and_count(text: str) -> tuple[int, int]:
+    """(100, 5) from "100:5": positive integers."""
+    return _integers(text.replace(":", ","), "a step and a number of steps, as 100:5", 1, 2)
 
 
 def positive(text: str) -> float:

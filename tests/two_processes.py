@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from weathermixer.parallel.distributed import describe, initialize, preempted
+from weathermixer.parallel.distributed import describe, initialize, mind_signals, preempted
 from weathermixer.parallel.mesh import make_mesh, sharding, use_mesh
 from weathermixer.training.checkpoint import open_checkpoints
+from weathermixer.training.phases import Phases
 from weathermixer.training.telemetry import open_log
 
 
@@ -19,11 +20,12 @@ def say(text: str) -> None:
 
 def main(workdir: str) -> None:
     initialize(heartbeat_timeout_seconds=10)
+    mind_signals()
     mesh = make_mesh(1, 4, 1)
     say(f"joined: {describe()}")
     with (
         use_mesh(mesh),
-        open_log(workdir, first_step=0, last_step=1_000_000, every=100_000, batch_size=1, flops_per_step=1.0) as log,
+        open_log(workdir, Phases(), first_step=0, last_step=1_000_000, every=100_000, batch_size=1) as log,
         open_checkpoints(f"{workdir}/checkpoints", every=2, keep=2) as checkpoints,
     ):
         values = np.arange(8, dtype=np.float32)

@@ -3,6 +3,7 @@
 import logging
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import pytest
 import tensorstore as ts
 
 from tests.servers import serve
-from weathermixer.archive import loader
+from weathermixer.archive import reader
 from weathermixer.archive.archive import open_archive
 from weathermixer.archive.loader import make_batches, read_frames
 from weathermixer.archive.storage import kvstore_spec
@@ -111,14 +112,15 @@ def test_a_store_that_fails_for_good_is_named(make_archive):
 
 def test_a_slow_store_shows_as_waiting(make_archive, monkeypatch, caplog):
     local = make_archive()
-    monkeypatch.setattr(loader, "SLOW_SECONDS", 0.1)
+    monkeypatch.setattr(reader, "SLOW_SECONDS", 0.1)
     with serve(pathlib.Path(local.path).parent, lambda path, times: 0.4 if "/fields/c/" in path else None) as (url, _):
         archive = open_archive(f"{url}/archive0")
-        with caplog.at_level(logging.WARNING, loader.__name__), steps(archive, last_step=1) as batches:
+        with caplog.at_level(logging.WARNING, reader.__name__), steps(archive, last_step=1) as batches:
             next(batches)
             waited = batches.account().wait_seconds
         assert waited >= 0.4
-        assert "waiting for data for 0 s, and on" in caplog.text
+        assert f"{socket.gethostname()}: {url}/archive0: cannot read time 2000-01-0" in caplog.text
+        assert " yet, after " in caplog.text
 
 
 def test_closing_does_not_wait_for_a_store_that_hangs(make_archive):

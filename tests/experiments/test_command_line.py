@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -190,10 +191,20 @@ def test_values():
     assert command_line.times("2000-01-01T06,2000-01-02") == hours
 
 
-def test_where_it_was_raised_is_shown_when_asked_for(monkeypatch):
+def test_where_it_was_raised_is_shown_when_asked_for(monkeypatch, capsys):
     monkeypatch.setenv("WEATHERMIXER_TRACEBACK", "1")
-    with pytest.raises(ValueError, match="no such config"):
+    with pytest.raises(SystemExit, match="1"):
         command_line.run(program("train").main, ["--config=quikstart", "--workdir=run"])
+    assert re.search(r"(?s)^Traceback.*in _find_config.*ValueError: .*no such config", capsys.readouterr().err)
+
+
+def test_a_fault_of_ours_has_a_traceback_and_a_status_of_its_own(capsys):
+    def main(arguments):
+        return {}[arguments]
+
+    with pytest.raises(SystemExit, match="70"):
+        command_line.run(main, "no such key")
+    assert capsys.readouterr().err.splitlines()[-1] == "KeyError: 'no such key'"
 
 
 def test_names_that_the_locale_cannot_say_are_refused():

@@ -19,6 +19,7 @@ from weathermixer.parallel.mesh import make_mesh, use_mesh
 from weathermixer.runs import run as runs
 from weathermixer.runs.settings import make_settings
 from weathermixer.training.checkpoint import saved_steps
+from weathermixer.training.telemetry import read_records
 
 STEPS = 6
 CUT = dict(mesh__domain=2, mesh__tensor=2, model__head="blend")
@@ -57,7 +58,8 @@ def make_run_settings(**changes):
 
 
 def records(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    """Those of steps."""
+    return [record for record in read_records(workdir / "metrics.jsonl") if "seconds" not in record]
 
 
 @pytest.fixture(scope="module")
@@ -91,12 +93,15 @@ def test_stopped_and_resumed_is_bit_equal(undisturbed, archive, tmp_path, monkey
     monkeypatch.setattr(distributed, "preempted", lambda step: step == 4)
     with pytest.raises(SystemExit) as stopped:
         train.train(settings, tmp_path, archive)
-    assert stopped.value.code == 0
+    assert stopped.value.code == distributed.PREEMPTED
     monkeypatch.undo()
     run = train.train(settings, tmp_path, archive)
     jax.tree.map(np.testing.assert_array_equal, run.params, undisturbed[1])
-    by_step = [{record["step"]: record.get("loss") for record in records(path)} for path in (tmp_path, undisturbed[0])]
-    assert by_step[0] == by_step[1]
+    losses = [
+        [(record["step"], record["loss"]) for record in records(path) if "loss" in record]
+        for path in (tmp_path, undisturbed[0])
+    ]
+    assert losses[0] == losses[1]
 
 
 def test_a_rollout_that_grows_is_resumed_in_its_middle_bit_for_bit(archive, tmp_path):
@@ -225,9 +230,10 @@ def test_a_missing_value_is_looked_for_in_every_target_of_a_rollout(tmp_path):
     settings = make_run_settings(training__batch_size=1)
     frames, starts = make_frames(archive, ChannelSet(archive.channels), make_mesh(1, 1, 1)), np.array([6])
     with use_mesh(frames.mesh):
-        train._look_for_missing(settings, frames, starts, 1, [1, 2])  # which is as far as the fault is not
+        samples = train.Samples(settings, archive, frames.reference, frames.mesh, starts, starts, None)
+        samples.look(starts, 1, 2)  # which is as far as the fault is not
         with pytest.raises(ValueError, match="sea_surface_temperature at 2000-01-03T06:00 has 1 of 128"):
-            train._look_for_missing(settings, frames, starts, 1, [1, 2, 3])
+            samples.look(starts, 1, 3)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from experiments.prepare import make_parser
+from weathermixer.parallel import distributed
+from weathermixer.parallel.places import find_place
 
 LAUNCH = Path(__file__).parent.parent.parent / "launch"
 
@@ -132,14 +134,31 @@ def test_local_script_shares_the_gpus(tmp_path, processes, shares):
 
 @pytest.mark.parametrize(("given", "cores"), [({"SLURM_CPUS_PER_TASK": "48"}, "48"), ({}, "1")])
 def test_srun_gets_the_cores_that_sbatch_was_given(tmp_path, given, cores):
-    srun = tmp_path / "srun"
-    srun.write_text('#!/bin/sh\necho "$SRUN_CPUS_PER_TASK $*"\n')
-    srun.chmod(0o755)
+    stub(tmp_path / "srun", 'echo "$SRUN_CPUS_PER_TASK $*"')
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", **given}
     command = ["bash", str(LAUNCH / "slurm.sbatch"), "--config=quickstart", "--workdir=a b"]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    said = f"{cores} --kill-on-bad-exit=1 python -u -m experiments.train --config=quickstart --workdir=a b\n"
-    assert run.stdout == said
+    words = "--kill-on-bad-exit=0 --wait=300 python -u -m experiments.train --config=quickstart --workdir=a b"
+    assert run.stdout == f"{cores} {words}\n"
+
+
+def stub(path, line):
+    path.write_text(f"#!/bin/sh\n{line}\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("status", "restarts", "requeued"),
+    [(0, 0, False), (1, 0, False), (2, 0, False), (75, 99, True), (70, 0, True), (137, 9, True), (124, 10, False)],
+)
+def test_a_job_of_slurm_goes_back_into_the_queue(tmp_path, status, restarts, requeued):
+    """Where it was asked to stop, always, and after crashes, some times; not where it would fail again."""
+    stub(tmp_path / "srun", f"exit {status}")
+    stub(tmp_path / "scontrol", 'echo "scontrol $*"')
+    job = {"SLURM_JOB_ID": "77", **({"SLURM_RESTART_COUNT": str(restarts)} if restarts else {})}
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", **job}
+    run = subprocess.run(["bash", str(LAUNCH / "slurm.sbatch")], env=environment, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (status, "scontrol requeue 77\n" if requeued else "")
 
 
 def test_slurm_directives():
@@ -153,14 +172,22 @@ def test_slurm_directives():
     assert options["signal"] == "TERM@180"
 
 
+def statuses(rule):
+    return rule.get("onExitCodes", {}).get("values", [])
+
+
 def test_kubernetes_places_agree():
     service, job = yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())
     pods = job["spec"]["template"]["spec"]
     variables = {entry["name"]: entry.get("value") for entry in pods["containers"][0]["env"]}
-    assert set(variables) == {"JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"}
+    assert set(variables) == {"JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES"}
+    assert find_place(variables | {"JOB_COMPLETION_INDEX": "1"}).process == 1
     assert int(variables["JAX_NUM_PROCESSES"]) == job["spec"]["completions"] == job["spec"]["parallelism"]
     assert variables["JAX_COORDINATOR_ADDRESS"].startswith(f"{job['metadata']['name']}-0.{pods['subdomain']}:")
     assert pods["subdomain"] == service["metadata"]["name"]
+    by_status = {s: rule["action"] for rule in job["spec"]["podFailurePolicy"]["rules"] for s in statuses(rule)}
+    assert by_status == {distributed.FAILED: "FailJob", 2: "FailJob", distributed.PREEMPTED: "Ignore"}
+    assert pods["restartPolicy"] == "Never"  # or Kubernetes refuses the policy
     assert service["spec"]["selector"].items() <= job["spec"]["template"]["metadata"]["labels"].items()
 
 

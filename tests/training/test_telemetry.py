@@ -1,7 +1,6 @@
 """The run's log: lines that a person reads, records that a program reads, rates that are true."""
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -15,16 +14,20 @@ import numpy as np
 import pytest
 
 from weathermixer.training import telemetry
-from weathermixer.training.telemetry import format_line, open_log
+from weathermixer.training.phases import Phases
+from weathermixer.training.telemetry import format_line, open_log, read_records
 
 
 def records(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    """Those of steps."""
+    return [record for record in read_records(workdir / "metrics.jsonl") if "seconds" not in record]
 
 
 def open_small(workdir, *, first_step=0, last_step=6, every=2, **changes):
-    settings = {"batch_size": 4, "flops_per_step": 8e9, "peak_flops": 1e12} | changes
-    return open_log(workdir, first_step=first_step, last_step=last_step, every=every, **settings)
+    settings = {"batch_size": 4, "peak_flops": 1e12} | changes
+    log = open_log(workdir, Phases(), first_step=first_step, last_step=last_step, every=every, **settings)
+    log.begin_stage(flops_per_step=8e9)
+    return log
 
 
 def run(workdir, *, first_step=0, last_step=6, every=2):
@@ -220,8 +223,9 @@ def test_bad_settings_and_unwritable_directory(tmp_path):
 def test_a_progress_bar_on_a_terminal_alone(tmp_path):
     """Under a pseudo-terminal the program draws a bar; test_a_record_and_a_line shows that a pipe gets none."""
     program = (
+        "from weathermixer.training.phases import Phases\n"
         "from weathermixer.training.telemetry import open_log\n"
-        "with open_log('run', first_step=0, last_step=2, every=1, batch_size=1, flops_per_step=1) as log:\n"
+        "with open_log('run', Phases(), first_step=0, last_step=2, every=1, batch_size=1) as log:\n"
         "    log.step(1, {'loss': 1.0})\n"
         "    log.step(2, {'loss': 0.5})\n"
     )

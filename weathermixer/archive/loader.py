@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import json
 import logging
 import queue
 import threading
@@ -23,16 +24,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Num
 
 from weathermixer.archive import storage
-from weathermixer.archive.agreement import Agreement, Closed
 from weathermixer.archive.archive import Archive
 from weathermixer.archive.inputs import place_terms
-from weathermixer.archive.reader import Pending, Reader, Unreadable
+from weathermixer.archive.reader import Closed, Pending, Reader, Unreadable
 from weathermixer.archive.sampling import replace_start, sample_leads, sample_starts
 from weathermixer.fields.variables import ChannelSet
+from weathermixer.parallel.distributed import Interrupted, exchange
 from weathermixer.parallel.mesh import CutArray, sharding
 
-# the log tells of a batch that is waited for longer, again and again
-SLOW_SECONDS = 60.0
 # a sample is replaced so many times before the archive counts as broken
 REPLACEMENTS = 16
 logger = logging.getLogger(__name__)
@@ -193,7 +192,7 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
         self._reader, self._steps, self._choose, self._replace, self._offsets = reader, steps, choose, replace, offsets
         self._prefetch, self._terms, self._draw = prefetch, terms, draw
         self._recent: deque[dict] = deque(maxlen=keep)
-        self._agreement = Agreement(f"weathermixer/loader/{next(_loaders)}")
+        self._name = f"loader {next(_loaders)}"
         self._account = Account(bytes_read=-storage.bytes_read())  # what was read before
         self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=1)
         self._closed = threading.Event()
@@ -213,12 +212,7 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
         if self._closed.is_set():
             raise StopIteration
         since = time.perf_counter()
-        while True:
-            try:
-                item = self._ready.get(timeout=SLOW_SECONDS)
-                break
-            except queue.Empty:
-                logger.warning("waiting for data for %.0f s, and on", time.perf_counter() - since)
+        item = self._ready.get()
         self._account.wait_seconds += time.perf_counter() - since
         if isinstance(item, Batch):
             self._account.batches += 1
@@ -246,7 +240,7 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
             while pending:
                 self._put(self._finish(*pending.popleft()))
             self._put(StopIteration())
-        except Closed:
+        except (Closed, Interrupted):
             pass
         except Exception as error:  # raised again in the consumer
             self._put(error)
@@ -275,7 +269,9 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
                     raise
                 failed = error.failed
             if self._replace is not None:
-                failed = self._agreement.reach(f"{step}/{attempt}", failed, self._closed)
+                # not by the devices, whose collectives would race with the training step's
+                answers = exchange(self._name, json.dumps(failed), given_up=self._closed.is_set)
+                failed = dict(sorted((int(row), why) for text in answers for row, why in json.loads(text).items()))
             if not failed:
                 # not waited for: a copy to a GPU begins when the steps that it has been sent by then are done
                 return self._make_batch(dict(zip(self._offsets, arrays, strict=True)), chosen, leads)

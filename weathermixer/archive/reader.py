@@ -3,7 +3,10 @@
 import contextlib
 import dataclasses
 import itertools
+import logging
+import socket
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 
@@ -13,7 +16,6 @@ import tensorstore as ts
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-from weathermixer.archive.agreement import Closed
 from weathermixer.archive.archive import Archive
 from weathermixer.archive.boxes import Box, as_slice, find_boxes, frames_shape
 from weathermixer.archive.buffers import Buffers
@@ -24,7 +26,13 @@ from weathermixer.parallel.mesh import sharding
 # Chunks that lie together are read at once up to this size, each time by one thread into memory of its own: larger
 # pieces are read at half the rate (0.25 degrees, whole globe: 1.4 GB/s in one piece, 3 GB/s in pieces)
 PIECE_BYTES = 8 * 2**20
+SLOW_SECONDS = 60.0  # a read that takes longer is named, again and again
+logger = logging.getLogger(__name__)
 Key = tuple[int, tuple[int, int], tuple[int, int]]
+
+
+class Closed(Exception):
+    """Nobody waits for this any more."""
 
 
 class Unreadable(ValueError):
@@ -205,11 +213,15 @@ class Reader:
 
 def _wait(frame: Frame, closed: threading.Event) -> str | None:
     """Waits for a frame; what went wrong, or None."""
+    since, said = time.perf_counter(), SLOW_SECONDS
     for read in frame.reads:
         while not read.done():
             if closed.is_set():
                 raise Closed
             with contextlib.suppress(Exception):  # whatever reading raises: found below, raised by `finish`
                 read.result(timeout=0.5)
+            if (waited := time.perf_counter() - since) > said:
+                logger.warning("%s: %s yet, after %.0f s", socket.gethostname(), frame.what, waited)
+                said += SLOW_SECONDS
     errors = [read.exception() for read in frame.reads]
     return next((f"{frame.what}: {error}" for error in errors if error is not None), None)

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 
+import jax
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
@@ -61,5 +62,7 @@ class MixerBlock(nnx.Module):
     def __call__(
         self, h: Float[Array, "b t d"], key: Key[Array, ""] | None, condition: Float[Array, "b n"] | None = None
     ) -> Float[Array, "b t d"]:
-        h = h + self.token_mlp(self.token_norm(h, condition), fold_key(key, 0))
-        return h + self.channel_mlp(self.channel_norm(h, condition), fold_key(key, 1))
+        with jax.named_scope("token_mixing"):
+            h = h + self.token_mlp(self.token_norm(h, condition), fold_key(key, 0))
+        with jax.named_scope("channel_mixing"):
+            return h + self.channel_mlp(self.channel_norm(h, condition), fold_key(key, 1))

@@ -252,9 +252,10 @@ class WeatherMixer(nnx.Module):
         for repeat in range(repeats):
             for index, block in enumerate(self.blocks):
                 h = self._apply_block(block, h, fold_key(key, repeat * self.shape.blocks + index), condition)
-        decoded = unpatch(self._decode(h, encoded, condition), self.shape.patch, self.shape.grid)
-        predicted = np.arange(self.shape.channels) < self.shape.predicted
-        return gather_instances(self.head)(decoded, x, predicted)
+        with jax.named_scope("head"):
+            decoded = unpatch(self._decode(h, encoded, condition), self.shape.patch, self.shape.grid)
+            predicted = np.arange(self.shape.channels) < self.shape.predicted
+            return gather_instances(self.head)(decoded, x, predicted)
 
     def _condition(self, noise, lead, batch):
         if noise is None and lead is None:
@@ -263,6 +264,7 @@ class WeatherMixer(nnx.Module):
         places = zeros[:, self.shape.noise :] if lead is None else jax.nn.one_hot(lead, self.shape.leads)[:, 1:]
         return jnp.concatenate([zeros[:, : self.shape.noise] if noise is None else noise, places], axis=1)
 
+    @jax.named_scope("encode")
     def _encode(self, frames):
         encode = gather_instances(self.encode)
         kernels = [encode.kernel[...]]

@@ -1,107 +1,109 @@
-"""Several processes as one run: who they are, which devices each takes, and when they are asked to stop.
+"""Several processes as one run: they join, wait for each other, are asked to stop, and end together.
 
-A process learns its place from the environment, in this order:
+A run ends with one of these statuses, the same on all of its processes:
 
-    JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES, JAX_PROCESS_ID      launch/local.sh, Kubernetes
-    SLURM's variables of a job step                                                          srun, launch/slurm.sbatch
-    none of them: one process, with all devices that it sees
+    0     finished
+    1     failed, and would again: bad settings, bad data, values that are not finite
+    70    failed by a fault that may not come again
+    75    asked to stop (SIGTERM, SIGINT, SIGUSR1): saved, and the same command goes on
+    124   stood still for too long (training/phases.py)
+
+What processes tell each other goes through JAX's coordination service: it needs no device and waits for no step.
 """
 
-import itertools
+import collections
+import contextlib
 import json
 import os
-import re
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn
 
 import jax
-from jax.experimental import multihost_utils
+from jax._src.distributed import global_state  # the key-value store has no public name
 
-_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+from weathermixer.parallel.joining import Waiting, call_roll, name_processes, say
+from weathermixer.parallel.places import check_devices, find_place
 
-_terminated = threading.Event()
-_exchanges = itertools.count()
+FINISHED, FAILED, FAULT, PREEMPTED, STUCK = 0, 1, 70, 75, 124
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_ASKED, _STEPS, _LEFT = (f"weathermixer/{name}" for name in ("asked", "steps/", "left"))
 
-
-@dataclass(frozen=True)
-class Place:
-    """A process's place in a run: the address of process 0, the number of processes, its own, and its local devices."""
-
-    coordinator: str
-    processes: int
-    process: int
-    devices: tuple[int, ...] | None = None  # indices among the visible GPUs; None: all of them
-
-    def __post_init__(self):
-        if not 0 <= self.process < self.processes:
-            raise ValueError(f"process {self.process} of {self.processes}: ids are 0 ... {self.processes - 1}")
-        if not re.fullmatch(r"\S+:\d+", self.coordinator):
-            raise ValueError(f"coordinator address {self.coordinator!r} must be host:port")
+_meetings: collections.Counter[str] = collections.Counter()
+_lock = threading.Lock()  # held while processes agree on the step to stop at: none goes on meanwhile
+_step = 0  # the last that was asked about
+_stop_at: int | None = None
+_interruptible = False
 
 
-def initialize(*, heartbeat_timeout_seconds: int = 30, initialization_timeout_seconds: int = 300) -> None:
+class Interrupted(Exception):
+    """A wait was left because the run is asked to stop."""
+
+
+def initialize(*, heartbeat_timeout_seconds: int = 30, initialization_timeout_seconds: int = 900) -> None:
     """Joins this process with the others of its run; to be called once, before anything that looks for devices.
 
     Where a process dies, the others stop after `heartbeat_timeout_seconds`. Raises ValueError where the environment
-    contradicts itself, or where one sees no GPU that its job has.
+    contradicts itself, or where one sees no GPU that its job has; TimeoutError, with those that are missing.
     """
     place = find_place(os.environ)
-    if place is None:
-        return
-    # JAX ends a process that finds no coordinator, without an exception: this line says what it was waiting for
-    print(
-        f"process {place.process} of {place.processes} joins the run at {place.coordinator}, and waits up to "
-        f"{initialization_timeout_seconds} s for the others",
-        file=sys.stderr,
-        flush=True,
-    )
-    jax.distributed.initialize(
-        place.coordinator,
-        num_processes=place.processes,
-        process_id=place.process,
-        local_device_ids=place.devices,
-        cluster_detection_method="deactivate",  # find_place has done it
-        heartbeat_timeout_seconds=heartbeat_timeout_seconds,
-        initialization_timeout=initialization_timeout_seconds,
-    )
-    check_devices(os.environ, platform=jax.default_backend(), local_devices=jax.local_device_count(), place=place)
-
-
-def preempted(step: int) -> bool:
-    """True from the step on at which all processes should save and stop, because one of them was sent SIGTERM.
-
-    Every process has to ask at every step, with the same number: they agree on the step. Alone, a process minds
-    SIGTERM from its first question on, and the second SIGTERM ends it as usual.
-    """
-    if jax.distributed.is_initialized():  # JAX itself watches for SIGTERM then
-        return multihost_utils.reached_preemption_sync_point(step)
-    if not _terminated.is_set() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _remember)
-    return _terminated.is_set()
+    if place is not None:
+        say(f"process {place.process} of {place.processes} joins the run at {place.coordinator}")
+        call_roll(place, seconds=initialization_timeout_seconds)
+        jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM for itself; see mind_signals
+        jax.distributed.initialize(
+            place.coordinator,
+            num_processes=place.processes,
+            process_id=place.process,
+            local_device_ids=place.devices,
+            cluster_detection_method="deactivate",  # find_place has done it
+            heartbeat_timeout_seconds=heartbeat_timeout_seconds,
+            initialization_timeout=initialization_timeout_seconds,
+        )
+        threading.Thread(target=_follow, name="other processes", daemon=True).start()
+    try:
+        platform, local_devices = jax.default_backend(), jax.local_device_count()
+    except (RuntimeError, AssertionError) as error:  # an assertion where no plugin of that name is installed
+        reason = (str(error).splitlines() or ["JAX has no such platform"])[0]
+        raise ValueError(
+            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: {reason}. Set JAX_PLATFORMS=cpu to do without; GPUs "
+            "need a driver and the package's [gpu] extra"
+        ) from None
+    check_devices(os.environ, platform=platform, local_devices=local_devices, place=place)
 
 
 def wait_for_all(what: str) -> None:
-    """Waits until every process has come here; `what` they wait for is in the error where one does not."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
+    """Waits until every process has come here, however long; every 30 s it says what for and who is missing."""
+    exchange(what, "")
 
 
-def exchange(what: str, text: str, *, timeout_seconds: int = 1200) -> list[str]:
-    """What every process says, in their order, without the devices; all have to ask, in the same order.
+def exchange(what: str, text: str, *, given_up: Callable[[], bool] = lambda: False) -> list[str]:
+    """What every process says, in their order, without the devices; all have to ask for `what` equally often.
 
-    Raises where one does not come in time, or has died.
+    Waits however long; every 30 s it says what for and who is missing. Raises Interrupted once it is `given_up`.
     """
     if jax.process_count() == 1:
         return [text]
-    from jax._src.distributed import global_state  # JAX has no public name for its key-value store
-
-    client, folder = global_state.client, f"{what}/{next(_exchanges)}"
-    client.key_value_set(f"{folder}/{jax.process_index():06d}", text)
-    client.wait_at_barrier(folder, timeout_seconds * 1000)
-    return [said for _, said in sorted(client.key_value_dir_get(f"{folder}/"))]
+    client, number, mine = global_state.client, _meetings[what], f"{jax.process_index():06d}"
+    _meetings[what] += 1
+    client.key_value_set(f"weathermixer/{what}/{number}/{mine}", text)
+    waiting = Waiting(f"process {jax.process_index()}")
+    while True:  # asked for again and again: a barrier could not be left
+        said = dict(client.key_value_dir_get(f"weathermixer/{what}/{number}/"))
+        there = {int(name.rpartition("/")[2]) for name in said}
+        if len(there) == jax.process_count():
+            break
+        if given_up():
+            raise Interrupted
+        missing = sorted(set(range(jax.process_count())) - there)
+        time.sleep(min(0.25, 0.01 + waiting.go_on(f"{name_processes(missing)}: {what}") / 20))
+    if number:  # everybody has read that one, having come here
+        client.key_value_delete(f"weathermixer/{what}/{number - 1}/{mine}")
+    return [said[name] for name in sorted(said)]
 
 
 def check_same(facts: Mapping[str, object], what: str) -> None:
@@ -116,90 +118,157 @@ def check_same(facts: Mapping[str, object], what: str) -> None:
                 )
 
 
-def _remember(*_) -> None:
-    _terminated.set()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def describe() -> str:
-    """`process 0 of 2, 4 of 8 devices here (NVIDIA H200)`, for the log's first line."""
+    """`process 0 of 2 on node1, 4 of 8 devices here (NVIDIA H200)`, for the log's first line."""
     kinds = ", ".join(sorted({device.device_kind for device in jax.devices()}))
     return (
-        f"process {jax.process_index()} of {jax.process_count()}, {jax.local_device_count()} of {jax.device_count()} "
-        f"devices here ({kinds})"
+        f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}, "
+        f"{jax.local_device_count()} of {jax.device_count()} devices here ({kinds})"
     )
 
 
-def find_place(environment: Mapping[str, str]) -> Place | None:
-    """This process's place by its environment, or None where it is alone; ValueError where variables are missing."""
-    given = [name for name in _VARIABLES if name in environment]
-    if given:
-        missing = [name for name in _VARIABLES if name not in environment]
-        if missing:
-            raise ValueError(
-                f"{', '.join(given)} set, but not {', '.join(missing)}: a run of several processes needs all"
-            )
-        address, processes, process = (environment[name] for name in _VARIABLES)
-        return Place(address, _integer("JAX_NUM_PROCESSES", processes), _integer("JAX_PROCESS_ID", process))
-    if "SLURM_STEP_NODELIST" in environment and environment.get("SLURM_NTASKS", "1") != "1":
-        # a port of the dynamic range by the job's number, as JAX's own detection picks it
-        port = 65535 - 2**12 + 1 + int(environment["SLURM_JOB_ID"]) % 2**12
-        return Place(
-            f"{first_host(environment['SLURM_STEP_NODELIST'])}:{port}",
-            int(environment["SLURM_NTASKS"]),
-            int(environment["SLURM_PROCID"]),
-            slurm_devices(environment),
-        )
-    return None
+# Stopping because one is asked to.
 
 
-def first_host(nodes: str) -> str:
-    """The first host of a SLURM node list: `node[003-007,12],login1` -> `node003`."""
-    found = re.match(r"([^,\[]+)(?:\[(\w+)[^\]]*\]([^,]*))?", nodes)
-    if not found:
-        raise ValueError(f"cannot read a host from SLURM_STEP_NODELIST={nodes!r}")
-    return "".join(part or "" for part in found.groups())
+def mind_signals() -> None:
+    """From here on SIGTERM, SIGINT and SIGUSR1 ask the run to stop, as often as they come; a second Ctrl-C ends it.
 
-
-def slurm_devices(environment: Mapping[str, str]) -> tuple[int, ...] | None:
-    """The GPUs of this task among those it sees: all for one task per node, an equal share for several.
-
-    Left alone, JAX gives each SLURM task one GPU, so that a task per node uses one of eight. A task that SLURM bound
-    to its own GPUs (--gpus-per-task) sees only these, and takes them all: None. ValueError where GPUs do not divide.
+    A thread takes them, so that they are noticed while the main thread compiles or waits. For the main thread to call.
     """
-    tasks = int(re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", "1")).group())
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
-    if tasks == 1 or not visible:
-        return None
-    gpus, on_node = len(visible.split(",")), int(environment.get("SLURM_GPUS_ON_NODE", "0"))
-    if gpus * tasks == on_node or gpus == 1:
-        return None
-    if gpus % tasks:
-        raise ValueError(
-            f"{tasks} SLURM tasks on a node share {gpus} GPUs (CUDA_VISIBLE_DEVICES={visible}): choose a number of "
-            f"--ntasks-per-node that divides {gpus}, best 1"
-        )
-    share, local = gpus // tasks, int(environment["SLURM_LOCALID"])
-    return tuple(range(local * share, (local + 1) * share))
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    for number in SIGNALS:
+        signal.signal(number, _handle)
+    threading.Thread(target=_take_signals, args=(ours, theirs), name="signals", daemon=True).start()
 
 
-def check_devices(environment: Mapping[str, str], *, platform: str, local_devices: int, place: Place) -> None:
-    """Raises ValueError where a job was given GPUs and JAX does not use all that are this process's."""
-    on_node = int(environment.get("SLURM_GPUS_ON_NODE", "0"))
-    if on_node and platform == "cpu" and environment.get("JAX_PLATFORMS") != "cpu":
-        raise ValueError(
-            f"SLURM gave this node {on_node} GPUs, but JAX sees none: install the package with its [gpu] extra, or set "
-            "JAX_PLATFORMS=cpu"
-        )
-    if platform == "gpu" and place.devices is not None and local_devices != len(place.devices):
-        raise ValueError(
-            f"process {place.process} sees {local_devices} GPUs and should have {len(place.devices)} of them: check "
-            "CUDA_VISIBLE_DEVICES, --gpus-per-task and --gpu-bind"
-        )
+def _handle(number: int, frame: Any) -> None:
+    if number == signal.SIGINT:
+        signal.signal(number, signal.default_int_handler)  # the second one ends it
+    if _interruptible:
+        raise Interrupted
 
 
-def _integer(name: str, text: str) -> int:
+def _take_signals(ours: socket.socket, _theirs: socket.socket) -> None:
+    told = False
+    while True:
+        for number in ours.recv(64):
+            if number in SIGNALS and not told:
+                told = True
+                ask(signal.Signals(number).name)
+
+
+def ask(why: str) -> None:
+    """Asks all processes of the run to stop, as a signal does."""
+    global _stop_at
+    say(f"process {jax.process_index()} was asked to stop ({why})")
+    if jax.process_count() > 1:
+        global_state.client.key_value_set(_ASKED, why, allow_overwrite=True)
+        return
+    with _lock:
+        _stop_at = 0
+
+
+def asked() -> bool:
+    """Whether the run is asked to stop, as far as this process knows."""
+    return _stop_at is not None
+
+
+def preempted(step: int) -> bool:
+    """True from the step on at which all processes should save and stop, because one of them was asked to.
+
+    Every process has to ask at every step, with the same number: they agree on the step.
+    """
+    global _step
+    with _lock:
+        _step = step
+        return _stop_at is not None and step >= _stop_at
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Within it a process that is alone and is asked to stop gets Interrupted."""
+    global _interruptible
+    _interruptible = jax.process_count() == 1
     try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"{name}={text!r} is not a number") from None
+        if _interruptible and asked():
+            raise Interrupted
+        yield
+    finally:
+        _interruptible = False
+
+
+def _agree(client: Any) -> None:
+    """All processes stop at the step after the last that any of them has come to: all are on their way to that one."""
+    global _stop_at
+    with _lock:
+        client.key_value_set(f"{_STEPS}{jax.process_index()}", str(_step))
+        while len(steps := client.key_value_dir_get(_STEPS)) < jax.process_count():
+            _leave_with_others(client)
+            time.sleep(0.05)
+        _stop_at = 1 + max(int(step) for _, step in steps)
+
+
+# Ending at once.
+
+
+def leave(status: int, why: str, report: Callable[[int, str], None] = lambda status, why: None) -> NoReturn:
+    """Ends this process at once, from any thread, and with it the others of its run, with the same status.
+
+    Nothing is waited for: not for saves, nor for the others, which may never come to where they would be met. `report`
+    is told (status, why), unless another process was the first.
+    """
+    if jax.process_count() > 1:
+        for _ in range(20 if status == FAULT else 1):  # a broken connection may be another one's end
+            _leave_with_others(global_state.client)
+            time.sleep(0.1)
+    with contextlib.suppress(OSError):
+        report(status, why)
+    say(f"process {jax.process_index()} ends with status {status}: {why}")
+    if jax.process_count() > 1:
+        told = threading.Thread(target=_tell_others, args=(status, why), daemon=True)
+        told.start()
+        told.join(5)
+    sys.stdout.flush()
+    os._exit(status)
+
+
+def end(status: int) -> NoReturn:
+    """Ends this process when the others have come here too, but waits for no thread of its own, as one that reads."""
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()
+    sys.stdout.flush()
+    os._exit(status)
+
+
+def _tell_others(status: int, why: str) -> None:
+    told = json.dumps([jax.process_index(), status, f"process {jax.process_index()} on {socket.gethostname()}: {why}"])
+    with contextlib.suppress(Exception):  # who was the first is heard; where the service is gone all end anyhow
+        global_state.client.key_value_set(_LEFT, told)
+        if jax.process_index() == 0:
+            time.sleep(2)  # the service ends with this process
+
+
+def _leave_with_others(client: Any) -> None:
+    first, status, why = json.loads(_read(client, _LEFT) or "[null, 0, null]")
+    if first not in (None, jax.process_index()):
+        say(f"process {jax.process_index()} ends with status {status}, as {why}")
+        os._exit(status)
+
+
+def _follow() -> None:
+    """Looks twice a second whether another process has left, or was asked to stop."""
+    client = global_state.client
+    while global_state.client is client:
+        _leave_with_others(client)
+        if not asked() and _read(client, _ASKED) is not None:
+            _agree(client)
+        time.sleep(0.5)
+
+
+def _read(client: Any, key: str) -> str | None:
+    try:
+        return client.key_value_try_get(key)
+    except jax.errors.JaxRuntimeError:  # there is no such key
+        return None

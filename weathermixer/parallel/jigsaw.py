@@ -204,7 +204,8 @@ def _backward(xs, kernels, dy, way):
 
     def kernel_gradient(x):
         own = deliver(functools.partial(kernel_term, x), way.across, 0 if way.gather else 1, ring=way.ring)
-        return lax.psum(own.astype(jnp.float32), LOGICAL_AXES["batch"])
+        with jax.named_scope("exchange"):
+            return lax.psum(own.astype(jnp.float32), LOGICAL_AXES["batch"])
 
     return tuple(_activation(dx, batch, way) for dx in dxs), tuple(map(kernel_gradient, xs))
 

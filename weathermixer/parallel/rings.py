@@ -14,6 +14,7 @@ sum is rounded once on its way instead of at every hop.
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
@@ -40,6 +41,7 @@ def arrive(x: Operand, axis: str, dim: int, *, ring: bool) -> Iterator[tuple[Arr
         yield (me + k) % devices, _each(x, dim, lambda array, _: _shift(array, axis, -k))  # noqa: B023
 
 
+@jax.named_scope("exchange")  # a profile shows regions by such names
 def gather(x: Operand, axis: str, dim: int) -> Operand:
     return _each(x, dim, lambda array, dim: lax.all_gather(array, axis, axis=dim, tiled=True))
 
@@ -47,11 +49,14 @@ def gather(x: Operand, axis: str, dim: int) -> Operand:
 def deliver(term: Callable[[Array | None], Array], axis: str, dim: int, *, ring: bool) -> Array:
     """This device's part of the sum over a mesh axis of term(owner), the own term last, under the others' travel."""
     if not ring:
-        return lax.psum_scatter(term(None), axis, scatter_dimension=dim, tiled=True)
+        own = term(None)
+        with jax.named_scope("exchange"):
+            return lax.psum_scatter(own, axis, scatter_dimension=dim, tiled=True)
     devices, me = lax.axis_size(axis), lax.axis_index(axis)
     return add(_shift(term((me + k) % devices), axis, k) for k in reversed(range(devices)))
 
 
+@jax.named_scope("exchange")
 def _shift(x, axis, by):
     """Sends x to the device `by` places on along a mesh axis."""
     devices = lax.axis_size(axis)

@@ -33,12 +33,14 @@ def cut_spec(spec: PartitionSpec, shape: Sequence[int], mesh: Mesh | AbstractMes
     return spec
 
 
+@jax.named_scope("exchange")
 def cut_instances(tree: Any) -> Any:
     """A tree's arrays cut over the instances of the mesh in use, each where it can be."""
     mesh = jax.sharding.get_abstract_mesh()
     return jax.tree.map(lambda x: reshard(x, cut_spec(jax.typeof(x).sharding.spec, x.shape, mesh)), tree)
 
 
+@jax.named_scope("exchange")
 def gather_instances(tree: Any) -> Any:
     """A tree's arrays as every instance uses them: gathered over the instances where they are cut over them."""
 

@@ -1,6 +1,7 @@
 """From settings to the objects of a run: data, model, optimizer, state. Programs share it, so that they agree."""
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -54,9 +55,17 @@ def open_data(settings: Settings, data: str | None) -> Archive:
     cache = cache_folder()
     path = cache / f"{pathlib.Path(source).stem}-{name}-v{FORMAT_VERSION}.archive"
     if jax.process_index() == 0 and not path.exists():
-        print(f"making {path}, once", flush=True)
-        prepare_archive(open_source(simulate(cache / f"simulation-{name}.zarr") if simulated else source), path)
-    wait_for_all("archive is made")  # the first process makes it, the others wait
+        cache.mkdir(parents=True, exist_ok=True)
+        with open(f"{path}.lock", "w") as lock:  # of two runs one makes it, the other waits
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for another run, which makes {path}", flush=True)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                print(f"making {path}, once", flush=True)
+                prepare_archive(open_source(simulate(cache / f"simulation-{name}.zarr") if simulated else source), path)
+    wait_for_all(f"{path} is made")  # by the first process
     return open_archive(path)
 
 

@@ -107,7 +107,8 @@ class Checkpoints:
             cleanup_tmp_directories=writing,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._sum),
         )
-        handlers = {"state": _SummedHandler(), "meta": ocp.JsonCheckpointHandler()}
+        self._handler = _SummedHandler()
+        handlers = {"state": self._handler, "meta": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(path, item_handlers=handlers, options=options)
 
     def __enter__(self) -> "Checkpoints":
@@ -130,10 +131,7 @@ class Checkpoints:
             self._saving = None
             if saving is None:
                 raise
-            raise OSError(
-                f"saving step {saving[0]} to {self.directory} failed: {' '.join(str(error).split())}; "
-                f"there are {self.steps()}: remove the cause, and the same command goes on from the last"
-            ) from error
+            raise self._failed(saving[0], error) from error
         if saving is None:
             return ""
         self._saving = None
@@ -141,12 +139,24 @@ class Checkpoints:
         seconds = time.monotonic() - began
         return f"saved step {step}: {self._bytes / 1e9:.3g} GB in {seconds:.3g} s; training waited {stall:.3g} s for it"
 
+    def _failed(self, step: int, error: Exception) -> OSError:
+        return OSError(
+            f"saving step {step} to {self.directory} failed: {' '.join(str(error).split())}; "
+            f"there are {self.steps()}: remove the cause, and the same command goes on from the last"
+        )
+
     def saved(self) -> str:
-        """As `wait`, of a save that has ended; empty while it is under way."""
+        """As `wait`, of a save that has ended; empty while it is under way. OSError as soon as it fails here."""
+        if self._handler.failures and self._saving and jax.process_count() > 1:
+            raise self._failed(self._saving[0], self._handler.failures[0])
         if self._told or self._saving is None or self._manager.is_saving_in_progress():
             told, self._told = self._told, ""
             return told
         return self.wait()
+
+    def saving(self) -> bool:
+        """Whether a save is under way."""
+        return self._manager.is_saving_in_progress()
 
     @property
     def directory(self) -> epath.Path:
@@ -287,13 +297,32 @@ class Checkpoints:
 
 
 class _SummedHandler(ocp.PyTreeCheckpointHandler):
-    """Orbax's own, but every process sums the files that it has written before it says so."""
+    """Orbax's own, but every process sums the files that it has written before it says so; `failures` are its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failures: list[Exception] = []
 
     async def async_save(self, directory: epath.Path, *args, **kwargs) -> list[ocp.future.Future]:
         commits = await super().async_save(directory, *args, **kwargs)
         own = pathlib.Path(directory / f"ocdbt.process_{jax.process_index()}")
         # a process whose arrays are all copies of another's writes none
-        return [ocp.future.ChainedFuture(commits, lambda: own.is_dir() and write_checksums(own))]
+        summed = ocp.future.ChainedFuture(commits, lambda: own.is_dir() and write_checksums(own))
+        return [_Told(summed, self.failures)]
+
+
+class _Told:
+    """A future of Orbax's whose failure is known at once: Orbax waits for all processes, in vain, before it raises."""
+
+    def __init__(self, future: Any, failures: list[Exception]):
+        self._future, self._failures = future, failures
+
+    def result(self, timeout: float | int | None = None) -> Any:
+        try:
+            return self._future.result(timeout)
+        except Exception as error:
+            self._failures.append(error)
+            raise
 
 
 # Orbax finds a handler by the type of its arguments

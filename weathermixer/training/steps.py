@@ -189,11 +189,12 @@ def make_train_step(
         own = state.params
         if zero != "none":
             gradient, own = cut_instances(gradient), cut_instances(own)
-        updates, moments = optimizer.update(gradient, state.moments, own)
-        params = optax.apply_updates(own, updates)
-        ema = state.ema
-        if ema_decay is not None:
-            ema = jax.tree.map(lambda average, new: average + (1 - ema_decay) * (new - average), ema, params)
+        with jax.named_scope("optimizer"):
+            updates, moments = optimizer.update(gradient, state.moments, own)
+            params = optax.apply_updates(own, updates)
+            ema = state.ema
+            if ema_decay is not None:
+                ema = jax.tree.map(lambda average, new: average + (1 - ema_decay) * (new - average), ema, params)
         metrics = {
             "loss": value,
             "grad_norm": optax.tree.norm(gradient),

@@ -1,6 +1,7 @@
 """The log of a run: one readable line, a JSON record and TensorBoard scalars for every so many steps.
 
-    with open_log(workdir, first_step=0, last_step=1000, every=50, batch_size=8, flops_per_step=1e12) as log:
+    with open_log(workdir, Phases(), first_step=0, last_step=1000, every=50, batch_size=8) as log:
+        log.begin_stage(flops_per_step=1e12)
         for step, batch in enumerate(log.watch(batches), 1):
             state, metrics = train_step(state, batch)
             log.step(step, metrics)
@@ -8,6 +9,8 @@
 The host stays one step ahead: with a step sent, it waits for the one before, and writes that one's line while the
 devices work on. What they idle all the same is in the line: from a step's end until the next one is called and its
 batch is there, whatever was late, the data or the log itself. Process 0 writes; every process may call.
+
+Records are one of three: a step's metrics, other numbers such as validation_loss, or how the run's time was spent.
 """
 
 import contextlib
@@ -25,6 +28,9 @@ import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from weathermixer.parallel import distributed
+from weathermixer.training.phases import Phases, format_account
+
 METRICS_FILE = "metrics.jsonl"
 LOG_FILE = "log.txt"
 TENSORBOARD_DIRECTORY = "tensorboard"
@@ -35,26 +41,26 @@ Batch = TypeVar("Batch")
 
 def open_log(
     workdir: str | os.PathLike,
+    phases: Phases,
     *,
     first_step: int,
     last_step: int,
     every: int,
     batch_size: int,
-    flops_per_step: float,
     peak_flops: float | None = None,
 ) -> "RunLog":
     """Opens WORKDIR/log.txt, metrics.jsonl and tensorboard/ to append; records after `first_step` are dropped.
 
     Args:
+        phases: go on from what the records say of the time until `first_step`.
         every: steps per line.
-        flops_per_step: floating-point operations of a step, of all devices together.
         peak_flops: peak of one device; None leaves the share of it out, as for a CPU.
 
     Raises ValueError where `workdir` cannot be written.
     """
     if every < 1:
         raise ValueError(f"log every={every} steps: must be at least 1")
-    log = RunLog(first_step, every, batch_size, flops_per_step / jax.device_count(), peak_flops)
+    log = RunLog(phases, first_step, every, batch_size, peak_flops)
     if jax.process_index() == 0:
         try:
             log.open_files(Path(workdir), last_step)
@@ -77,9 +83,9 @@ class Sent(NamedTuple):
 class RunLog:
     """A run's log, as open_log returns it; close it, or use it in a `with` block."""
 
-    def __init__(self, first_step: int, every: int, batch_size: int, flops: float, peak_flops: float | None):
-        self._every, self._batch_size, self._flops, self._peak_flops = every, batch_size, flops, peak_flops
-        self._first_step = first_step
+    def __init__(self, phases: Phases, first_step: int, every: int, batch_size: int, peak_flops: float | None):
+        self._every, self._batch_size, self._peak_flops, self._flops = every, batch_size, peak_flops, 0.0
+        self._phases, self._first_step = phases, first_step
         self._compiled = False
         self._account: Any = None
         self._files = None
@@ -92,13 +98,18 @@ class RunLog:
     def open_files(self, workdir: Path, last_step: int) -> None:
         """Starts writing: done on one process alone."""
         workdir.mkdir(parents=True, exist_ok=True)
-        _drop_records_after(workdir / METRICS_FILE, self._first_step)
+        kept = _drop_records_after(workdir / METRICS_FILE, self._first_step)
+        accounts = [record for record in kept if "seconds" in record]
+        if accounts:
+            self._phases.go_on(accounts[-1]["seconds"], until=accounts[-1]["time"])
         self._records = open(workdir / METRICS_FILE, "a", encoding="utf-8")
         self._text = open(workdir / LOG_FILE, "a", encoding="utf-8")
         self._scalars = SummaryWriter(str(workdir / TENSORBOARD_DIRECTORY), purge_step=self._first_step + 1)
         # disable=None: a bar on a terminal, none in a file or a pipe
         self._bar = tqdm(total=last_step, initial=self._first_step, disable=None, unit="step", dynamic_ncols=True)
         self._files = (self._records, self._text, self._scalars, self._bar)
+        if not accounts:
+            self._append({"step": 0, "seconds": {}})  # from here on time is accounted for, also where the run is killed
 
     def __enter__(self) -> "RunLog":
         return self
@@ -115,12 +126,24 @@ class RunLog:
             file.close()
         self._files = None
 
+    def begin_stage(self, *, flops_per_step: float) -> None:
+        """Begins a part of the run whose step is compiled anew, of so many operations of all devices together."""
+        self.flush()
+        self._flops, self._compiled = flops_per_step / jax.device_count(), False
+        self._ended = None
+
     def watch(self, batches: Iterable[Batch], *, account: Callable[[], Any] | None = None) -> Iterator[Batch]:
         """Yields the batches, noting when each is handed over, which is when its step is called.
 
         account: tells bytes_read, bytes_needed and skipped samples so far, as the loader's `Batches.account` does.
         """
-        for batch in batches:
+        batches = iter(batches)
+        while True:
+            with self._phases("reading"), distributed.interruptible():
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
             if account is not None:
                 self._account = account()
             self._called = time.perf_counter(), self._ends.submit(_arrival, batch)
@@ -148,7 +171,9 @@ class RunLog:
     def _finish(self, sent: Sent) -> dict[str, float] | None:
         ended = sent.end.result()
         if self._ended is not None:
-            self._idle += max(0.0, max(sent.called, sent.there.result()) - self._ended)
+            idle = max(0.0, max(sent.called, sent.there.result()) - self._ended)
+            self._idle += idle
+            self._phases.idle(idle)
         self._ended = ended
         if sent.step % self._every:
             return None
@@ -166,9 +191,18 @@ class RunLog:
         self._ended = None
         self._restart(step, time.perf_counter(), self._account)
 
+    def account(self, step: int) -> None:
+        """Writes how the time since the run's first start was spent: where a step is saved, and at the end."""
+        self.flush()
+        self._ended = None  # what a save took is accounted for as that
+        seconds = self._phases.account()
+        if self._files:
+            self._append({"step": step, "seconds": seconds})
+            self.note(f"step {step}: {format_account(seconds)}")
+
     def note(self, text: str) -> None:
-        """Writes a line of text."""
-        if not self._files:
+        """Writes a line of text; nothing where it is empty."""
+        if not self._files or not text:
             return
         self._text.write(text + "\n")
         self._text.flush()
@@ -195,6 +229,9 @@ class RunLog:
         if self._peak_flops is not None:
             rates["share_of_peak"] = self._flops * steps / seconds / self._peak_flops
         rates["idle_seconds"] = self._idle / steps
+        memory = [device.memory_stats() or {} for device in jax.local_devices()]
+        if peaks := [stats["peak_bytes_in_use"] for stats in memory if "peak_bytes_in_use" in stats]:
+            rates["device_gigabytes"] = max(peaks) / 1e9
         if account is not None:
             rates["gigabytes_needed"] = account.bytes_needed / 1e9
             rates["gigabytes_read"] = account.bytes_read / 1e9
@@ -205,14 +242,15 @@ class RunLog:
     def _write(self, step: int, values: Mapping[str, float], line: str) -> None:
         if not self._files:
             return
-        record: dict[str, Any] = {"step": step, "time": time.time()}
-        record |= {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._records.write(json.dumps(record) + "\n")
-        self._records.flush()
+        self._append({"step": step} | {n: value if math.isfinite(value) else None for n, value in values.items()})
         for name, value in values.items():
             self._scalars.add_scalar(name, value, step)
         self._scalars.flush()
         self.note(line)
+
+    def _append(self, record: dict[str, Any]) -> None:
+        self._records.write(json.dumps(record | {"time": round(time.time(), 3)}) + "\n")
+        self._records.flush()
 
 
 def format_line(step: int, values: Mapping[str, float]) -> str:
@@ -227,6 +265,8 @@ def format_line(step: int, values: Mapping[str, float]) -> str:
         share = f" ({values.pop('share_of_peak'):.1%} of peak)" if "share_of_peak" in values else ""
         rates.append(f"{values.pop('tflops_per_device'):.3g} TFLOP/s per device{share}")
         rates.append(f"idle {_seconds(idle)} ({idle / seconds:.1%})")
+    if "device_gigabytes" in values:
+        rates.append(f"{values.pop('device_gigabytes'):.3g} GB of device memory at most")
     if "gigabytes_read" in values:
         read, needed, rate, skipped = (
             values.pop(name)
@@ -255,15 +295,21 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
-def _drop_records_after(path: Path, step: int) -> None:
-    """A resumed run computes the steps after its checkpoint again: their old records go, a half-written one too."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged, or written by half
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    partial.replace(path)  # a kill leaves the one or the other
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a run, without those that are damaged or written by half; none where there is no file."""
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            record = json.loads(line)
+            records += [record] * isinstance(record["step"], int)
+    return records
+
+
+def _drop_records_after(path: Path, step: int) -> list[dict[str, Any]]:
+    """A resumed run computes the steps after its checkpoint again: their old records go; those that stay."""
+    kept = [record for record in read_records(path) if record["step"] <= step]
+    if path.exists():
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        partial.replace(path)  # a kill leaves the one or the other
+    return kept
