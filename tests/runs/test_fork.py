@@ -12,7 +12,13 @@ from weathermixer.training.optimizer import make_learning_rate
 
 
 def settings(**changes):
-    changes = {"data__channels": CHANNELS, "training__steps": 2, "evaluation__every": 0, **changes}
+    changes = {
+        "data__channels": CHANNELS,
+        "training__steps": 2,
+        "evaluation__every": 0,
+        "model__head": "blend",
+        **changes,
+    }
     return make_run_settings(**changes)
 
 
