@@ -79,12 +79,15 @@ def make_parser() -> command_line.Parser:
 
 def meshes(text: str) -> tuple[tuple[int, ...], ...]:
     """((1, 1), (4, 1)) from "1,1:4,1"."""
-    return tuple(command_line.pair(part) for part in text.split(":") if part)
+    return tuple(command_line.pair(part) for part in text.split(":"))
 
 
 def main(argv: list[str] | None = None) -> pd.DataFrame:
     """Makes the stores in a temporary folder, measures, prints the tables; returns the rows."""
     args = make_parser().parse_args(argv)
+    most = max(domain * tensor for domain, tensor in args.meshes)
+    if max(args.processes) > most:
+        raise ValueError(f"--processes={max(args.processes)}: no mesh of --meshes has so many devices: at most {most}")
     simulate_devices()
     channels = weather.make_channels(args.channels)
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
@@ -96,14 +99,14 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
         for path in sorted(folder.iterdir()):
             size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
             print(f"{path.name}: {size / 1e6:.0f} MB", flush=True)
-        cases = [*((count, False) for count in args.processes), (1, True)]
-        rows = pd.concat([measure(folder, args, processes, cold=cold) for processes, cold in cases])
-        print(rows.to_string(index=False, float_format="{:.2f}".format, na_rep=""))
+        tables = []
+        for processes, cold in [*((count, False) for count in args.processes), (1, True)]:
+            tables.append(measure(folder, args, processes, cold=cold))
+            print("\n" + tables[-1].to_string(index=False, float_format="{:.2f}".format, na_rep=""), flush=True)
+        rows = pd.concat(tables)
         if args.csv:
             rows.to_csv(args.csv, index=False)
-        print(
-            "\nbytes read over bytes needed, a process per device: data x domain x tensor; what the archive is made for"
-        )
+        print("\nbytes read over bytes needed, by data x domain x tensor and by what the archive is made for")
         print(report_amplification(folder / "made", frames[:1], channels))
     return rows
 

@@ -107,6 +107,7 @@ def test_underscores_are_understood_and_values_may_be_words_of_their_own():
         ("compiled", ["nowhere.hlo"], 1, "No such file or directory: 'nowhere.hlo'"),
         ("benchmark.__main__", ["speed"], 2, "invalid choice: 'speed' (choose from"),
         ("benchmark.loader", ["--meshes=1,1:4"], 2, "--meshes: '4': give two positive integers"),
+        ("benchmark.loader", ["--meshes=1,1:2,1", "--processes=4"], 1, "no mesh of --meshes has so many devices"),
         ("benchmark.scaling", ["--samples-per-device=-1"], 2, "'-1': give a number of more than 0"),
         ("benchmark.train", ["--embed=0"], 2, "--embed: '0': give an integer of at least 1"),
     ],
