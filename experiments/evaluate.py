@@ -1,12 +1,18 @@
-"""Scores a trained run beside persistence and climatology: RMSE, bias and ACC as WeatherBench 2 defines them.
+"""Scores forecasts as WeatherBench 2 does, beside persistence and climatology: of a run, or of any models' files.
 
   python -m experiments.evaluate RUN [--data=DATA] [--period=FIRST,LAST] [--leads=6,24,72]
+  python -m experiments.evaluate --forecast=FILE_OR_RUN,... --truth=DATA [--climatology=DATA]
 
 RUN is a run's workdir, or an export of it. DATA is an archive, or any file that experiments.prepare reads: slower, as
-whole frames are read. Prints a table and writes RUN/scores.json. Everything that is not given is taken from the run's
-config. The climatology is the archive's own (WeatherBench 2's definition, see prepare --climatology) where that holds
-no time that is scored; otherwise one fitted to what DATA has of the training period: by hour of day, and by day of year
-too where that spans two years; where it has nothing of it there is none.
+whole frames are read. Prints a table and writes RUN/scores.json, and scores.nc with the statistics of every start
+beside it. Everything that is not given is taken from the run's config; scores of another question than the config's
+have a file of their own. The climatology is the archive's own (WeatherBench 2's definition, see prepare --climatology)
+where that holds no time that is scored; otherwise one fitted to what DATA has of the training period: by hour of day,
+and by day of year too where that spans two years; where it has nothing of it there is none.
+
+With --forecast several models are scored at the starts, leads and channels that all have: files in WeatherBench 2's
+form (Zarr, netCDF, GRIB, local or remote; ensembles too), and runs. Of files --select, --rename and --units tell what
+they do not. --climatology is WeatherBench 2's, an archive with its own, or other analyses.
 
 Examples:
   # what the config's evaluation says, on the data that the run was trained with
@@ -14,10 +20,15 @@ Examples:
   # three days ahead by latent rollout, on another archive of the same channels, on four latitude bands
   python -m experiments.evaluate runs/era5 --data=s3://bucket/era5.archive --period=2018-01-01,2018-12-31 \\
     --leads=24,48,72 --mode=latent --mesh=1,4,1
+  # a run against another model's forecasts, by region and season, on WeatherBench 2's coarse grid too
+  python -m experiments.evaluate --forecast=ours=runs/era5,hres=hres.zarr --truth=era5.zarr --regrid=conservative \\
+    --climatology=climatology.zarr --regions=global,tropics,europe,alps=43:49:4:17 --by=season --grids=native,64x32
 """
 
 import argparse
+import hashlib
 import os
+import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -34,23 +45,68 @@ from weathermixer.forecasting.rollout import MODES, check_leads
 from weathermixer.parallel import distributed
 from weathermixer.parallel.mesh import make_mesh
 from weathermixer.runs import run as runs
+from weathermixer.runs.comparison import score_forecasts
 from weathermixer.runs.data import Data
 from weathermixer.runs.run import Run
 from weathermixer.runs.settings import Settings
 from weathermixer.sources.sources import Source
 from weathermixer.verification.evaluation import valid_indices
+from weathermixer.verification.metrics import GROUPS, METRICS, compute_metrics
+from weathermixer.verification.regions import REGIONS
 from weathermixer.verification.scores import format_scores, write_scores
 
 SCORES_FILE = "scores.json"
 
 
-def score(run: Run, data: Data | None = None, *, output: str | os.PathLike | None = None, **options: Any) -> xr.Dataset:
-    """Scores a run, as Run.evaluate; prints the table and writes a JSON file (default: scores.json in the workdir)."""
-    first = jax.process_index() == 0  # it speaks; its bars are for a terminal
-    scores = run.evaluate(data, **options, progress=first and sys.stderr.isatty())
-    if first:
+def score(
+    run: Run,
+    data: Data | None = None,
+    *,
+    output: str | os.PathLike | None = None,
+    by: str | None = None,
+    **options: Any,
+) -> xr.Dataset:
+    """Scores a run, as Run.evaluate; prints the table and writes JSON and netCDF files.
+
+    `by` takes forecasts that start in each "season" or "hour" apart. The default file is scores.json in the workdir for
+    what the run's settings ask, and one of its own for another question.
+    """
+    settings = run.settings.evaluation
+    usual = {"period": getattr(run.settings.data, settings.period), "lead_hours": settings.lead_hours, "data": None}
+    usual |= {"mode": settings.mode, "max_starts": settings.max_starts}
+    name = data if data is None else getattr(data, "path", getattr(data, "name", "a dataset"))
+    asked = {"data": name, "by": by, **{key: value for key, value in options.items() if key != "batch_size"}}
+    question = {key: value for key, value in asked.items() if value not in (None, usual.get(key))}
+    scores = run.evaluate(data, **options, progress=_speaks() and sys.stderr.isatty())
+    return _report(scores, output or run.path / _name_file(question), by=by)
+
+
+def compare(forecasts: dict[str, str], *, output: str | None, by: str | None, **options: Any) -> xr.Dataset:
+    """Scores several forecasts, as runs.comparison.score_forecasts; prints the table and writes as `score`, here."""
+    asked = {key: value for key, value in options.items() if key not in ("mesh", "batch_size")}
+    question = {"forecasts": forecasts, "by": by, **asked}
+    scores = score_forecasts(forecasts, **options, progress=_speaks() and sys.stderr.isatty())
+    return _report(scores, output or _name_file(question), by=by)
+
+
+def _speaks() -> bool:
+    return jax.process_index() == 0  # it prints and writes; bars are for a terminal
+
+
+def _name_file(question: dict[str, Any]) -> str:
+    """scores.json, or a name that tells the question apart from others."""
+    digest = hashlib.sha256(repr(sorted(question.items())).encode()).hexdigest()[:8]
+    return f"scores-{digest}.json" if question else SCORES_FILE
+
+
+def _report(scores: xr.Dataset, path: str | os.PathLike, *, by: str | None) -> xr.Dataset:
+    if by is not None:
+        scores = scores.drop_vars([name for name in METRICS if name in scores])
+        scores = scores.assign(compute_metrics(scores, by=by))
+    if _speaks():
         print(format_scores(scores), flush=True)
-        write_scores(scores, output or run.path / SCORES_FILE)
+        write_scores(scores, path)
+        print(f"scores in {path} and {pathlib.Path(path).with_suffix('.nc')}", flush=True)
     return scores
 
 
@@ -70,11 +126,12 @@ def check(settings: Settings, archive: Archive) -> None:
         raise ValueError(f"config.evaluation: {error}") from None
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
+def add_run_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """The options that say which run is opened, and where."""
-    parser.add_argument("run", metavar="RUN", help="folder of a trained run, or of an export")
+    about = "folder of a trained run, or of an export"
+    parser.add_argument("run", metavar="RUN", nargs=None if required else "?", help=about)
     about = "archive, or what experiments.prepare reads, which is slower; default: the archive that trained the run"
-    parser.add_argument("--data", metavar="DATA", help=about)
+    parser.add_argument("--data", *["--truth"] * (not required), metavar="DATA", help=about)
     command_line.add_readings(parser.add_argument)
     about = "checkpoint that is taken; default: the last"
     parser.add_argument("--step", type=command_line.integer(0), metavar="N", help=about)
@@ -98,31 +155,70 @@ def open_run(options: argparse.Namespace, *, scored: bool = False) -> tuple[Run,
 def make_parser() -> command_line.Parser:
     """The command line's options."""
     parser = command_line.make_parser("experiments.evaluate", __doc__)
-    add_run_options(parser)
+    add_run_options(parser, required=False)
     add, at_least = parser.add_argument, command_line.integer
-    about = "dates of the starts, both included; default: the config's"
+    about = "forecasts in files, and runs, that are scored together in the place of RUN"
+    add("--forecast", type=forecasts, metavar="[NAME=]FILE_OR_RUN,...", help=about)
+    add("--climatology", metavar="DATA", help="of --forecast: what anomalies are from; default: the truth's own")
+    about = "dates of the starts, both included; default: the config's, or all"
     add("--period", type=command_line.period, metavar="FIRST,LAST", help=about)
-    about = "lead times in hours, as 6,24,72; default: the config's"
+    about = "lead times in hours, as 6,24,72; default: the config's, or all that files have"
     add("--leads", type=command_line.integers, metavar="H,H,...", help=about)
     add("--max-starts", type=at_least(0), metavar="N", help="score so many forecasts, evenly spread; 0: all")
-    add("--batch-size", type=at_least(1), metavar="N", help="forecasts at a time; default: the config's")
-    add("--output", metavar="FILE", help=f"JSON file of the scores; default: {SCORES_FILE} in RUN")
+    add("--batch-size", type=at_least(1), metavar="N", help="forecasts at a time; default: the config's, or 8")
+    about = f"{', '.join(REGIONS)}, each with _land or _sea behind it, or NAME=SOUTH:NORTH:WEST:EAST; default: global"
+    add("--regions", type=command_line.words, metavar="REGION,...", help=about)
+    about = "native, and coarser ones as 64x32, that fields are brought to conservatively; default: native"
+    add("--grids", type=command_line.words, metavar="GRID,...", help=about)
+    add("--by", choices=GROUPS, help="take forecasts that start in each season, or at each hour, apart")
+    add("--spectra", action="store_true", help="zonal power spectra too, in the netCDF file")
+    add(
+        "--output",
+        metavar="FILE",
+        help=f"JSON file; default: {SCORES_FILE}, in RUN, or a name that tells what is asked",
+    )
     return parser
 
 
+def forecasts(text: str) -> dict[str, str]:
+    """{"ours": "runs/a", "gfs": "gfs.zarr"} from "ours=runs/a,gfs.zarr"."""
+    found: dict[str, str] = {}
+    for part in command_line.words(text):
+        name, equals, path = part.partition("=")
+        if not equals or "/" in name:
+            name, path = pathlib.PurePath(part).stem, part
+        if name in found:
+            raise argparse.ArgumentTypeError(f"two are called {name!r}: name them, A={found[name]},B={path}")
+        found[name] = path
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = make_parser().parse_args(arguments)
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if (options.run is None) == (options.forecast is None):
+        parser.error(
+            "give RUN, or --forecast=A,B with commas between: not both" if options.run else "give RUN or --forecast"
+        )
     distributed.initialize()
-    score(
-        *open_run(options, scored=True),
-        period=options.period,
-        lead_hours=options.leads,
-        mode=options.mode,
-        batch_size=options.batch_size,
-        max_starts=options.max_starts,
-        regrid=options.regrid,
-        output=options.output,
-    )
+    about = {"period": options.period, "lead_hours": options.leads, "mode": options.mode, "regrid": options.regrid}
+    about |= {"regions": options.regions, "grids": options.grids, "by": options.by, "output": options.output}
+    about |= {"spectra": True} if options.spectra else {}
+    if options.run is not None:
+        if options.climatology:
+            parser.error("--climatology: that of a run is its data's own, or made of its training period")
+        score(*open_run(options, scored=True), **about, batch_size=options.batch_size, max_starts=options.max_starts)
+        return
+    if options.data is None:
+        parser.error("--forecast needs the analyses that it is measured against: --truth=DATA")
+    about |= {"batch_size": options.batch_size or 8, "max_starts": options.max_starts or 0}
+    about |= {
+        "truth": options.data,
+        "climatology": options.climatology,
+        "mesh": make_mesh(*(options.mesh or (1, 1, 1))),
+    }
+    about["readings"] = {name: getattr(options, name) for name in ("select", "rename", "units")}
+    compare(options.forecast, **about)
 
 
 if __name__ == "__main__":

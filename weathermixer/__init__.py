@@ -60,7 +60,9 @@ _PUBLIC = {
     # forecasts and scores
     "rollout": "forecasting.rollout",
     "make_forecast": "forecasting.forecasts",
+    "model_forecaster": "verification.evaluation",
     "evaluate": "verification.evaluation",
+    "compare": "verification.significance",
     "make_climatology": "verification.climatologies",
     "draw_forecast": "verification.figures",
     "format_scores": "verification.scores",

@@ -7,7 +7,7 @@ import pytest
 
 from tests.archives import make_grid
 from weathermixer.fields.grid import Grid, area_weights
-from weathermixer.fields.regridding import regrid
+from weathermixer.fields.regridding import conservative_weights, equiangular_grid, regrid
 
 FINE = Grid(np.linspace(90, -90, 37), np.arange(72) * 5.0)
 
@@ -46,3 +46,41 @@ def test_what_cannot_be_done_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "xarray_regrid", None)
     with pytest.raises(ValueError, match=r"needs xarray-regrid .*pip install 'weathermixer\[regrid\]'"):
         regrid(waves(FINE), FINE, FINE, method="linear")
+
+
+def shares(target, grid):
+    """Conservative weights [lat, lon, from_lat, from_lon] as the areas that cells have in common, one by one."""
+
+    def bounds(latitude):
+        return np.sin(np.deg2rad([90, *(latitude[1:] + latitude[:-1]) / 2, -90]))
+
+    weights = np.zeros((*target.shape, *grid.shape))
+    to, of = bounds(target.latitude), bounds(grid.latitude)
+    dx, dy = 360 / target.shape[1], 360 / grid.shape[1]
+    for i, j, k, m in np.ndindex(weights.shape):
+        height = min(to[i], of[k]) - max(to[i + 1], of[k + 1])
+        apart = (grid.longitude[m] - target.longitude[j] + 180) % 360 - 180
+        width = min(dx / 2, apart + dy / 2) - max(-dx / 2, apart - dy / 2)
+        weights[i, j, k, m] = max(height, 0) * max(width, 0)
+    return weights / weights.sum((2, 3), keepdims=True)
+
+
+@pytest.mark.parametrize(("of", "to"), [((9, 16), (4, 8)), ((12, 24), (7, 12)), ((6, 10), (5, 9))])
+def test_conservative_weights_are_shares_of_area(of, to):
+    grid, target = equiangular_grid(*of), equiangular_grid(*to)
+    rows, columns = conservative_weights(grid, target)
+    np.testing.assert_allclose(np.einsum("ik,jm->ijkm", rows, columns), shares(target, grid), atol=1e-12)
+    field = np.random.default_rng(0).normal(size=grid.shape)
+    means = [
+        (area_weights(g.latitude)[:, None] * f).mean() for g, f in ((grid, field), (target, rows @ field @ columns.T))
+    ]
+    np.testing.assert_allclose(*means, atol=1e-12)
+
+
+def test_conservative_weights_do_as_xarray_regrid():
+    """From 1.5 to 5.625 degrees, WeatherBench 2's grids; xarray-regrid's weights of latitudes are not those of area."""
+    grid, target = equiangular_grid(121, 240), equiangular_grid(32, 64)
+    assert target.latitude[0] == 87.1875 and grid.latitude[0] == 90 and target.longitude[1] == 5.625
+    field = np.cos(np.deg2rad(grid.latitude))[:, None] * np.sin(np.deg2rad(3 * grid.longitude)) + 2
+    rows, columns = conservative_weights(grid, target)
+    np.testing.assert_allclose(rows @ field @ columns.T, regrid(field, grid, target, method="conservative"), atol=2e-3)

@@ -17,7 +17,7 @@ from weathermixer.parallel.mesh import make_mesh, sharding, use_mesh
 from weathermixer.planning.work import parameters
 from weathermixer.training.steps import make_loss
 from weathermixer.verification.climatologies import make_climatology
-from weathermixer.verification.evaluation import evaluate
+from weathermixer.verification.evaluation import evaluate, model_forecaster
 
 CHANNELS = ChannelSet.from_names(["10m_u_component_of_wind", "10m_v_component_of_wind"], multiple=4)
 PREDICTED = CHANNELS.predicted.astype(np.float32)[None, :, None, None]
@@ -66,13 +66,14 @@ def test_rollout_scores_and_forecasts_carry_the_state_before(archive, mesh_shape
     mesh = make_mesh(*mesh_shape)
     frames = make_frames(archive, CHANNELS, mesh)
     climatology = make_climatology(frames, indices=np.arange(9), batch_size=2)
-    options = {"starts": np.arange(12, 16), "batch_size": 2, "history": 2}
-    scores = evaluate(extrapolate, {}, frames, **options, lead_hours=[6, 36], climatology=climatology)
-    scores = scores.sel(source=["model", "persistence"])
+    options = {"starts": np.arange(12, 16), "batch_size": 2}
+    model = model_forecaster(extrapolate, {}, frames, lead_hours=[6, 36], history=2)
+    scores = evaluate({"model": model}, frames, **options, lead_hours=[6, 36], climatology=climatology)
+    scores = scores.sel(source=["model", "persistence"], channel=list(CHANNELS.names))
     relative = scores.rmse / archive.statistics.std
     assert (relative.sel(source="model") < 1e-5).all() and (relative.sel(source="persistence") > 1e-2).all()
     stored = np.asarray(archive.store.read().result())
-    for starts, lead, fields in make_forecast(extrapolate, {}, frames, **options, lead_steps=[1, 4]):
+    for starts, lead, fields in make_forecast(extrapolate, {}, frames, **options, lead_steps=[1, 4], history=2):
         expected = stored[options["starts"][starts] + (1, 4)[lead]]
         np.testing.assert_allclose(np.asarray(fields)[:, :2], expected, atol=1e-4)
 

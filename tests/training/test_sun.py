@@ -14,7 +14,7 @@ from weathermixer.parallel.mesh import make_mesh, use_mesh
 from weathermixer.runs import build
 from weathermixer.runs.settings import make_settings
 from weathermixer.verification.climatologies import make_climatology
-from weathermixer.verification.evaluation import evaluate
+from weathermixer.verification.evaluation import evaluate, model_forecaster
 
 GRID = make_grid(8, 16)
 TIMES = np.datetime64("2001-01-01T00", "ns") + np.arange(600) * np.timedelta64(6, "h")
@@ -66,7 +66,8 @@ def train(archive, *forcings):
     climatology = make_climatology(frames, indices=starts, batch_size=16)
     scored = np.arange(len(TIMES) - 60, len(TIMES) - 5)
     options = dict(starts=scored, lead_hours=[24], batch_size=16, climatology=climatology)
-    scores = evaluate(training.apply, state.params, frames, **options).isel(lead_hours=0, channel=0)
+    model = model_forecaster(training.apply, state.params, frames, lead_hours=[24])
+    scores = evaluate({"model": model}, frames, **options).isel(lead_hours=0, channel=0)
     return float(np.mean(jax.device_get(losses[-20:]))), scores.rmse.values
 
 

@@ -11,7 +11,7 @@ from weathermixer.fields.variables import ChannelSet
 from weathermixer.forecasting.rollout import batches, check_leads
 from weathermixer.parallel.mesh import make_mesh
 from weathermixer.verification.climatologies import make_climatology
-from weathermixer.verification.evaluation import evaluate, valid_indices
+from weathermixer.verification.evaluation import evaluate, model_forecaster, valid_indices
 
 CHANNELS = ChannelSet.make(
     surface=["2m_temperature"], upper=["geopotential"], levels_hpa=[500], static=["land_sea_mask"]
@@ -37,12 +37,13 @@ def damp(params, x, *, repeats=1, key=None):
     return params["keep"] ** repeats * x * PREDICTED
 
 
-def run(archive, shape, *, batch_size=4, apply=damp, **options):
+def run(archive, shape, *, batch_size=4, apply=damp, mode="autoregressive", **options):
     mesh = make_mesh(*shape)
     frames = make_frames(archive, CHANNELS, mesh)
     climatology = make_climatology(frames, indices=TRAINING, batch_size=4)
     options = {"starts": STARTS, "lead_hours": LEADS, "climatology": climatology, **options}
-    return evaluate(apply, {"keep": jnp.float32(0.95)}, frames, batch_size=batch_size, **options)
+    model = model_forecaster(apply, {"keep": jnp.float32(0.95)}, frames, lead_hours=options["lead_hours"], mode=mode)
+    return evaluate({"model": model}, frames, batch_size=batch_size, **options)
 
 
 def expected_scores(archive, lead_hours):
@@ -108,7 +109,8 @@ def test_a_perfect_model_has_no_error(archive):
 
     climatology = make_climatology(frames, indices=TRAINING, batch_size=4)
     options = {"starts": np.arange(30, 40), "lead_hours": [6, 12], "batch_size": 1}
-    scores = evaluate(oracle, truth, frames, climatology=climatology, **options).sel(source="model")
+    model = model_forecaster(oracle, truth, frames, lead_hours=[6, 12])
+    scores = evaluate({"model": model}, frames, climatology=climatology, **options).sel(source="model")
     np.testing.assert_array_equal(scores.rmse, 0)
     np.testing.assert_array_equal(scores.bias, 0)
     np.testing.assert_allclose(scores.acc, 1, rtol=1e-6)
@@ -142,3 +144,31 @@ def test_batches_have_one_size_and_count_every_position_once():
     found = list(batches(5, 8)) + list(batches(8, 4))
     assert [len(positions) for positions, _ in found] == [8, 4, 4]
     assert [positions[real].tolist() for positions, real in found] == [[0, 1, 2, 3, 4], [0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_regions_coarse_grids_spectra_and_ensembles_do_not_depend_on_the_mesh(archive):
+    def scores(shape):
+        frames = make_frames(archive, CHANNELS, make_mesh(*shape))
+        model = model_forecaster(damp, {"keep": jnp.float32(0.95)}, frames, lead_hours=LEADS)
+
+        def ensemble(starts, state):
+            for prediction in model(starts, state):
+                yield jnp.stack([prediction * (1 + 0.1 * n) for n in range(3)])
+
+        about = {
+            "regions": ["global", "northern-hemisphere", "global_land"],
+            "grids": ["native", "6x4"],
+            "spectra": True,
+        }
+        about |= {"land": archive.static["land_sea_mask"], "climatology": None, "batch_size": 4}
+        return evaluate({"model": model, "ens": ensemble}, frames, starts=STARTS, lead_hours=LEADS, **about)
+
+    one, other = scores((1, 1, 1)), scores((2, 2, 2))
+    assert one.rmse.dims == ("source", "grid", "region", "lead_hours", "channel")
+    assert {"crps", "spread", "energy_score", "rank_histogram", "spectrum", "spectrum_truth"} <= set(one)
+    assert np.isfinite(one.crps.sel(source="ens")).all() and np.isnan(one.crps.sel(source="model")).all()
+    size = one.rmse.max(("grid", "region", "source"))
+    for name in one:
+        scale = size if name in ("bias", "error") else 1
+        a, b = one[name] / scale, other[name] / scale
+        np.testing.assert_allclose(a.transpose(*b.dims), b, rtol=2e-4, atol=1e-5, equal_nan=True, err_msg=name)

@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from weathermixer.fields.variables import ChannelSet
-from weathermixer.verification.evaluation import _to_dataset
+from weathermixer.verification.metrics import compute_metrics
 from weathermixer.verification.scores import digits, format_scores, write_scores
+from weathermixer.verification.table import Table
 
 CHANNELS = ChannelSet.make(["10m_u_component_of_wind"], ["geopotential", "specific_humidity"], [500])
 LEADS = [6, 24, 72, 120]
@@ -17,16 +19,33 @@ ABOUT = {
     "climatology": "mean by hour of day",
     "first_start": "2020-01-01T00",
     "last_start": "2020-01-09T18",
+    "notes": "trained on leads up to 6 h",
 }
 
 
-@pytest.fixture
-def scores():
-    rmse = np.arange(1, 37).reshape(3, 4, 3) * np.array([1.0, 100.0, 1e-4])
-    acc = np.full((3, 4, 3), 0.5)
-    acc[2] = np.nan
+def make_scores(sources=("model", "persistence", "climatology"), starts=33):
+    """Scores of errors that are the same at all starts; a lead has fewer samples the longer it is."""
+    rmse = np.arange(1, 12 * len(sources) + 1).reshape(len(sources), 4, 3) * np.array([1.0, 100.0, 1e-4])
+    acc = np.full(rmse.shape, 0.5)
+    acc[2:] = np.nan
+    times = np.datetime64("2020-01-01T00", "ns") + np.arange(starts) * np.timedelta64(6, "h")
+    coords = {"source": list(sources), "time": times, "grid": ["native"], "region": ["global"], "lead_hours": LEADS}
+    table = Table(coords, CHANNELS.dynamic)
     means = {"squared_error": rmse**2, "error": -rmse / 10, "anomaly_correlation": acc}
-    return _to_dataset(means, np.array([33, 30, 22, 14]), CHANNELS, LEADS, ABOUT)
+    for lead, samples in enumerate([33, 30, 22, 14]):
+        found = [
+            {name: np.repeat(x[None, n, lead, :, None], starts, 0) for name, x in means.items()}
+            for n in range(len(sources))
+        ]
+        some = [np.ones((starts, 3, 1), bool)]
+        table.put(np.arange(starts), lead, np.arange(starts) < samples, {"counted": some, "sources": [found]})
+    found = table.dataset().isel(grid=0, region=0, drop=True)
+    return found.assign(compute_metrics(found)).assign_attrs(ABOUT)
+
+
+@pytest.fixture(scope="module")
+def scores():
+    return make_scores()
 
 
 def test_the_table_holds_each_sources_rmse_and_the_ratio_to_the_better_baseline(scores):
@@ -45,7 +64,9 @@ def test_the_table_holds_each_sources_rmse_and_the_ratio_to_the_better_baseline(
 
 def test_json_holds_every_score(scores, tmp_path):
     write_scores(scores, tmp_path / "scores.json")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["scores.json"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["scores.json", "scores.nc"]
+    with xr.open_dataset(tmp_path / "scores.nc", decode_timedelta=False) as same:
+        xr.testing.assert_identical(same.load(), scores)
     found = json.loads((tmp_path / "scores.json").read_text())
     assert found["lead_hours"] == LEADS and found["samples"] == [33, 30, 22, 14] and found["mode"] == "autoregressive"
     assert found["units"]["geopotential_500"] == "m**2 s**-2"
@@ -57,6 +78,20 @@ def test_json_holds_every_score(scores, tmp_path):
                     assert found[metric][source][channel] == [None] * 4
                 else:
                     np.testing.assert_array_equal(found[metric][source][channel], expected)
+
+
+def test_several_forecasts_are_compared_with_the_first():
+    scores = make_scores(sources=("ours", "theirs", "persistence"))
+    noise = np.random.default_rng(0).random(scores.squared_error.shape).astype(np.float32)
+    table = format_scores(scores.assign(squared_error=scores.squared_error * (1 + 0.1 * noise)))
+    assert max(map(len, table.splitlines())) <= 120
+    assert "trained on leads up to 6 h" in table and "theirs, %" in table and "RMSE to ours" in table
+    rows = [line.replace("|", " ").split() for line in table.splitlines() if line.startswith("u10")]
+    # RMSE of two leads (of three sources; 4 leads), bias and ACC of both, the difference: 13 is 1200 % more than 1
+    (row,) = [row for row in rows if row[2].startswith("+1228")]
+    assert (
+        row[3].startswith("[+1") and row[4].endswith("]*") and row[8].endswith("*")
+    )  # 22 starts are too few for blocks
 
 
 @pytest.mark.parametrize(

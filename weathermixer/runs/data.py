@@ -23,8 +23,8 @@ from weathermixer.fields.regridding import regrid
 from weathermixer.parallel.mesh import sharding
 from weathermixer.sources.sources import Source, open_source
 
-# an open data set, or the path or address of one
-Data = str | os.PathLike | xr.Dataset | Archive | Source
+# an open data set, in pieces too, or the path or address of one
+Data = str | os.PathLike | xr.Dataset | list[xr.Dataset] | Archive | Source
 
 
 def open_data_set(data: Data, reference: Reference, *, scored: bool = False, **options: Any) -> Archive | Source:
@@ -37,7 +37,7 @@ def open_data_set(data: Data, reference: Reference, *, scored: bool = False, **o
     """
     if isinstance(data, Archive | Source):
         return data
-    if not isinstance(data, xr.Dataset) and is_archive(data):
+    if not isinstance(data, xr.Dataset | list) and is_archive(data):
         if given := [name for name, value in options.items() if value]:
             raise ValueError(f"{data} is an archive, which needs no {', '.join(given)}: these are for other sources")
         return open_archive(data)

@@ -25,7 +25,7 @@ from weathermixer.archive.sampling import find_times, in_period, with_previous
 from weathermixer.forecasting.ensembles import Members
 from weathermixer.forecasting.files import ForecastWriter, check_output
 from weathermixer.forecasting.forecasts import Forecast, collect_forecast, describe_forecasts, make_forecast
-from weathermixer.forecasting.rollout import check_leads
+from weathermixer.forecasting.rollout import check_leads, tell_what_is_held
 from weathermixer.parallel.mesh import make_mesh, use_mesh, ways
 from weathermixer.runs import build
 from weathermixer.runs.data import Data, make_frames, open_data_set
@@ -36,7 +36,7 @@ from weathermixer.sources.sources import Source
 from weathermixer.training.checkpoint import name_leaves, open_checkpoints
 from weathermixer.training.state import describe
 from weathermixer.verification.climatologies import Climatology, Normals, make_climatology, open_normals
-from weathermixer.verification.evaluation import evaluate
+from weathermixer.verification.evaluation import Forecaster, evaluate, model_forecaster
 
 MOST_STARTS_AT_A_TIME = 8
 
@@ -211,18 +211,20 @@ class Run:
         max_starts: int | None = None,
         regrid: str | None = None,
         progress: bool = False,
+        **options: Any,
     ) -> xr.Dataset:
-        """RMSE, bias and ACC over a period of a data set, beside persistence and climatology (see verification).
+        """RMSE, bias, ACC and more over a period of a data set, beside persistence and climatology (see verification).
 
-        The climatology is the archive's own where it has one of other times than those that are scored, else one fitted
-        to what the data holds of the run's training period; where it holds nothing of that there is none. Raises
-        ValueError for an empty period and for leads that do not fit.
+        `options` are regions, grids and spectra of verification.evaluation.evaluate. The climatology is the archive's
+        own where it has one of other times than those that are scored, else one fitted to what the data holds of the
+        run's training period; where it holds nothing of that there is none. Raises ValueError for an empty period and
+        for leads that do not fit.
         """
-        data, options = self.open_data(data, scored=True), self.settings.evaluation
+        data, settings = self.open_data(data, scored=True), self.settings.evaluation
         frames = self.open_frames(data, regrid=regrid)
         if frames.absent:
             raise ValueError(f"{frames.name} has no channels {list(frames.absent)}, which are to be scored")
-        period = period or getattr(self.settings.data, options.period)
+        period = period or getattr(self.settings.data, settings.period)
         scored = np.flatnonzero(in_period(frames.times, period))
         if not len(scored):
             raise ValueError(
@@ -232,24 +234,40 @@ class Run:
         starts, until = scored, frames.times[scored[-1]]
         if self.settings.model.history == 2:
             starts = with_previous(frames.times, starts, step_hours=self.reference.step_hours)
-        batch_size = batch_size or options.batch_size
+        batch_size = batch_size or settings.batch_size
         climatology = self._choose_climatology(data, frames, scored, batch_size=batch_size, progress=progress)
-        scores = evaluate(
-            self.apply,
-            self.params,
-            frames,
-            starts=spread(starts, options.max_starts if max_starts is None else max_starts),
-            lead_hours=lead_hours or options.lead_hours,
-            batch_size=batch_size,
-            climatology=climatology,
-            mode=mode or options.mode,
-            history=self.settings.model.history,
-            prescribed=options.prescribed,
-            leads=self.settings.training.leads,
-            until=until,
-            progress=progress,
-        )
-        return scores.assign_attrs(step=self.step)
+        lead_hours, mode = sorted(set(lead_hours or settings.lead_hours)), mode or settings.mode
+        starts = spread(starts, settings.max_starts if max_starts is None else max_starts)
+        model = self.forecaster(frames, lead_hours=lead_hours, mode=mode, starts=starts)
+        options |= {"lead_hours": lead_hours, "batch_size": batch_size, "climatology": climatology, "until": until}
+        options |= {"land": self.reference.static.get("land_sea_mask"), "progress": progress}
+        scores = evaluate({"model": model}, frames, starts=starts, **options)
+        about = {"mode": mode, "step": self.step, "notes": "\n".join(self.notes(lead_hours, mode))}
+        held = {"input_only": settings.prescribed} if self.reference.channel_set.input_only else {}
+        return scores.assign_attrs(about | held)
+
+    def forecaster(
+        self, frames: Frames, *, lead_hours: Sequence[int], mode: str, starts: Int[np.ndarray, " start"]
+    ) -> Forecaster:
+        """What forecasts from frames for `evaluate`; logs a line where input-only channels are held on the way."""
+        prescribed, step_hours = self.settings.evaluation.prescribed, self.reference.step_hours
+        options = {"mode": mode, "history": self.settings.model.history, "prescribed": prescribed}
+        options["leads"] = self.settings.training.leads
+        model = model_forecaster(self.apply, self.params, frames, lead_hours=lead_hours, **options)
+        tell_what_is_held(frames, starts, last_step=max(lead_hours) // step_hours, prescribed=prescribed)
+        return model
+
+    def notes(self, lead_hours: Sequence[int], mode: str) -> list[str]:
+        """Lines about a question that the run was not trained or set up for."""
+        settings = self.settings.training
+        longest, usual = settings.longest_steps * self.reference.step_hours, self.settings.evaluation.mode
+        beyond = [lead for lead in lead_hours if lead > longest]
+        notes = [f"trained on leads up to {longest} h: {', '.join(map(str, beyond))} h are beyond"] if beyond else []
+        if mode != usual:
+            notes.append(f"{mode} forecasts of a run that is set up for {usual} ones")
+        if mode == "latent" and settings.lead_steps == 1:
+            notes.append("latent forecasts of a run that was not trained to repeat its blocks (training.lead_steps=1)")
+        return notes
 
     def _choose_climatology(
         self, data: Archive | Source, frames: Frames, scored: np.ndarray, *, batch_size: int, progress: bool

@@ -50,6 +50,20 @@ def open_pieces(
     WeatherBench 2 names, or names in a GRIB file beyond those. `select` picks one entry of other dimensions,
     {"number": 0}. Raises ValueError for what is absent, unreadable or not on a regular grid.
     """
+    pieces, notes = open_raw(specs, variables=variables, storage_options=storage_options)
+    for name, value in (select or {}).items():
+        pieces = select_entry(pieces, name, str(value))
+    refuse_one_beside_many(pieces)
+    return [part for piece in pieces for part in make_canonical(piece, notes)], notes
+
+
+def open_raw(
+    specs: Sequence[Spec],
+    *,
+    variables: Sequence[str] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> tuple[list[xr.Dataset], list[Note]]:
+    """A source's pieces as they lie in its files, and notes: open_pieces takes them as specs, to select of them."""
     pieces: list[xr.Dataset] = []
     notes: list[Note] = []
     for spec in specs:
@@ -63,10 +77,7 @@ def open_pieces(
                 pieces.append(open_zarr(path, storage_options=storage_options))
             else:
                 pieces += _open_file(path, variables, notes)
-    for name, value in (select or {}).items():
-        pieces = select_entry(pieces, name, str(value))
-    refuse_one_beside_many(pieces)
-    return [part for piece in pieces for part in make_canonical(piece, notes)], notes
+    return pieces, notes
 
 
 def find_paths(spec: str) -> list[str]:

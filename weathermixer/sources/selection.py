@@ -54,6 +54,15 @@ def refuse_one_beside_many(pieces: Sequence[xr.Dataset]) -> None:
                 )
 
 
+def find_entries(pieces: Sequence[xr.Dataset], names: Sequence[str]) -> tuple[str | None, list[str]]:
+    """(The first of some dimensions or coordinates that pieces have, its entries as select_entry wants them)."""
+    for name in names:
+        entries = dict.fromkeys(e for p in pieces if name in p.dims or name in p.coords for e in _entries(p, name))
+        if entries:
+            return name, list(entries)
+    return None, []
+
+
 def _entries(piece: xr.Dataset, name: str) -> list[str]:
     """The values of a dimension or of a coordinate, as they are written on a command line."""
     if name not in piece.coords:

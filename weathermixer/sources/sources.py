@@ -164,7 +164,8 @@ def open_source(
     (2, 4, 16, 32)
     """
     specs = [spec] if isinstance(spec, str | os.PathLike | xr.Dataset) else list(spec)
-    name = ", ".join(str(s.encoding.get("source", "dataset") if isinstance(s, xr.Dataset) else s) for s in specs)
+    names = (str(s.encoding.get("source", "dataset") if isinstance(s, xr.Dataset) else s) for s in specs)
+    name = ", ".join(dict.fromkeys(names))
     rename, units = dict(rename or {}), dict(units or {})
     asked = None if variables is None and not rename else possible_names(variables, rename)
     pieces, notes = open_pieces(specs, variables=asked, select=select, storage_options=storage_options)

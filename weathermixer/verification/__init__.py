@@ -1,4 +1,5 @@
-"""How good forecasts are: WeatherBench 2's scores beside persistence and climatology, tables and maps.
+"""How good forecasts are: the field's scores beside persistence and climatology, tables and maps.
 
-Read metrics.py, evaluation.py, climatologies.py (what forecasts are measured against), scores.py and figures.py.
+Read statistics.py (of single forecasts), metrics.py (of their means), regions.py, evaluation.py with table.py,
+climatologies.py (what forecasts are measured against), significance.py, scores.py and figures.py.
 """

@@ -11,6 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
@@ -19,13 +20,14 @@ from weathermixer.archive import storage
 from weathermixer.archive.archive import CLIMATOLOGY, Archive
 from weathermixer.archive.frames import Frames
 from weathermixer.archive.reference import Reference
-from weathermixer.archive.sampling import days_of_year, in_period
+from weathermixer.archive.sampling import days_of_year, find_times, in_period
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel.mesh import sharding, spec, use_mesh
 
 DAYS_PER_YEAR = 365.2425
 # With less than two years, a seasonal cycle cannot be told from the weather of those seasons
 YEARS_FOR_SEASONS = 2
+CALENDAR_YEAR = 2020  # it has 366 days
 # Four annual harmonics resolve about 45 days, as the 61-day window of WeatherBench 2's climatology does
 HARMONICS = 4
 
@@ -128,6 +130,38 @@ def _solve(inverse: Array, total: Array) -> Array:
 @jax.jit
 def _combine(terms: Array, coefficients: Array) -> Array:
     return jnp.einsum("bk,knij->bnij", terms, coefficients, precision="highest")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Calendar:
+    """A climatology by day and hour that another data set is: frames of the days of the year CALENDAR_YEAR."""
+
+    frames: Frames
+
+    @property
+    def description(self) -> str:
+        return f"{self.frames.name}, by hour of day and day of year"
+
+    def at(self, times: np.ndarray, mesh: Mesh) -> Float[Array, "b n lat lon"]:
+        """The standardized climatology at these times; ValueError for a day or an hour that it does not have."""
+        hours = times - times.astype("datetime64[D]")
+        days = (days_of_year(times) - 1) * np.timedelta64(1, "D")
+        found = find_times(self.frames.times, np.datetime64(f"{CALENDAR_YEAR}-01-01", "ns") + days + hours)
+        if (found < 0).any():
+            raise ValueError(f"the climatology {self.frames.name} has nothing for {times[found < 0][0]:.13}")
+        return self.frames.read(found)
+
+
+def as_calendar(climatology: xr.Dataset) -> list[xr.Dataset]:
+    """A WeatherBench 2 climatology [hour, dayofyear, ...] by the times of CALENDAR_YEAR, a piece for each hour."""
+    start, day = np.datetime64(f"{CALENDAR_YEAR}-01-01", "ns"), np.timedelta64(1, "D")
+    pieces = []
+    for hour in climatology.hour.values:
+        times = start + (climatology.dayofyear.values - 1) * day + int(hour) * np.timedelta64(1, "h")
+        piece = climatology.sel(hour=hour, drop=True).rename(dayofyear="time").assign_coords(time=times)
+        piece.encoding = climatology.encoding
+        pieces.append(piece)
+    return pieces
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,7 +1,10 @@
-"""Scores of a model's forecasts by channel and lead time, beside persistence and climatology on the same samples."""
+"""Statistics and scores of forecasts by channel and lead time, beside persistence and climatology on the same samples.
+
+A forecaster is what gives forecasts: `model_forecaster` makes one of a model; runs/comparison.py one of a file.
+"""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,114 +12,148 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jax.sharding import PartitionSpec, reshard
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from weathermixer.archive.frames import Frames
 from weathermixer.archive.inputs import find_missing
 from weathermixer.archive.sampling import find_times
 from weathermixer.archive.standardization import Standardization
-from weathermixer.fields.grid import area_weights
-from weathermixer.fields.variables import ChannelSet
-from weathermixer.forecasting.rollout import Apply, batches, check_leads, make_advance, rollout, tell_what_is_held
-from weathermixer.parallel.mesh import check_divides, use_mesh
-from weathermixer.verification.climatologies import Climatology, Normals
-from weathermixer.verification.metrics import LONG_NAMES, METRICS, STATISTICS, field_statistics
+from weathermixer.fields.regridding import conservative_weights, equiangular_grid
+from weathermixer.forecasting.rollout import Apply, batches, check_leads, make_advance, rollout
+from weathermixer.parallel.mesh import check_divides, sharding, use_mesh
+from weathermixer.verification import statistics
+from weathermixer.verification.climatologies import Calendar, Climatology, Normals
+from weathermixer.verification.metrics import compute_metrics
+from weathermixer.verification.regions import region_names, region_weights
+from weathermixer.verification.table import BANDS, Table
 
-SOURCES = ("model", "persistence", "climatology")
+# (indices of the starts among the frames' times, the states there) -> at each lead the standardized predictions, of a
+# single forecast [b n lat lon] or of an ensemble's members [number b n lat lon]
+Forecaster = Callable[[Int[np.ndarray, " b"], Array], Iterator[Float[Array, "*number b n lat lon"]]]
+BASELINES = ("persistence", "climatology")
+
+
+def model_forecaster(
+    apply: Apply,
+    params: Any,
+    frames: Frames,
+    *,
+    lead_hours: Sequence[int],
+    mode: str = "autoregressive",
+    history: int = 1,
+    prescribed: str = "analysis",
+    leads: Sequence[int] = (1,),
+) -> Forecaster:
+    """A model's forecasts from the frames of a data set.
+
+    `history` is how many frames the model sees: with 2, starts need the time a step before them. `prescribed` says
+    where input-only channels come from on the way (rollout.make_advance), `leads` which steps it may take at once
+    (rollout.rollout). Raises ValueError for a lead that is not a positive multiple of the shortest of these.
+    """
+    step_hours = frames.reference.step_hours
+    check_leads(lead_hours, step_hours=step_hours * leads[0])
+    lead_steps = [lead // step_hours for lead in lead_hours]
+
+    def forecast(starts, state):
+        options = {
+            "advance": make_advance(frames, state, starts, prescribed=prescribed),
+            "previous": frames.read_previous(starts) if history == 2 else None,
+            "lead_steps": lead_steps,
+            "mode": mode,
+            "leads": leads,
+        }
+        x = frames.make_input(state, frames.times[starts])
+        for _, prediction in rollout(apply, params, x, **options):
+            yield prediction
+
+    return forecast
 
 
 def evaluate(
-    apply: Apply,
-    params: Any,
+    forecasters: Mapping[str, Forecaster],
     frames: Frames,
     *,
     starts: Int[np.ndarray, " start"],
     lead_hours: Sequence[int],
     batch_size: int,
-    climatology: Climatology | Normals | None,
-    mode: str = "autoregressive",
-    history: int = 1,
-    prescribed: str = "analysis",
-    leads: Sequence[int] = (1,),
+    climatology: Climatology | Normals | Calendar | None,
+    baselines: bool = True,
+    regions: Sequence[str] | None = None,
+    grids: Sequence[str] | None = None,
+    spectra: bool = False,
+    land: Float[np.ndarray, "lat lon"] | None = None,
     until: np.datetime64 | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
     """Scores forecasts from the times `starts` of a data set against the data set, as WeatherBench 2 defines scores.
 
-    A start counts at every lead whose valid time is in it and not after `until`; `samples` says how many did.
-    `history` is how many frames the model sees: with 2, starts need the time a step before them. `leads` are the steps
-    that it may take at once (rollout.rollout). `prescribed` says where input-only channels come from on the way
-    (rollout.make_advance). Where a channel lacks values, points count that start, valid time and climatology have, the
-    same for all sources, and samples that have such points. Without a climatology its own scores and the ACC are NaN.
-    Only statistics leave the device. Raises ValueError before long work starts: no starts, a lead that is not a
-    positive multiple of the step, a lead beyond the record, a batch that does not divide.
+    Args:
+      forecasters: name -> what forecasts at `lead_hours`, which ascend. An ensemble's mean has the scores of a single
+        forecast, and those of ensembles beside.
+      until: a start counts at every lead whose valid time is in the data and not after it; `samples` says how many did.
+      climatology: None: its own scores and all of anomalies are NaN.
+      baselines: whether persistence and climatology are scored too.
+      regions: names and boxes (regions.py); None: the globe.
+      grids: "native" and coarser ones such as "64x32" (latitudes last, as WeatherBench 2 names them), which forecasts
+        and analyses are brought to conservatively; None: the native one.
+      spectra: zonal power spectra of three latitude bands too.
+      land: the land-sea mask, for regions with _land and _sea.
 
-    Returns a Dataset with rmse, bias, acc [source, lead_hours, channel] in physical units, and samples [lead_hours].
+    Where a channel lacks values, points count that start, valid time and climatology have, the same for all sources,
+    and samples that have such points. Only statistics leave the device.
+
+    Returns a Dataset: the metrics [source, (grid, region,) lead_hours, channel] of metrics.METRICS that there are, in
+    the units of each channel; the statistics that they are made of, [source, time, ...] by start; `counted`, which of
+    these count; `samples` [lead_hours]. grid and region are dimensions where they were asked for. Raises ValueError
+    before long work starts: no starts, a lead beyond the record, a batch that does not divide, an unknown region.
 
     >>> run = weathermixer.open_run("runs/quickstart")
     >>> frames = run.open_frames("dry.archive")
     >>> climatology = weathermixer.make_climatology(frames, indices=np.arange(60), batch_size=20)
+    >>> model = weathermixer.model_forecaster(run.apply, run.params, frames, lead_hours=[6, 12])
     >>> options = dict(starts=np.arange(60, 68), lead_hours=[6, 12], batch_size=4, climatology=climatology)
-    >>> scores = weathermixer.evaluate(run.apply, run.params, frames, **options)
+    >>> scores = weathermixer.evaluate({"model": model}, frames, **options)
     >>> scores.rmse.dims, scores.samples.values.tolist()
     (('source', 'lead_hours', 'channel'), [8, 8])
     """
-    lead_hours = sorted({int(lead) for lead in lead_hours})
-    channel_set, step_hours = frames.reference.channel_set, frames.reference.step_hours
-    check_leads(lead_hours, step_hours=step_hours * leads[0])
     check_divides(frames.mesh, batch_size=("batch", batch_size))
-    times, standardization = frames.times, frames.standardization
+    times, channels = frames.times, frames.reference.channel_set.dynamic
     valid = valid_indices(times, starts, lead_hours=lead_hours, until=until)
-
-    dynamic, area = len(channel_set.dynamic), area_weights(frames.reference.grid.latitude).astype(np.float32)
-    sums = {name: np.zeros((len(SOURCES), len(lead_hours), dynamic)) for name in STATISTICS}
-    counts, lead_steps = np.zeros((len(lead_hours), dynamic)), [lead // step_hours for lead in lead_hours]
-    tell_what_is_held(frames, starts, last_step=lead_steps[-1], prescribed=prescribed)
+    with use_mesh(frames.mesh):
+        places = [_place_grid(frames, name, regions or ["global"], land) for name in grids or ["native"]]
+        bands = jnp.asarray(region_weights(frames.reference.grid, BANDS).sum(2), jnp.float32) if spectra else None
+    sources = (*forecasters, *BASELINES) if baselines else tuple(forecasters)
+    coords = {"source": list(sources), "time": times[starts], "grid": list(grids or ["native"])}
+    coords |= {"region": region_names(regions or ["global"]), "lead_hours": list(lead_hours)}
+    table = Table(coords, channels)
     bar = tqdm(total=len(starts), desc="evaluate", unit="start", disable=not progress, leave=False)
     with use_mesh(frames.mesh), bar:
         for chosen, real in batches(len(starts), batch_size):
             state = frames.read(starts[chosen])
-            x = frames.make_input(state, times[starts[chosen]])
-            options = {
-                "advance": make_advance(frames, state, starts[chosen], prescribed=prescribed),
-                "previous": frames.read_previous(starts[chosen]) if history == 2 else None,
-                "lead_steps": lead_steps,
-                "mode": mode,
-                "leads": leads,
-            }
-            forecasts = rollout(apply, params, x, **options)
-            for lead, (_, prediction) in enumerate(forecasts):
+            streams = [forecaster(starts[chosen], state) for forecaster in forecasters.values()]
+            for lead, predictions in enumerate(zip(*streams, strict=True)):
                 counted = real & (valid[lead, chosen] >= 0)
-                # a sample without a target is given its own start in its place, and left out of the sums
+                # a sample without a target is given its own start in its place, and does not count
                 indices = np.where(counted, valid[lead, chosen], starts[chosen])
                 target = frames.read(indices)
-                normal = jnp.zeros_like(target) if climatology is None else climatology.at(times[indices], frames.mesh)
-                statistics, some = _statistics(prediction, state, target, normal, standardization, area)
-                some = np.asarray(some)[counted, :dynamic]
-                counts[lead] += some.sum(axis=0)
-                for name, values in statistics.items():
-                    values = np.asarray(values, np.float64)[:, counted, :dynamic]
-                    sums[name][:, lead] += np.where(some, values, 0).sum(axis=1)
+                normal = None if climatology is None else climatology.at(times[indices], frames.mesh)
+                if baselines:
+                    predictions = (*predictions, state, normal)
+                found = _statistics(predictions, state, target, normal, frames.standardization, places, bands)
+                table.put(chosen, lead, counted, jax.device_get(found))
             bar.update(int(real.sum()))
-
-    samples = (valid >= 0).sum(axis=1)
-    with np.errstate(invalid="ignore"):  # a channel without a single value has no score
-        means = {name: values / counts for name, values in sums.items()}
-    if climatology is None:
-        for values in (*(mean[SOURCES.index("climatology")] for mean in means.values()), means["anomaly_correlation"]):
-            values[:] = np.nan
     attributes = {
         "source": frames.source,
         "first_start": str(times[starts].min().astype("datetime64[h]")),
         "last_start": str(times[starts].max().astype("datetime64[h]")),
-        "mode": mode,
-        "step_hours": step_hours,
+        "step_hours": frames.reference.step_hours,
         "climatology": climatology.description if climatology else "none, the data holds no time to make it of",
-        **({"input_only": prescribed} if channel_set.input_only else {}),
         "definitions": "WeatherBench 2 (Rasp et al. 2024): weights by cell area, square root after the mean over time",
     }
-    return _to_dataset(means, samples, channel_set, lead_hours, attributes)
+    found = table.dataset().assign_attrs(attributes)
+    single = {name: 0 for name, asked in (("grid", grids), ("region", regions)) if asked is None}
+    return found.assign(compute_metrics(found)).isel(single, drop=True)
 
 
 def valid_indices(
@@ -144,38 +181,56 @@ def valid_indices(
     return indices
 
 
+def _place_grid(frames: Frames, name: str, regions: Sequence[str], land: np.ndarray | None) -> tuple:
+    """(matrices to a grid, None for the native one; its regions' weights), on the mesh."""
+    grid = frames.reference.grid
+    if name == "native":
+        weights = region_weights(grid, regions, land=land).astype(np.float32)
+        where = sharding(frames.mesh, None, "lat", None)
+        return None, jax.make_array_from_callback(weights.shape, where, lambda box: weights[box])
+    longitudes, _, latitudes = name.partition("x")
+    if not (longitudes.isdigit() and latitudes.isdigit()):
+        raise ValueError(f"grid {name!r} is not known: give native, or longitudes x latitudes as 64x32 or 240x121")
+    coarse = equiangular_grid(int(latitudes), int(longitudes))
+    if coarse.shape[0] > grid.shape[0] or coarse.shape[1] > grid.shape[1]:
+        raise ValueError(f"grid {name} is finer than the data's {grid.shape[1]}x{grid.shape[0]}: choose a coarser one")
+    rows, columns = conservative_weights(grid, coarse)
+    land = None if land is None else rows @ land @ columns.T
+    arrays = (rows, columns, region_weights(coarse, regions, land=land))
+    rows, columns, weights = (jnp.asarray(array, jnp.float32) for array in arrays)
+    return (reshard(rows, PartitionSpec(None, sharding(frames.mesh, "lat").spec[0])), columns), weights
+
+
 @jax.jit
-def _statistics(
-    prediction: Array, state: Array, target: Array, climatology: Array, s: Standardization, area: Array
-) -> tuple[dict[str, Float[Array, "source b n"]], Bool[Array, "b n"]]:
-    """Statistics [source, b, n] of prediction, persistence and climatology, and where any point counts [b, n]."""
-    masks = [find_missing(field, s) for field in (state, target, climatology)] if s.fill is not None else []
+def _statistics(predictions, state, target, climatology, s: Standardization, places, bands) -> dict[str, list]:
+    """All sources' statistics, replicated: {"sources": [grid][source], "counted": [grid]}; a prediction may be None."""
+    masks = [find_missing(x, s) for x in (state, target, climatology) if x is not None] if s.fill is not None else []
     missing = functools.reduce(jnp.logical_or, masks) if masks else None
-    options = dict(area=area, scale=s.std, missing=missing)
-    single = [field_statistics(field, target, climatology, **options) for field in (prediction, state, climatology)]
-    statistics = {name: jnp.stack([source[name] for source in single]) for name in STATISTICS}
-    some = jnp.ones(target.shape[:2], bool) if missing is None else ~missing.all((2, 3))
+    found = {"counted": [], "sources": []}
+    for matrices, weights in places:
+        bring, gaps = lambda x: x, missing
+        if matrices is not None:
+            bring = functools.partial(statistics.coarsen, missing=missing, rows=matrices[0], columns=matrices[1])
+            gaps = None if missing is None else jnp.isnan(bring(jnp.zeros_like(target)))
+        valid = jnp.ones((*target.shape[:2], len(weights)))
+        if gaps is not None:
+            valid = statistics.region_mean(jnp.where(gaps, 0.0, 1.0), weights)
+        found["counted"].append(valid > 0)
+        truth, normal = bring(target), None if climatology is None else bring(climatology)
+        options = {"weights": weights, "scale": s.std, "missing": gaps}
+        found["sources"].append([_source_statistics(x, bring, truth, normal, options) for x in predictions])
+    if bands is not None:
+        fields = [x[0] if x is not None and x.ndim == 5 else x for x in (*predictions, target)]
+        found["spectrum"] = [None if x is None else statistics.zonal_power(x, bands, scale=s.std) for x in fields]
     # a few numbers per sample, replicated, so that every process can read them
-    return jax.tree.map(lambda x: reshard(x, PartitionSpec()), (statistics, some))
+    return jax.tree.map(lambda x: reshard(x, PartitionSpec()), found)
 
 
-def _to_dataset(
-    means: Mapping[str, Float[np.ndarray, "source lead channel"]],
-    samples: Int[np.ndarray, " lead"],
-    channel_set: ChannelSet,
-    lead_hours: Sequence[int],
-    attributes: Mapping[str, object],
-) -> xr.Dataset:
-    channels = channel_set.dynamic
-    dims = ("source", "lead_hours", "channel")
-    scores = {name: (dims, metric(means), {"long_name": LONG_NAMES[name]}) for name, metric in METRICS.items()}
-    coords = {
-        "source": list(SOURCES),
-        "lead_hours": list(lead_hours),
-        "channel": list(channel_set.names),
-        "short": ("channel", [channel.short for channel in channels]),
-        "units": ("channel", [channel.units for channel in channels]),
-        "variable": ("channel", [channel.variable for channel in channels]),
-        "level_hpa": ("channel", [channel.level_hpa or np.nan for channel in channels]),
-    }
-    return xr.Dataset({**scores, "samples": ("lead_hours", samples)}, coords, dict(attributes))
+def _source_statistics(prediction, bring, truth, normal, options) -> dict[str, Array]:
+    if prediction is None:
+        return {}
+    if prediction.ndim == 4:
+        return statistics.field_statistics(bring(prediction), truth, normal, **options)
+    members = jnp.stack([bring(member) for member in prediction])
+    found = statistics.field_statistics(members.mean(axis=0), truth, normal, **options)
+    return found | statistics.ensemble_statistics(members, truth, **options)

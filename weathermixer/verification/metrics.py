@@ -1,73 +1,95 @@
-"""Scores as WeatherBench 2 defines them: statistics of single fields, apart from the metrics made of their means.
+"""Metrics: functions of the statistics' means over forecasts, in the units of the field or in none.
 
-A statistic is one number per sample and channel, computed on the device from arrays that are cut over the mesh.
-Statistics are averaged over time in float64 on the host, so they stream over batches and leads; a metric (RMSE, bias,
-ACC) is a function of these means. (Rasp et al. 2024, WeatherBench 2, section 3; the split is WeatherBench-X's.)
+scores = compute_metrics(statistics)                    all forecasts
+scores = compute_metrics(statistics, by="season")       those that start in each season; or by="hour" of the day
 """
 
-import functools
 from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float
+import xarray as xr
 
-STATISTICS = ("squared_error", "error", "anomaly_correlation")
-Statistics = dict[str, Float[Array, "b n"]]
-Means = Mapping[str, np.ndarray]
+from weathermixer.verification.statistics import STATISTICS
 
-# metric -> function of the statistics' means over time, in the units of the field (ACC has none)
-METRICS: dict[str, Callable[[Means], np.ndarray]] = {
-    "rmse": lambda means: np.sqrt(means["squared_error"]),
-    "bias": lambda means: means["error"],
-    "acc": lambda means: means["anomaly_correlation"],
+GROUPS = ("season", "hour")  # of the start
+
+
+class Metric(NamedTuple):
+    """A function of the means of some statistics; `has_units`: it is in those of the field."""
+
+    needs: tuple[str, ...]
+    function: Callable[..., Any]
+    long_name: str
+    has_units: bool = True
+
+
+def _correlation(covariance, own, of_target):
+    return covariance / np.sqrt(own * of_target)
+
+
+METRICS = {
+    "rmse": Metric(("squared_error",), np.sqrt, "root of the mean over forecasts of the mean squared error"),
+    "bias": Metric(("error",), lambda x: x, "mean error, forecast minus analysis"),
+    "mae": Metric(("absolute_error",), lambda x: x, "mean absolute error"),
+    "acc": Metric(
+        ("anomaly_correlation",),
+        lambda x: x,
+        "mean over forecasts of the correlation of anomalies from climatology (WeatherBench 2)",
+        False,
+    ),
+    "acc_pooled": Metric(
+        ("anomaly_covariance", "squared_anomaly", "squared_target_anomaly"),
+        _correlation,
+        "correlation of anomalies from climatology, over forecasts and points together (WeatherBench-X)",
+        False,
+    ),
+    "activity": Metric(("squared_anomaly",), np.sqrt, "root mean squared anomaly of the forecast (WeatherBench-X)"),
+    "activity_ratio": Metric(
+        ("squared_anomaly", "squared_target_anomaly"),
+        lambda own, of_target: np.sqrt(own / of_target),
+        "activity of the forecast over that of the analysis",
+        False,
+    ),
+    "crps": Metric(("crps_skill", "crps_spread"), lambda skill, spread: skill - spread / 2, "fair CRPS"),
+    "spread": Metric(("variance",), np.sqrt, "root of the mean variance of the members"),
+    "spread_skill": Metric(
+        ("variance", "mean_squared_error_unbiased"),
+        lambda variance, error: np.sqrt(variance / error),
+        "spread over the unbiased RMSE of the members' mean: one where an ensemble knows its errors",
+        False,
+    ),
+    "energy_score": Metric(("energy_skill", "energy_spread"), lambda skill, spread: skill - spread / 2, "energy score"),
 }
-LONG_NAMES = {
-    "rmse": "root of the mean over time of the area-weighted mean squared error",
-    "bias": "mean over time of the area-weighted mean error, forecast minus analysis",
-    "acc": "mean over time of the area-weighted spatial correlation of anomalies from climatology",
-}
 
 
-def area_mean(
-    field: Float[Array, "b n lat lon"],
-    area: Float[ArrayLike, " lat"],
-    missing: Bool[Array, "b n lat lon"] | None = None,
-) -> Float[Array, "b n"]:
-    """Area-weighted mean over the globe: mean_{lat,lon} area[lat] * field; `area` has mean one (grid.area_weights).
+def compute_metrics(statistics: xr.Dataset, *, by: str | None = None) -> xr.Dataset:
+    """All metrics that the statistics [source, time, ...] allow, for each group of starts where `by` names one.
 
-    Where points are `missing` it is the mean over the others, sum area * field / sum area, NaN where there are none.
-    Longitudes are summed first: in two stages a float32 sum of a million terms loses no digit that counts.
+    Only what is `counted` enters; a statistic that is not a number there makes its mean none.
     """
-    if missing is not None:
-        return area_mean(jnp.where(missing, 0.0, field), area) / area_mean(jnp.where(missing, 0.0, 1.0), area)
-    rows = jnp.mean(field, axis=3)
-    return jnp.mean(rows * jnp.asarray(area, jnp.float32)[None, None, :], axis=2)
+    means = mean_statistics(statistics, by=by)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return xr.Dataset(
+            {
+                name: metric.function(*(means[need] for need in metric.needs)).assign_attrs(long_name=metric.long_name)
+                for name, metric in METRICS.items()
+                if all(need in means for need in metric.needs)
+            }
+        )
 
 
-def field_statistics(
-    prediction: Float[Array, "b n lat lon"],
-    target: Float[Array, "b n lat lon"],
-    climatology: Float[Array, "b n lat lon"],
-    *,
-    area: Float[ArrayLike, " lat"],
-    scale: Float[Array, " n"],
-    missing: Bool[Array, "b n lat lon"] | None = None,
-) -> Statistics:
-    """Statistics [b, n] of standardized fields; `scale` (each channel's standard deviation) gives them physical units.
-
-        squared_error         A[(scale (p - t))^2]                          A: the area-weighted mean over the globe
-        error                 A[scale (p - t)]
-        anomaly_correlation   A[(p - c)(t - c)] / sqrt(A[(p - c)^2] A[(t - c)^2])
-
-    The correlation is taken per sample and averaged over time afterwards, as WeatherBench 2's ACC; it is NaN where
-    prediction or target equals the climatology c everywhere. Points that are `missing` do not count.
-    """
-    error = (prediction - target) * scale[None, :, None, None]
-    anomaly, target_anomaly = prediction - climatology, target - climatology
-    mean = functools.partial(area_mean, area=area, missing=missing)
-    return {
-        "squared_error": mean(error**2),
-        "error": mean(error),
-        "anomaly_correlation": mean(anomaly * target_anomaly) / jnp.sqrt(mean(anomaly**2) * mean(target_anomaly**2)),
-    }
+def mean_statistics(statistics: xr.Dataset, *, by: str | None = None) -> Mapping[str, xr.DataArray]:
+    """The statistics' means over starts, float64, NaN where none counts."""
+    if by is not None:
+        if by not in GROUPS:
+            raise ValueError(f"by={by!r} is not one of {GROUPS}")
+        groups = statistics.groupby(f"time.{by}")
+        return xr.concat([xr.Dataset(mean_statistics(group)).assign_coords({by: name}) for name, group in groups], by)
+    counted = statistics["counted"]
+    with np.errstate(invalid="ignore"):
+        return {
+            name: array.where(counted, 0).astype(np.float64).sum("time", skipna=False) / counted.sum("time")
+            for name, array in statistics.items()
+            if name in STATISTICS
+        }

@@ -1,0 +1,137 @@
+"""The table that statistics are gathered in on the host, batch by batch, and the Dataset that it becomes."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Bool, Int
+
+from weathermixer.fields.variables import Channel, parse_channel
+from weathermixer.verification.statistics import SINGLE, STATISTICS
+
+BANDS = ("southern-hemisphere", "tropics", "northern-hemisphere")  # of the spectra
+MOST_BYTES = 16e9
+DIMS = ("source", "time", "grid", "region", "lead_hours", "channel")
+WIND = {  # vector -> components, the short name
+    "wind_vector": ("u_component_of_wind", "v_component_of_wind", "wind"),
+    "10m_wind_vector": ("10m_u_component_of_wind", "10m_v_component_of_wind", "wind10"),
+}
+# of a vector these are the sums of those of its components; it has no others
+SUMMED = ("squared_error", "anomaly_covariance", "squared_anomaly", "squared_target_anomaly", "variance")
+SUMMED += ("mean_squared_error_unbiased",)
+
+
+class Table:
+    """Statistics [source, start, grid, region, lead, channel] of forecasts, by start, NaN where they do not count.
+
+    Raises ValueError where memory would not hold them.
+    """
+
+    def __init__(self, coords: Mapping[str, Sequence], channels: Sequence[Channel]):
+        """`coords` are the values of all DIMS but the last."""
+        self._coords, self._channels = dict(coords), tuple(channels)
+        self._shape = (*map(len, coords.values()), len(channels))
+        if (size := 4.0 * SINGLE * np.prod(self._shape, dtype=float)) > MOST_BYTES:
+            raise ValueError(
+                f"statistics of {dict(zip(DIMS, self._shape))} would take {size / 1e9:.0f} GB of memory: choose fewer "
+                "starts (--max-starts), leads or regions"
+            )
+        # all of those of single forecasts, so that scores have one form: of anomalies NaN without a climatology
+        self._statistics = {name: np.full(self._shape, np.nan, np.float32) for name in list(STATISTICS)[:SINGLE]}
+        self._counted = np.zeros(self._shape[1:], bool)
+        self._sums: dict[tuple, Any] = {}  # of what has one more dimension, and none of starts
+
+    def put(self, starts: Int[np.ndarray, " b"], lead: int, counted: Bool[np.ndarray, " b"], found: Mapping) -> None:
+        """Takes in what evaluation.py found of a batch at a lead: of the rows that are `counted`."""
+        rows, n = starts[counted], len(self._channels)
+        for grid, (some, sources) in enumerate(zip(found["counted"], found["sources"], strict=True)):
+            some = some[counted, :n].transpose(0, 2, 1)
+            self._counted[rows, grid, :, lead] = some
+            for source, statistics in enumerate(sources):
+                for name, values in statistics.items():
+                    values = np.moveaxis(values[counted, :n], 1, 2)
+                    if name in STATISTICS:
+                        if name not in self._statistics:
+                            self._statistics[name] = np.full(self._shape, np.nan, np.float32)
+                        self._statistics[name][source, rows, grid, :, lead] = np.where(some, values, np.nan)
+                    else:
+                        self._add((name, source, grid, lead), np.where(some[..., None], values, 0))
+        for source, values in enumerate(found.get("spectrum", ())):
+            if values is not None:
+                self._add(("spectrum", source, 0, lead), np.moveaxis(values[counted, :n], 1, 2))
+
+    def _add(self, key: tuple, values: np.ndarray) -> None:
+        self._sums[key] = self._sums.get(key, 0.0) + values.astype(np.float64).sum(axis=0)
+
+    def dataset(self) -> xr.Dataset:
+        """The statistics with their coordinates, winds as vectors too, spectra, rank histograms, samples [lead]."""
+        coords = {**self._coords, **_describe(self._channels)}
+        arrays = {name: (DIMS, values, {"long_name": STATISTICS[name]}) for name, values in self._statistics.items()}
+        found = xr.Dataset(arrays | {"counted": (DIMS[1:], self._counted)}, coords)
+        found = xr.concat(
+            [found, *_wind_vectors(found)],
+            "channel",
+            data_vars="all",
+            coords="different",
+            compat="equals",
+            join="exact",
+        )
+        found["samples"] = found.counted.any(("grid", "region", "channel")).sum("time")
+        with np.errstate(invalid="ignore"):
+            if (ranks := self._summed("rank_histogram", ("region", "channel", "rank"))) is not None:
+                found = found.assign(rank_histogram=ranks / found.counted.sum("time"))
+            if (power := self._summed("spectrum", ("band", "channel", "wavenumber"))) is not None:
+                power = power.isel(grid=0).assign_coords(band=list(BANDS)) / found.samples
+                truth = power.sel(source="truth", drop=True)
+                found = found.assign(spectrum=power.drop_sel(source="truth"), spectrum_truth=truth)
+        return found
+
+    def _summed(self, name: str, dims: tuple[str, ...]) -> xr.DataArray | None:
+        """The sums of a name over starts [source, grid, lead_hours, *dims]; None where there are none."""
+        names = [*self._coords["source"], "truth"]
+        by_source = {}
+        for (other, source, grid, _), values in sorted(self._sums.items(), key=lambda item: item[0]):
+            if other == name:
+                by_source.setdefault(source, {}).setdefault(grid, []).append(values)
+        if not by_source:
+            return None
+        arrays = []
+        for of_grids in by_source.values():
+            values = np.array(list(of_grids.values()))
+            array = xr.DataArray(values, dims=("grid", "lead_hours", *dims))
+            known = {"grid": self._coords["grid"][: len(values)], "lead_hours": self._coords["lead_hours"]}
+            known |= {"channel": [channel.name for channel in self._channels], dims[-1]: range(values.shape[-1])}
+            arrays.append(array.assign_coords(known))
+        return xr.concat(arrays, xr.Variable("source", [names[source] for source in by_source]), join="outer")
+
+
+def _describe(channels: Sequence[Channel]) -> dict[str, Any]:
+    return {
+        "channel": [channel.name for channel in channels],
+        "short": ("channel", [channel.short for channel in channels]),
+        "units": ("channel", [channel.units for channel in channels]),
+        "variable": ("channel", [channel.variable for channel in channels]),
+        "level_hpa": ("channel", [channel.level_hpa or np.nan for channel in channels]),
+    }
+
+
+def _wind_vectors(statistics: xr.Dataset) -> list[xr.Dataset]:
+    """The statistics of the vectors whose components are there, a dataset of one channel each."""
+    names, found = statistics.channel.values.tolist(), []
+    for channel in map(parse_channel, names):
+        for vector, (u, v, short) in WIND.items():
+            other = dataclasses.replace(channel, variable=v)
+            if channel.variable != u or other.name not in names:
+                continue
+            parts = statistics.sel(channel=[channel.name, other.name])
+            about = _describe([dataclasses.replace(channel, variable=vector)])
+            about |= {"short": ("channel", [short + str(channel.level_hpa or "")])}
+            about["units"] = ("channel", parts.units.values[:1])
+            whole = xr.Dataset(
+                {name: x.sum("channel", skipna=False) * (1 if name in SUMMED else np.nan) for name, x in parts.items()}
+            )
+            whole["counted"] = parts.counted.all("channel")
+            found.append(whole.drop_vars([*about], errors="ignore").expand_dims("channel").assign_coords(about))
+    return found
