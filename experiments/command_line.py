@@ -1,7 +1,8 @@
 """How programs read a command line: one way to write options, the options that several have, and errors in one line.
 
-An option is --name=VALUE, its words joined by `-` (`_` is understood); lists have commas between. A config's fields are
-options too, --config.training.steps=200. Every program has make_parser(), and main(arguments) that `run` calls.
+An option is --name=VALUE, its words joined by `-`; lists have commas between. Who writes `_`, or a list as words of
+their own, is understood. A config's fields are options too, --config.training.steps=200. Every program has
+make_parser(), and main(arguments) that `run` calls.
 """
 
 import argparse
@@ -44,6 +45,8 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"{text!r} needs UTF-8 in this locale: set PYTHONUTF8=1 in the environment")
         args = [self._spelled(word) for word in args]
         options, unknown = self.parse_known_args(args, namespace)
+        if any(not word.startswith("-") for word in unknown):  # words of a list that was written without commas
+            options, unknown = self.parse_known_args(self._join_lists(args), namespace)
         for word in unknown:
             name, _, text = word.removeprefix("--").partition("=")
             if name.rpartition(".")[0] in self.mappings:
@@ -65,6 +68,18 @@ class Parser(argparse.ArgumentParser):
         name, equals, value = word.partition("=")
         dashed = name.replace("_", "-")
         return dashed + equals + value if dashed in self._option_string_actions else word
+
+    def _join_lists(self, args: Sequence[str]) -> list[str]:
+        """--levels=850,500 for --levels 850 500."""
+        joined: list[str] = []
+        for word in args:
+            before = joined[-1].partition("=") if joined else ("", "", "")
+            action = self._option_string_actions.get(before[0])
+            if action is None or "," not in str(action.metavar) or word.startswith("-"):
+                joined.append(word)
+            else:
+                joined[-1] = f"{before[0]}={before[2]},{word}" if before[1] else f"{before[0]}={word}"
+        return joined
 
 
 def make_parser(program: str, doc: str | None) -> Parser:

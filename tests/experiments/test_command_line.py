@@ -63,7 +63,8 @@ def test_options_have_dashes(name):
 
 def test_underscores_are_understood_and_values_may_be_words_of_their_own():
     parser = program("prepare").make_parser()
-    assert parser.parse_args(["a.nc", "dest", "--dry_run", "--levels", "850,500"]).levels == (850, 500)
+    for levels in (["850,500"], ["850", "500"]):
+        assert parser.parse_args(["a.nc", "dest", "--dry_run", "--levels", *levels]).levels == (850, 500)
     options = parser.parse_args(["--variables", "z,t", "a.nc", "b.nc", "dest"])
     assert options.source == ["a.nc", "b.nc"] and options.dest == "dest" and options.variables == ("z", "t")
 
