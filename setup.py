@@ -70,6 +70,7 @@ setup(
             "beartype>=0.21",
             "ruff>=0.15",
             "PyYAML>=6.0",
+            "playwright>=1.50",  # drives a browser that is there, as Debian's chromium; brings none
             "moto>=5.1",
             "flask>=3.0",  # with flask-cors what moto's server needs; its [server] extra brings forty packages more
             "flask-cors>=4.0",

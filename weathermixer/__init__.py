@@ -65,6 +65,8 @@ _PUBLIC = {
     "compare": "verification.significance",
     "make_climatology": "verification.climatologies",
     "draw_forecast": "verification.figures",
+    "draw_scorecard": "verification.charts",
+    "draw_scores": "verification.charts",
     "format_scores": "verification.scores",
     # what a step costs
     "find_hardware": "planning.hardware",

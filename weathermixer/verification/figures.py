@@ -84,7 +84,7 @@ def draw_errors(
         image = _draw(axis, field, grid, limits, "YlOrBr", land, title=f"{lead} h: {digits(whole)}")
     for axis in axes[len(errors) :]:
         axis.set_axis_off()
-    label = f"RMSE of {channel.short} / ({units})"
+    label = f"RMSE of {channel.short} in {units}"
     figure.colorbar(image, ax=axes, label=label, extend="max", location="bottom", shrink=0.6, aspect=40)
     return figure
 

@@ -1,0 +1,332 @@
+"""Writes one page about one run or several: a single HTML file that needs no server and no network, and prints.
+
+  python -m experiments.report RUN [RUN ...] [--output=report.html] [--data=DATA] [--channel=NAME] [--maps=8]
+
+What was trained on what, loss and speed, scores with intervals, scorecards (of each further run against the first),
+spectra, maps of one channel, errors by lead, memory, the data's faults, settings and versions. Scores are those of
+RUN/scores.nc, where experiments.evaluate left them; where it did not they are computed, as the run's config says.
+
+Examples:
+  python -m experiments.report runs/quickstart --output=quickstart.html
+  # a longer run against a shorter one, of the same name in other folders
+  python -m experiments.report runs/short runs/long --output=compared.html --channel=temperature_850
+"""
+
+import base64
+import html
+import io
+import json
+import pathlib
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from matplotlib.figure import Figure
+
+from experiments import check, command_line
+from experiments.evaluate import SCORES_FILE
+from experiments.forecast import DRAWN_FIRST, read_analyses, take_channel
+from weathermixer.archive.archive import Archive
+from weathermixer.archive.sampling import in_period
+from weathermixer.planning.work import parameters
+from weathermixer.runs.build import make_model_shape
+from weathermixer.runs.record import RECORD_FILE
+from weathermixer.runs.run import Run, open_run, spread
+from weathermixer.training.telemetry import LOG_FILE, METRICS_FILE
+from weathermixer.verification import charts, figures
+from weathermixer.verification.evaluation import BASELINES
+from weathermixer.verification.metrics import compute_metrics
+from weathermixer.verification.scores import READ_AS, digits
+from weathermixer.verification.significance import compare, join_scores
+
+REPORT_FILE = "report.html"
+PLACE = (50.0, 10.0)  # degrees north and east, of the time series
+PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
+<style>
+body {{ font: 15px/1.45 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em }}
+h2 {{ margin-top: 2em; border-bottom: 1px solid #bbb }} img {{ max-width: 100% }}
+figure {{ margin: 1em 0; break-inside: avoid }} figcaption {{ color: #444; font-size: .9em }}
+pre {{ white-space: pre-wrap; background: #f5f5f5; padding: .7em; font-size: .8em }}
+.wide {{ overflow: auto; max-height: 36em }} table {{ border-collapse: collapse; font-size: .87em }}
+th, td {{ padding: .15em .6em; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }}
+th {{ position: sticky; top: 0; background: #fff; white-space: normal }}
+td:first-child, th:first-child {{ text-align: left }}
+th button {{ font: inherit; border: 0; background: none; padding: 0; cursor: pointer; color: #0b57a4 }}
+th[aria-sort=ascending]::after {{ content: "↑" }} th[aria-sort=descending]::after {{ content: "↓" }}
+@media print {{ body {{ margin: 0; max-width: none; font-size: 10pt }} .wide {{ overflow: visible; max-height: none }}
+  th {{ position: static }} th, td {{ white-space: normal; padding: .1em .3em }} }}
+</style></head><body>
+<h1>{title}</h1>
+{body}
+<script>
+const compare = (a, b) => parseFloat(a) - parseFloat(b) || a.localeCompare(b, "en", {{ numeric: true }});
+for (const head of document.querySelectorAll("thead th")) {{
+  const rows = head.closest("table").tBodies[0], text = (row) => row.cells[head.cellIndex].textContent;
+  const button = document.createElement("button");
+  button.append(...head.childNodes);
+  head.append(button);
+  button.onclick = () => {{
+    const order = head.ariaSort === "ascending" ? "descending" : "ascending", sign = order === "ascending" ? 1 : -1;
+    for (const other of head.parentNode.cells) other.ariaSort = other === head ? order : null;
+    rows.append(...[...rows.rows].sort((a, b) => sign * compare(text(a), text(b))));
+  }};
+}}
+</script></body></html>
+"""
+
+
+def write_report(
+    runs: Sequence[Run], output: pathlib.Path, *, data: str | None = None, channel: str | None = None, maps: int = 8
+) -> None:
+    """Writes the page of some runs; their names are their folders'.
+
+    `data` is what is forecast from where it is not the runs' own; `channel` is what maps show, of `maps` forecasts.
+    Raises ValueError where the runs have no starts, leads and channels in common, and for a channel that one lacks.
+    """
+    named = {run.path.resolve().name: run for run in runs}
+    if len(named) < len(runs):
+        raise ValueError(f"{[str(run.path) for run in runs]}: folders of the same name; rename one, or link to it")
+    names = runs[0].reference.channel_set.names
+    channel = channel or (DRAWN_FIRST if DRAWN_FIRST in names else names[0])
+    for run in runs:
+        if channel not in (names := run.reference.channel_set.names):
+            raise ValueError(f"--channel={channel}: {run.path} does not predict it; it has {', '.join(names)}")
+    scores = {name: _read_scores(run, data) for name, run in named.items()}
+    logs = {name: _read_log(run.path) for name, run in named.items()}
+    sections = {
+        "Runs": table(_describe(name, run, logs[name]) for name, run in named.items()),
+        "Training": _draw_logs(logs),
+        "Scores": _compare(scores, channel),
+    }
+    for name, run in named.items():
+        sections[f"Maps: {name}"] = _draw_maps(run, scores[name], data, channel, maps)
+        sections[f"What it ran on: {name}"] = _tell(run, data)
+    body = "\n".join(f"<h2>{html.escape(head)}</h2>\n{text}" for head, text in sections.items())
+    partial = output.with_name(output.name + ".partial")
+    partial.write_text(PAGE.format(title=html.escape(", ".join(named)), body=body), encoding="utf-8")
+    partial.replace(output)
+
+
+def table(rows: Iterable[Mapping[str, Any]] | pd.DataFrame) -> str:
+    """A table whose columns sort, a row for each mapping."""
+    with pd.option_context("display.max_colwidth", None):  # nothing is cut
+        return f'<div class="wide">{pd.DataFrame(rows).to_html(index=False, border=0)}</div>'
+
+
+def picture(image: Figure | bytes, text: str) -> str:
+    """A picture with its text: a figure as SVG, or a GIF."""
+    kind = "gif"
+    if isinstance(image, Figure):
+        buffer, kind = io.BytesIO(), "svg+xml"
+        image.savefig(buffer, format="svg")
+        image = buffer.getvalue()
+    source, text = f"data:image/{kind};base64,{base64.b64encode(image).decode()}", html.escape(text)
+    return f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+
+
+def fold(head: str, text: str) -> str:
+    """Text as it is, to be unfolded."""
+    return f"<details><summary>{html.escape(head)}</summary><pre>{html.escape(text)}</pre></details>"
+
+
+def _read_scores(run: Run, data: str | None) -> xr.Dataset:
+    path = (run.path / SCORES_FILE).with_suffix(".nc")
+    if path.exists() and data is None:
+        with xr.open_dataset(path) as scores:
+            return scores.load()
+    return run.evaluate(data, spectra=True)
+
+
+def _read_log(path: pathlib.Path) -> pd.DataFrame:
+    """The records of a run's log by step; none of an export."""
+    file = path / METRICS_FILE
+    columns = ["step", "loss", "validation_loss", "step_seconds", "samples_per_second"]
+    records = map(json.loads, file.read_text(encoding="utf-8").splitlines()) if file.exists() else ()
+    return pd.DataFrame(records, columns=columns).set_index("step").astype(float)
+
+
+def _describe(name: str, run: Run, log: pd.DataFrame) -> dict[str, Any]:
+    """A row about a run: what was trained on what, how long, how fast."""
+    settings, channels, grid = run.settings, run.reference.channel_set, run.reference.grid
+    shape = make_model_shape(settings, grid.shape, channels)
+    last, usual = log.ffill().tail(1).sum(min_count=1), log.median()
+    return {
+        "run": name,
+        "trained on": pathlib.Path(run.archive or settings.data.source).name,
+        "period": " to ".join(settings.data.train),
+        "grid": f"{grid.shape[0]} x {grid.shape[1]}",
+        "channels": len(channels.dynamic),
+        "parameters": f"{parameters(shape):,}",
+        "mesh": f"{settings.mesh.data}, {settings.mesh.domain}, {settings.mesh.tensor}",
+        "steps": run.step,
+        "batch": settings.training.batch_size,
+        "loss": f"{last.loss:.4g}",
+        "validation loss": f"{last.validation_loss:.4g}",
+        "ms per step": f"{1e3 * usual.step_seconds:.4g}",
+        "samples/s": f"{usual.samples_per_second:.4g}",
+    }
+
+
+def _draw_logs(logs: Mapping[str, pd.DataFrame]) -> str:
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    losses, times = figure.subplots(1, 2)
+    for number, name in enumerate(logs):
+        style = {"color": f"C{number}"}
+        losses.semilogy(logs[name].loss.dropna(), label=f"{name}, training", **style)
+        losses.semilogy(logs[name].validation_loss.dropna(), label=f"{name}, validation", **style | {"ls": "--"})
+        times.plot(1e3 * logs[name].step_seconds.dropna(), label=name, **style)
+    losses.set(xlabel="step", ylabel="loss")
+    times.set(xlabel="step", ylabel="ms per step", ylim=(0, None))
+    for axis in (losses, times):
+        axis.grid(alpha=0.25)
+        axis.legend(fontsize=7, frameon=False)
+    return picture(figure, "Loss in training and validation, and time per step, over the steps of training.")
+
+
+def _compare(scores: Mapping[str, xr.Dataset], channel: str) -> str:
+    """Scores of the runs on the starts that they share, beside the first one's baselines."""
+    first, *others = scores
+    kept = [name for name in BASELINES if name in scores[first].source]
+    parts = [join_scores(scores), *(join_scores({name: scores[first]}, source=name) for name in kept)]
+    options = dict(join="inner", data_vars="minimal", coords="minimal", compat="override", combine_attrs="override")
+    whole = xr.concat(parts, "source", **options)
+    joined = whole.isel({dim: 0 for dim in ("grid", "region") if dim in whole.dims})  # of these the first
+    shown = compute_metrics(joined)
+    pairs = [(other, first) for other in others] or [(first, name) for name in kept if name == "climatology"]
+    text = [f"<p>{html.escape(_question(joined))}</p>", table(_rows(shown, joined, pairs))]
+    for one, other in pairs:
+        about = f"RMSE of {one} against {other}, by variable, level and lead: blue is better, hatched may be chance."
+        text.append(picture(charts.draw_scorecard(whole, one, other), about))
+    for metric in ("rmse", "acc"):
+        about = f"{metric.upper()} over lead time: {', '.join(map(str, shown.source.values))}."
+        if metric in shown:
+            text.append(picture(charts.draw_scores(shown, metric=metric), about))
+    if all("spectrum" in each for each in scores.values()):
+        powers = [each.spectrum.sel(source=["model"]).assign_coords(source=[name]) for name, each in scores.items()]
+        spectra = xr.concat(powers, "source", join="inner", coords="minimal", compat="override")
+        spectra = spectra.to_dataset().assign(spectrum_truth=scores[first].spectrum_truth)
+        lead = int(shown.lead_hours[-1])
+        about = f"Zonal power spectra of {channel} at {lead} h: {', '.join(scores)} and the analyses."
+        text.append(picture(charts.draw_spectra(spectra, channel=channel, lead_hours=lead), about))
+    else:
+        text.append("<p>No spectra: experiments.evaluate RUN --spectra --output=RUN/scores.json makes them.</p>")
+    return "\n".join(text)
+
+
+def _question(joined: xr.Dataset) -> str:
+    about = joined.attrs
+    counts = ", ".join(f"{n} at {lead} h" for lead, n in zip(joined.lead_hours.values, joined.samples.values))
+    lines = [
+        f"{about['mode']} forecasts from {about['first_start']} to {about['last_start']} UTC: {counts}",
+        f"climatology: {about['climatology']}",
+        *about["notes"].splitlines(),
+        f"intervals: 95 %, block bootstrap over starts; * where the paired t-test says p < {charts.LEVEL}",
+    ]
+    return ". ".join(lines) + "."
+
+
+def _rows(shown: xr.Dataset, joined: xr.Dataset, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """A row for each channel and lead: differences with intervals, all sources' RMSE, ACC and bias of the forecasts."""
+    rows = shown.stack(row=("channel", "lead_hours"))
+    factor, units = zip(*(READ_AS.get(unit, (1.0, unit)) for unit in rows.units.values))
+    columns = {"channel": rows.short.values, "unit": units, "lead / h": rows.lead_hours.values}
+    for one, other in pairs:
+        found = compare(joined, one, other).stack(row=("channel", "lead_hours"))
+        percent = (100 / rows.rmse.sel(source=other).values * found[["difference", "low", "high"]].to_array().values).T
+        stars = np.where(found.p_value < charts.LEVEL, "*", "")
+        texts = ["{:+.1f} [{:+.1f}, {:+.1f}]{}".format(*numbers, star) for numbers, star in zip(percent, stars)]
+        columns[f"{one} against {other}, %"] = texts
+    for name in shown.source.values:
+        of_one = rows.sel(source=name)
+        columns[f"RMSE {name}"] = [digits(value) for value in factor * of_one.rmse.values]
+        if name not in BASELINES:
+            columns[f"bias {name}"] = [digits(value) for value in factor * of_one.bias.values]
+            columns |= {f"ACC {name}": [f"{value:.3f}" for value in of_one.acc.values]} if "acc" in of_one else {}
+    return pd.DataFrame(columns)
+
+
+def _draw_maps(run: Run, scores: xr.Dataset, data: str | None, channel: str, count: int) -> str:
+    """Maps of a channel: one forecast beside the analyses, its way, a place, and the error over some forecasts."""
+    index, leads = run.reference.channel_set.names.index(channel), scores.lead_hours.values
+    what, frames = run.reference.channel_set.dynamic[index], run.open_frames(data)
+    starts = frames.times[run.find_starts(frames)]
+    last = frames.times[-1] - np.timedelta64(int(leads[-1]), "h")
+    starts = spread(starts[in_period(starts, run.settings.data.test) & (starts <= last)], count)
+    if not len(starts):
+        return f"<p>No maps: {html.escape(frames.name)} has no forecast's start and end in the test period.</p>"
+    pairs = []
+    for start in starts:
+        forecast = run.forecast(data, starts=[start], hours=int(leads[-1]), analysis=True).isel(time=0, drop=True)
+        field = take_channel(forecast, what).rename(prediction_timedelta="time")
+        field = field.assign_coords(time=start + field.time)
+        pairs.append((field, field.copy(data=read_analyses(run, frames, field.time.values, index))))
+    start, (field, truth) = starts[0], pairs[0]
+    hours = ((field.time.values - start) // np.timedelta64(1, "h")).tolist()
+    at, name = np.searchsorted(hours, leads), f"{what.short} from {start:.13} UTC"
+    options = dict(grid=run.reference.grid, channel=what, land=run.reference.static.get("land_sea_mask"))
+    of_one, text = dict(options, start=start), []
+    for lead in sorted({at[len(at) // 2], at[-1]}):
+        figure = figures.draw_forecast(field.values[lead], truth.values[lead], lead_hours=hours[lead], **of_one)
+        text.append(picture(figure, f"{name}, {hours[lead]} h ahead: forecast, analysis and their difference."))
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder, "moving.gif")
+        figures.save_animation(file, field.values, truth.values, lead_hours=hours, **of_one)
+        text.append(picture(file.read_bytes(), f"{name}, all {len(hours)} leads of forecast and analysis, moving."))
+    errors = np.sqrt(np.nanmean([(one - other).values[at] ** 2 for one, other in pairs], axis=0))
+    about = f"RMSE of {what.short} over {len(starts)} forecasts, by lead; above each map the globe's."
+    text.append(picture(figures.draw_errors(errors, lead_hours=leads.tolist(), **options), about))
+    place, lines = dict(zip(("latitude", "longitude"), PLACE)), {"forecast": field, "analyses": truth}
+    figure = charts.draw_series(lines, units=what.units, **place)
+    text.append(picture(figure, f"{name} at the grid point next to {PLACE[0]}° N, {PLACE[1]}° E."))
+    return "\n".join(text)
+
+
+def _tell(run: Run, data: str | None) -> str:
+    """Memory and speed, as the log accounts for them; what the data holds and its faults; settings and versions."""
+    log, opened = run.path / LOG_FILE, run.open_data(data)
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else ["no log: an export has none"]
+    steps = [line for line in lines if line.startswith("step ") and "/step" in line]
+    account = "\n".join([line for line in lines if not line.startswith("step ")] + steps[-1:])
+    if isinstance(opened, Archive):
+        faults, held = check.find_faults(opened), check.describe(opened)
+    else:
+        faults, held = [], "\n".join(opened.account)
+    found = "".join(f"<li>{html.escape(fault)}</li>" for fault in faults)
+    software = json.loads((run.path / RECORD_FILE).read_text(encoding="utf-8"))["software"]
+    versions = ", ".join(f"{name} {version}" for name, version in software.items())
+    return (
+        f"<pre>{html.escape(account)}</pre><p>Faults of the data: {len(faults) or 'none'}.</p><ul>{found}</ul>"
+        + fold("what the data holds", held)
+        + fold("every setting", json.dumps(run.settings.values(), indent=1))
+        + f"<p>{html.escape(versions)}</p>"
+    )
+
+
+def make_parser() -> command_line.Parser:
+    """The command line's options."""
+    parser = command_line.make_parser("experiments.report", __doc__)
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="folders of trained runs, or of exports; the first is the reference")
+    add("--output", type=command_line.output_file, metavar="FILE", help="default: report.html in the last RUN")
+    about = "archive, or what experiments.prepare reads; default: the archives that trained the runs"
+    add("--data", metavar="DATA", help=about)
+    add("--channel", metavar="NAME", help=f"channel that maps show; default: {DRAWN_FIRST} or the first")
+    about = "how many forecasts the maps of errors are over, evenly spread over the test period; default: 8"
+    add("--maps", type=command_line.integer(1), default=8, metavar="N", help=about)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = make_parser().parse_args(arguments)
+    runs = [open_run(path) for path in options.runs]
+    output = options.output or runs[-1].path / REPORT_FILE
+    write_report(runs, output, data=options.data, channel=options.channel, maps=options.maps)
+    print(f"the report is {output} ({output.stat().st_size / 1e6:.1f} MB)", flush=True)
+
+
+if __name__ == "__main__":
+    command_line.run(main)
