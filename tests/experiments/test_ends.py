@@ -1,5 +1,6 @@
 """How runs end: real processes that are asked to stop, fail, stand still or lose each other, and what they leave."""
 
+import contextlib
 import json
 import os
 import re
@@ -99,7 +100,7 @@ def test_a_process_that_stands_still_ends_with_its_stacks(data, tmp_path):
 
 @pytest.mark.slow
 def test_what_fails_on_one_process_ends_both_at_once_with_the_reason(data, tmp_path):
-    """A band of latitudes that only the second one reads is damaged."""
+    """Chunks are damaged; whoever is the first, the other does not wait for it."""
     broken = make_data(tmp_path / "broken")
     for shard in (broken / "archive/fields").rglob("0"):
         if shard.is_file():
@@ -111,7 +112,7 @@ def test_what_fails_on_one_process_ends_both_at_once_with_the_reason(data, tmp_p
         status, said = finish(run)
     assert status == distributed.FAILED, said
     assert re.search(r"train: .*cannot read time 2000-01-\d\d.*Digest mismatch", said)
-    assert re.search(r"process \d ends with status 1, as process \d on \S+: .*cannot read", said)
+    assert said.count("ends with status 1") == 2
     assert "cannot read time" in ended(tmp_path / "run")["why"] and "Traceback" in ended(tmp_path / "run")["traceback"]
 
 
@@ -134,8 +135,9 @@ def test_two_processes_stop_at_one_step_and_a_cold_cache_is_waited_for(data, tmp
         pids = []
         read_until(run, "step 12 ")
         for process in os.popen(f"pgrep -f 'workdir={tmp_path}/run'").read().split():
-            if b"JAX_PROCESS_ID=1" in open(f"/proc/{process}/environ", "rb").read():
-                pids.append(int(process))
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # pgrep's own
+                if "JAX_PROCESS_ID=1\0" in open(f"/proc/{process}/environ").read():
+                    pids.append(int(process))
         os.kill(pids[-1], signal.SIGUSR1)
         status, said = finish(run)
     assert status == distributed.PREEMPTED and "process 1 was asked to stop (SIGUSR1)" in said, said
