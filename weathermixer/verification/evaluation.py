@@ -50,6 +50,13 @@ def model_forecaster(
     `history` is how many frames the model sees: with 2, starts need the time a step before them. `prescribed` says
     where input-only channels come from on the way (rollout.make_advance), `leads` which steps it may take at once
     (rollout.rollout). Raises ValueError for a lead that is not a positive multiple of the shortest of these.
+
+    >>> run, starts = weathermixer.open_run("runs/quickstart"), np.array([0, 8])
+    >>> frames = run.open_frames("dry.archive")
+    >>> model = weathermixer.model_forecaster(run.apply, run.params, frames, lead_hours=[6, 12])
+    >>> with jax.set_mesh(run.mesh):
+    ...     [prediction.shape for prediction in model(starts, frames.read(starts))]
+    [(2, 4, 16, 32), (2, 4, 16, 32)]
     """
     step_hours = frames.reference.step_hours
     check_leads(lead_hours, step_hours=step_hours * leads[0])

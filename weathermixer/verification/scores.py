@@ -34,7 +34,7 @@ def format_scores(scores: xr.Dataset) -> str:
 
     >>> run = weathermixer.open_run("runs/quickstart")
     >>> scores = run.evaluate("dry.archive", period=("2000-01-17", "2000-01-18"), lead_hours=[6])
-    >>> print("\\n".join(weathermixer.format_scores(scores).splitlines()[3:6]))
+    >>> print("\\n".join(weathermixer.format_scores(scores).splitlines()[2:5]))
     RMSE             |         6 h (7 samples)
                      |   model persist  climat   ratio
     t850           K | ...

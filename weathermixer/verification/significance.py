@@ -45,6 +45,12 @@ def compare(scores: xr.Dataset, one: str, other: str, *, metric: str = "rmse", s
     A metric of several means m is linearized for the t-test, f(m) + sum df/dm (x_t - m) (the delta method). A block of
     the bootstrap is as long as the lead, and at least twice the cube root of the number of starts: of AR(1) errors with
     a correlation of 0.7, 400 at a time, its intervals held the truth in 90 % of cases, the t-test's in 94 %.
+
+    >>> run = weathermixer.open_run("runs/quickstart")
+    >>> scores = run.evaluate("dry.archive", period=("2000-01-11", "2000-01-18"), lead_hours=[6])
+    >>> found = weathermixer.compare(scores, "model", "persistence")
+    >>> found.difference.dims, sorted(found)
+    (('lead_hours', 'channel'), ['difference', 'high', 'low', 'p_value', 'standard_error', 't_high', 't_low'])
     """
     needs = METRICS[metric].needs
     scores = scores[[*needs, "counted"]].transpose("time", ...)
