@@ -142,7 +142,8 @@ class Checkpoints:
     def _failed(self, step: int, error: Exception) -> OSError:
         return OSError(
             f"saving step {step} to {self.directory} failed: {' '.join(str(error).split())}; "
-            f"there are {self.steps()}: remove the cause, and the same command goes on from the last"
+            f"there are {[other for other in self.steps() if other != step]}: remove the cause, and the same command "
+            "goes on from the last"
         )
 
     def saved(self) -> str:
