@@ -83,7 +83,7 @@ def test_underscores_are_understood_and_values_may_be_words_of_their_own():
         ("train", [*TRAIN, "--config.evaluation.final=maybe"], 1, "final='maybe' must be True or False"),
         ("train", [*TRAIN, "--config.data.test=2001-13-01,2002"], 1, "data.test: '2001-13-01,2002' is not a first"),
         ("train", ["--workdir=run", "--config=quikstart"], 1, "no such config: did you mean quickstart?"),
-        ("train", ["--workdir=run", "--config=no/own.py"], 1, "no such config: give gfs_wind"),
+        ("train", ["--workdir=run", "--config=no/own.py"], 1, "no such config: give era5_djf, gfs_wind"),
         ("train", ["--workdir=run", "--config=."], 1, "--config=.: there is no such config"),
         ("train", ["--workdir=run", "--config=reference:5b"], 1, "size '5b' is not one of 1b, 3.2b, 10b"),
         ("train", ["--workdir=run", "--config=quickstart:big"], 1, "get_config() takes 0 positional arguments"),
