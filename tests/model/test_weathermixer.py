@@ -183,6 +183,7 @@ def test_every_size_that_does_not_divide_is_named():
     ("wrong", "message"),
     [
         (dict(patch=(1, 5)), "longitude=12 is not divisible by the patch's 5"),
+        (dict(channels=1, predicted=1), "head='blend' mixes channels, and there is one: pad with"),
         (dict(head="other"), "head='other' is not one of"),
         (dict(predicted=9), "predicted=9 channels of 8"),
     ],

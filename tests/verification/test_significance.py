@@ -53,6 +53,18 @@ def test_the_t_test_is_weatherbench_xs():
     assert abs(found.difference - (np.sqrt(series[0].mean()) - np.sqrt(series[1].mean()))) < 1e-12
 
 
+def test_starts_need_not_be_evenly_spaced():
+    """Every 12 or 18 h, as evenly as a period allows: all of them count."""
+    series = 4 + np.abs(correlated(200, 0.6, series=2))
+    scores = make_scores(series)
+    uneven = scores.assign_coords(time=scores.time + np.arange(200) // 2 * np.timedelta64(6, "h"))
+    even = compare(scores, "a", "b").squeeze()
+    np.testing.assert_allclose(compare(uneven, "a", "b").squeeze().p_value, even.p_value, rtol=1e-9)
+    apart = scores.time + (np.arange(200) >= 100) * np.timedelta64(90, "D")  # no pair is across the gap
+    error = compare(scores.assign_coords(time=apart), "a", "b").squeeze().standard_error
+    assert 0.9 < error / even.standard_error < 1.1 and error != even.standard_error
+
+
 def test_intervals_hold_the_truth_as_often_as_they_say():
     """Of 300 pairs without a true difference 95 % of the intervals hold zero; plain ones of such errors far fewer."""
     count, trials, phi = 400, 300, 0.7

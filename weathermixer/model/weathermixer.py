@@ -94,6 +94,11 @@ class ModelShape:
             )
         if self.history not in (1, 2):
             raise ValueError(f"history={self.history} must be 1 or 2 frames")
+        if self.head == "blend" and self.channels == 1:
+            raise ValueError(
+                "head='blend' mixes channels, and there is one: pad with config.data.channel_multiple=2, or take "
+                "config.model.head=increment"
+            )
         if not 0 < self.predicted <= self.channels:
             raise ValueError(f"predicted={self.predicted} channels of {self.channels}: it must be 1 to {self.channels}")
 

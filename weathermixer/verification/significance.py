@@ -85,14 +85,14 @@ def _standard_error(deviations: xr.DataArray, times: np.ndarray) -> tuple[xr.Dat
     sqrt(variance / n) k,   k^2 = (1 - r1 f1 - r2 f2) / (1 - f1 - f2)^2,   f1 = r1 (1 - r2) / (1 - r1^2),
     f2 = (r2 - r1^2) / (1 - r1^2),   r: the autocorrelations at one and two steps between starts
     """
-    steps = np.diff(times)
-    step = steps.min() if len(steps) else np.timedelta64(1, "h")
-    regular = deviations.reindex(time=np.arange(times[0], times[-1] + step, step)) if len(steps) else deviations
-    count = regular.count("time")
-    variance = (regular**2).sum("time") / (count - 1)
+    count = deviations.count("time")
+    variance = (deviations**2).sum("time") / (count - 1)
 
     def autocorrelation(lag):
-        products = regular * regular.shift(time=lag)
+        """Of starts that many places apart, but not across a gap."""
+        since = times[lag:] - times[:-lag]
+        near = np.append(np.zeros(min(lag, len(times)), bool), since <= 1.5 * lag * _spacing(times))
+        products = (deviations * deviations.shift(time=lag)).where(xr.DataArray(near, dims="time"))
         found = products.mean("time") / variance
         return found.where((variance > 0) & products.notnull().any("time"), 0)
 
@@ -101,9 +101,12 @@ def _standard_error(deviations: xr.DataArray, times: np.ndarray) -> tuple[xr.Dat
     return np.sqrt(variance / count) * np.sqrt((1 - r1 * f1 - r2 * f2) / (1 - f1 - f2) ** 2), count
 
 
+def _spacing(times: np.ndarray) -> np.timedelta64:
+    return np.median(np.diff(times)) if len(times) > 1 else np.timedelta64(1, "h")
+
+
 def _bootstrap(pair: list[xr.Dataset], metric: str, random: np.random.Generator) -> tuple[xr.DataArray, xr.DataArray]:
-    times = pair[0].time.values
-    spacing = np.median(np.diff(times)) if len(times) > 1 else np.timedelta64(1, "h")
+    spacing = _spacing(pair[0].time.values)
     ends = []
     for lead in pair[0].lead_hours.values:
         of_lead = [source.sel(lead_hours=lead) for source in pair]
