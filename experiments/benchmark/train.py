@@ -38,6 +38,7 @@ from weathermixer.planning.hardware import HARDWARE, find_hardware
 from weathermixer.planning.hlo import hidden_transfers
 from weathermixer.planning.work import train_flops
 from weathermixer.runs.settings import Settings
+from weathermixer.training.phases import Phases
 from weathermixer.training.telemetry import RunLog
 
 BETWEEN_WAITS = 5  # steps sent before the device is waited for: the host's time is hidden, as in training
@@ -150,7 +151,7 @@ def time_fed_steps(
     compiled: Any, state: Any, standardization: Standardization, batches: Batches, *, bare: float
 ) -> dict[str, Any]:
     """What is reported of steps that are fed as in training: their median, over the bare step, and what they idle."""
-    log = RunLog(first_step=0, every=1, batch_size=1, flops=0.0, peak_flops=None)
+    log = RunLog(Phases(), first_step=0, every=1, batch_size=1, peak_flops=None)
     lines = []
     for step, batch in enumerate(log.watch(batches), 1):
         state, metrics = compiled(state, batch, standardization)

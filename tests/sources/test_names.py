@@ -110,9 +110,9 @@ def test_a_level_named_by_rename(tmp_path):
 def test_names_that_end_in_a_number(tmp_path):
     names = ["volumetric_soil_water_layer_1", "volumetric_soil_water_layer_2"]
     soil = {name: DATASET["2m_temperature"] / (500 + n) for n, name in enumerate(names)}
-    DATASET[["temperature"]].rename(temperature="vorticity").assign(soil).to_netcdf(tmp_path / "a.nc")
-    source = open_source(tmp_path / "a.nc", variables=[*names, "vorticity_850"])
-    assert [(c.variable, c.level_hpa) for c in source.channels] == [(n, None) for n in names] + [("vorticity", 850)]
+    DATASET[["temperature"]].rename(temperature="ozone").assign(soil).to_netcdf(tmp_path / "a.nc")
+    source = open_source(tmp_path / "a.nc", variables=[*names, "ozone_850"])
+    assert [(c.variable, c.level_hpa) for c in source.channels] == [(n, None) for n in names] + [("ozone", 850)]
     archive = prepare_archive(source, tmp_path / "o", dtype="float32")
     assert archive.channels == source.channels
     np.testing.assert_array_equal(archive.store[:, 1].read().result(), soil[names[1]].values)
