@@ -104,9 +104,12 @@ def _tables(scores: xr.Dataset) -> list[str]:
     titles = [f"{lead} h ({count} samples)" for lead, count in zip(leads, scores.samples.values)]
     lines = _blocks(scores, "RMSE", titles, columns)
     titles = [f"{lead} h" for lead in leads]
+    signed = np.isfinite(bias).any(axis=tuple(range(bias.ndim - 1)))  # the length of a wind's error has no sign
     for number, name in enumerate(forecasts):
         columns = [("bias", _texts(digits, bias[number])), ("ACC", _texts("{:.3f}".format, scores.acc.values[number]))]
-        lines += _blocks(scores, "of the model" if len(forecasts) == 1 else f"of {name}", titles, columns)
+        columns = [(title, texts[..., signed]) for title, texts in columns]
+        whose = "of the model" if len(forecasts) == 1 else f"of {name}"
+        lines += _blocks(scores.isel(channel=signed), whose, titles, columns)
     for name in forecasts[1:]:
         found = compare(scores, name, forecasts[0]).transpose(..., "lead_hours", "channel")
         percent = [100 * found[key].values / scores.rmse.values[0] for key in ("difference", "low", "high")]
