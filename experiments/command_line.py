@@ -98,7 +98,10 @@ def run(main: Callable[[Sequence[str] | None], int | None], arguments: Sequence[
     everything was raised. One of several processes leaves at once, and the others with it.
     """
     try:
-        sys.exit(main(arguments))
+        status = main(arguments)
+        if jax.distributed.is_initialized():  # a thread in C++ would abort an end of the interpreter's own
+            distributed.end(status or 0)
+        sys.exit(status)
     except Exception as error:
         status, line = explain(error, _short(main.__globals__["__spec__"].name))
         distributed.leave(status, line) if jax.distributed.is_initialized() else sys.exit(status)

@@ -159,7 +159,7 @@ def test_a_run_keeps_its_length_on_other_data_and_is_not_resumed_to_train_nothin
     with pytest.raises(ValueError, match="has done all of its 2 steps: on .*fewer nothing is left to train; .*init_"):
         train.train(run, tmp_path / "run", fewer, accept_data=True)
     assert train.train(run, tmp_path / "run", fewer, accept_data=True, step=1).step == 2
-    assert (tmp_path / "run" / "log.txt").read_text().count("steps 1 to 2") == 1
+    assert (tmp_path / "run" / "log.txt").read_text().count("parameters, steps 1 to 2") == 1
 
 
 def test_fields_that_a_newer_version_added_count_as_their_defaults(workdir, whole):
