@@ -13,41 +13,20 @@ pressure in Pa, and of vorticity in 1e-5 per second, which is sampled at points 
 
 from ml_collections import ConfigDict
 
-from experiments.configs import base
+from experiments.configs import gfs_wind
 
 
 def get_config() -> ConfigDict:
-    """Two channels, 245 training samples; 73 rows from pole to pole, which only patches of one row divide."""
-    config = base.get_config()
+    """As gfs_wind; 245 training samples, and 73 rows from pole to pole, which only patches of one row divide."""
+    config = gfs_wind.get_config()
     config.data.source = "$WEATHERMIXER_REAL_DATA/era5_djf_2025_dev_2p5deg.zarr"
     config.data.train = ("2025-12-01", "2026-01-31")
     config.data.validation = ("2026-02-01", "2026-02-10")
     config.data.test = ("2026-02-01", "2026-02-10")
-    config.data.channel_multiple = 2
-    config.data.augmentation = "rotate_longitude"
 
     config.model.patch = (1, 12)
-    config.model.embed = 128
     config.model.token_hidden = 876
-    config.model.embed_hidden = 256
-    config.model.blocks = 3
-    config.model.head = "increment"
-    config.model.history = 2
-    config.model.dropout_rate = 0.1
-
-    config.loss.channel_weights = "uniform"
-    config.optimizer.kind = "muon"
+    config.model.token_mixing = "dense"
     config.optimizer.weight_decay = 0.1
-    config.optimizer.peak_rate = 3e-3
-    config.optimizer.coder_peak_rate = 3e-3
-    config.optimizer.warmup_epochs = 6.0
-
-    config.training.batch_size = 16
     config.training.steps = 2000
-    config.training.ema_decay = 0.998
-    config.training.checkpoint_every = 1000
-    config.evaluation.every = 500
-    config.evaluation.batches = 2
-    config.evaluation.batch_size = 8
-    config.evaluation.final = True
     return config
