@@ -28,6 +28,11 @@ def _correlation(covariance, own, of_target):
     return covariance / np.sqrt(own * of_target)
 
 
+def _fair_score(skill: xr.DataArray, spread: xr.DataArray) -> xr.DataArray:
+    """Members' mean distance from the analysis, less half of that from each other."""
+    return skill - spread / 2
+
+
 METRICS = {
     "rmse": Metric(("squared_error",), np.sqrt, "root of the mean over forecasts of the mean squared error"),
     "bias": Metric(("error",), lambda x: x, "mean error, forecast minus analysis"),
@@ -51,7 +56,7 @@ METRICS = {
         "activity of the forecast over that of the analysis",
         False,
     ),
-    "crps": Metric(("crps_skill", "crps_spread"), lambda skill, spread: skill - spread / 2, "fair CRPS"),
+    "crps": Metric(("crps_skill", "crps_spread"), _fair_score, "fair CRPS"),
     "spread": Metric(("variance",), np.sqrt, "root of the mean variance of the members"),
     "spread_skill": Metric(
         ("variance", "mean_squared_error_unbiased"),
@@ -59,7 +64,7 @@ METRICS = {
         "spread over the unbiased RMSE of the members' mean: one where an ensemble knows its errors",
         False,
     ),
-    "energy_score": Metric(("energy_skill", "energy_spread"), lambda skill, spread: skill - spread / 2, "energy score"),
+    "energy_score": Metric(("energy_skill", "energy_spread"), _fair_score, "energy score"),
 }
 
 
