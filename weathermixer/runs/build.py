@@ -214,8 +214,9 @@ def make_training(
 
     >>> model = {"patch": (2, 4), "embed": 16, "token_hidden": 16, "embed_hidden": 16, "blocks": 1}
     >>> settings = weathermixer.make_settings({"model": model, "training": {"steps": 10}})
-    >>> channels, mesh = weathermixer.ChannelSet.from_names(["temperature_850"]), weathermixer.make_mesh(1, 2, 1)
-    >>> data = dict(channel_set=channels, tendency=np.array([0.1], np.float32), starts=100)
+    >>> channels = weathermixer.ChannelSet.from_names(["temperature_850", "temperature_500"])
+    >>> mesh = weathermixer.make_mesh(1, 2, 1)
+    >>> data = dict(channel_set=channels, tendency=np.array([0.1, 0.1], np.float32), starts=100)
     >>> with jax.set_mesh(mesh):
     ...     grid = dict(latitude=84.375 - 11.25 * np.arange(16), longitudes=32)
     ...     training = weathermixer.make_training(settings, **grid, **data, mesh=mesh)
