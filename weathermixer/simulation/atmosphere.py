@@ -6,6 +6,7 @@ units once they leave this module.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,20 +32,15 @@ NOISE_WAVENUMBERS = (4, 12)
 Frames = dict[str, Float[Array, "..."]]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Atmosphere:
-    """A model of the atmosphere.
+def make_atmosphere(
+    settings: Settings,
+) -> tuple[Callable[[Sequence[int]], State], Callable[[State], tuple[State, Frames]]]:
+    """(initial_state, advance) of a model: triangular truncation, equal sigma layers, frames on pressure levels.
 
     initial_state(seed) is a zonal flow in balance, with noise; advance(state) is the state a day later and the frames
-    of that day, {variable: [time, level, lat, lon], surface_pressure: [time, lat, lon]}, latitudes from south to north.
+    of that day, {variable: [time, level, lat, lon], surface_pressure: [time, lat, lon]}, latitudes from south to north,
+    on an equiangular grid.
     """
-
-    initial_state: Callable[[Sequence[int]], State]
-    advance: Callable[[State], tuple[State, Frames]]
-
-
-def make_atmosphere(settings: Settings) -> Atmosphere:
-    """The model: triangular truncation, equal sigma layers, frames on pressure levels and an equiangular grid."""
     # enough Gaussian latitudes that products of two fields are not aliased
     nodes = -(-(3 * settings.truncation + 1) // 4)
     grid = spherical_harmonic.Grid.construct(settings.truncation, gaussian_nodes=nodes)
@@ -63,7 +59,7 @@ def make_atmosphere(settings: Settings) -> Atmosphere:
             post_process_fn=lambda s: _to_frame(s, coords, synthesis, constants, settings.levels_hpa),
         )(state)
 
-    return Atmosphere(initial_state=lambda seed: _initial_state(coords, constants, seed), advance=advance)
+    return functools.partial(_initial_state, coords, constants), advance
 
 
 def _reference(coords: CoordinateSystem, constants: SimUnits) -> np.ndarray:

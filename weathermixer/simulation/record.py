@@ -8,11 +8,13 @@ one after the other in time, with a gap after each.
 """
 
 import dataclasses
+import json
 import pathlib
 import warnings
 from collections.abc import Sequence
 
 import numpy as np
+import xarray as xr
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
@@ -20,12 +22,12 @@ import weathermixer
 from weathermixer.fields.variables import VARIABLES
 
 FIRST_TIME = np.datetime64("2000-01-01T00", "ns")
-HOUR = np.timedelta64(1, "h")
+NORTH = {"units": "degrees_north", "standard_name": "latitude"}
+EAST = {"units": "degrees_east", "standard_name": "longitude"}
 FRAMES_PER_DAY = 4
 GAP_DAYS = 1  # between members
-CHUNK_DAYS = 10  # at most: what one chunk of the store holds, and what a kill can lose
-UPPER = ("geopotential", "temperature", "u_component_of_wind", "v_component_of_wind")
-SURFACE = ("surface_pressure",)
+CHUNK_DAYS = 10  # at most, of one chunk of the store
+FIELDS = ("geopotential", "temperature", "u_component_of_wind", "v_component_of_wind", "surface_pressure")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,60 +88,47 @@ class Settings:
         """Times of the frames, datetime64[ns]: six-hourly, with a gap after each member."""
         frames = np.arange(self.member_days * FRAMES_PER_DAY) * (24 // FRAMES_PER_DAY)
         starts = np.arange(self.members) * (self.member_days + GAP_DAYS) * 24
-        return FIRST_TIME + (starts[:, None] + frames).ravel() * HOUR
+        return FIRST_TIME + (starts[:, None] + frames).ravel() * np.timedelta64(1, "h")
 
 
-def read_settings(path: pathlib.Path) -> Settings | None:
-    """Settings of the record at `path`, None where there is none; ValueError where there is something else."""
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return None
-    if not (path / "zarr.json").exists():
-        raise ValueError(f"{path} exists and is no simulation: choose another path, or delete it")
-    values = zarr.open_group(path, mode="r").attrs.get("simulation")
-    if values is None:
-        raise ValueError(f"{path} is a Zarr store but no simulation: choose another path, or delete it")
-    return Settings(**values)
-
-
-def is_begun(path: pathlib.Path, settings: Settings) -> bool:
+def is_made(path: pathlib.Path, settings: Settings) -> bool:
     """Whether the record of these settings is at `path`; ValueError where something else is."""
-    found = read_settings(path)
-    if found is not None and found != settings:
-        there, wanted = dataclasses.asdict(found), dataclasses.asdict(settings)
-        different = [
-            f"{name}={there[name]} there, {wanted[name]} wanted" for name in wanted if there[name] != wanted[name]
-        ]
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return False
+    try:
+        there = Settings(**json.loads((path / "zarr.json").read_text())["attributes"]["simulation"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} exists and is no simulation: choose another path, or delete it") from error
+    there, wanted = dataclasses.asdict(there), dataclasses.asdict(settings)
+    different = [f"{name}={there[name]} there, {wanted[name]} wanted" for name in wanted if there[name] != wanted[name]]
+    if different:
         raise ValueError(
             f"{path} holds a simulation with other settings ({'; '.join(different)}): choose another path, or delete it"
         )
-    return found is not None
+    return True
 
 
 def create_record(path: pathlib.Path, settings: Settings) -> None:
-    """Writes a record's metadata and coordinates at `path`, all at once."""
-    new = path.with_name("new")
+    """Writes a record's metadata and coordinates at `path`, in the place of what was there."""
     about = {
         "title": "Dry atmosphere after Held and Suarez (1994), simulated with dinosaur",
         "Conventions": "CF-1.11",
         "software": f"weathermixer {weathermixer.__version__}",
         "simulation": dataclasses.asdict(settings),
     }
-    group = zarr.create_group(new, attributes=about, overwrite=True)
-    hours = (settings.times() - np.datetime64(0, "ns")) // HOUR
-    latitude = (np.arange(settings.latitudes) + 0.5) * 180 / settings.latitudes - 90
-    longitude = np.arange(settings.longitudes) * 360 / settings.longitudes
-    cf_time = {"units": "hours since 1970-01-01", "calendar": "proleptic_gregorian", "standard_name": "time"}
     axes = {
-        "time": (hours.astype(np.int64), cf_time),
-        "level": (np.array(settings.levels_hpa, np.int64), {"units": "hPa", "standard_name": "air_pressure"}),
-        "latitude": (latitude, {"units": "degrees_north", "standard_name": "latitude"}),
-        "longitude": (longitude, {"units": "degrees_east", "standard_name": "longitude"}),
+        "time": ("time", settings.times(), {"standard_name": "time"}),
+        "level": ("level", np.array(settings.levels_hpa), {"units": "hPa", "standard_name": "air_pressure"}),
+        "latitude": ("latitude", (np.arange(settings.latitudes) + 0.5) * 180 / settings.latitudes - 90, NORTH),
+        "longitude": ("longitude", np.arange(settings.longitudes) * 360 / settings.longitudes, EAST),
     }
-    for name, (values, attributes) in axes.items():
-        group.create_array(name, data=values, dimension_names=[name], attributes=attributes)
-    for name in UPPER + SURFACE:
-        dimensions = [axis for axis in axes if axis != "level" or name in UPPER]
-        variable, grid = VARIABLES[name], [len(axes[axis][0]) for axis in dimensions[1:]]
+    empty = xr.Dataset(coords=axes, attrs=about)
+    empty.time.encoding["units"] = "hours since 1970-01-01"
+    empty.to_zarr(path, mode="w", zarr_format=3, consolidated=False)
+    group = zarr.open_group(path)
+    for name in FIELDS:
+        dimensions = [axis for axis in axes if axis != "level" or name != "surface_pressure"]
+        variable, grid = VARIABLES[name], [empty.sizes[axis] for axis in dimensions[1:]]
         group.create_array(
             name,
             shape=(settings.days * FRAMES_PER_DAY, *grid),
@@ -152,5 +141,4 @@ def create_record(path: pathlib.Path, settings: Settings) -> None:
         )
     with warnings.catch_warnings():  # xarray warns where it is not consolidated, zarr where it is
         warnings.filterwarnings("ignore", message="Consolidated metadata")
-        zarr.consolidate_metadata(new)
-    new.rename(path)
+        zarr.consolidate_metadata(path)
