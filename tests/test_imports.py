@@ -10,14 +10,14 @@ ROOT = Path(__file__).parent.parent
 # The rooms by floors: every room imports strictly downward; the modules of one may import each other.
 FLOORS = (
     {"fields", "parallel"},
-    {"archive", "model", "planning"},
-    {"sources", "training", "forecasting"},
+    {"archive", "model"},
+    {"planning", "sources", "training", "forecasting"},
     {"prepare", "simulation", "verification"},
     {"runs"},
 )
 # Data and model know nothing of each other: models reach training, forecasting and verification as arguments.
 NEVER = (
-    ({"archive", "sources", "prepare", "simulation", "planning", "training", "forecasting", "verification"}, {"model"}),
+    ({"archive", "sources", "prepare", "simulation", "training", "forecasting", "verification"}, {"model"}),
     ({"model"}, {"archive"}),
     ({"verification", "forecasting", "training"}, {"sources", "prepare"}),
     ({"parallel"}, {"fields"}),

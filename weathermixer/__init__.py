@@ -1,7 +1,7 @@
 """WeatherMixer: an all-MLP global weather model, trained on a (data, domain, tensor) mesh of any shape.
 
 The names below are the library's public face, imported on first use. Rooms from the ground up: fields and parallel;
-archive, model and planning; sources, training and forecasting; prepare, simulation and verification; runs.
+archive and model; planning, sources, training and forecasting; prepare, simulation and verification; runs.
 
 Each has an example in its docstring. They assume `import jax, jax.numpy as jnp, numpy as np, weathermixer` and eight
 devices, and follow each other in the order below: a file that one reads, an earlier one made; runs/quickstart is what a

@@ -16,7 +16,6 @@ from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel.mesh import make_mesh, sharding, use_mesh
 from weathermixer.planning.account import held, kept_for_backward
 from weathermixer.planning.memory import fed_back_bytes
-from weathermixer.planning.meshes import StepOptions
 from weathermixer.runs.build import rollout_stages
 from weathermixer.training.losses import weighted_mse
 from weathermixer.training.steps import make_loss
@@ -158,7 +157,7 @@ def test_memory_grows_by_one_state_a_step():
     more = (kept[12] - kept[4]) / 8
     assert more == (kept[4] - kept[2]) / 2
     # the input of a step, and its target in 16 bits
-    assert more == 1.5 * size == fed_back_bytes(tiny.training.shape, StepOptions(batch=8)) * 8 / 4
+    assert more == 1.5 * size == fed_back_bytes(tiny.training.shape) * 8 / 4
 
 
 def test_a_gradient_made_in_parts_is_that_of_the_whole_batch():

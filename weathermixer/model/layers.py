@@ -98,13 +98,8 @@ class Circulant(nnx.Module):
 
 def resolve_schedule(schedule: Schedule, inputs: int, outputs: int, over: Over) -> Schedule:
     """The schedule of one contraction on the current mesh: the one asked for, or for "auto" the cheapest."""
-    mesh = jax.sharding.get_abstract_mesh()
-    along, across = ways(mesh, "token"), ways(mesh, "embed")
-    if over == "channel":
-        along, across = across, along
-    # what decides does not depend on how many rows there are: one per device keeps the bytes whole numbers
-    sizes = dict(rows=along * across, contracted=inputs, produced=outputs)
-    return choose_schedule(schedule, **sizes, along=along, across=across)
+    along = ways(jax.sharding.get_abstract_mesh(), "token" if over == "token" else "embed")
+    return choose_schedule(schedule, inputs, outputs, along=along)
 
 
 def dense_bias(bias: Float[Array, " o"], over: Over) -> Float[Array, "..."]:

@@ -12,26 +12,11 @@ Bytes that a device receives, |.| being one device's part:
 The ring forms move the same bytes chunk by chunk, each under the product of another; `einsum` lets the compiler choose.
 """
 
-import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 Over = Literal["channel", "token"]
 Schedule = Literal["auto", "einsum", "gather", "scatter", "ring_gather", "ring_scatter"]
-SCHEDULES: tuple[Schedule, ...] = ("auto", "einsum", "gather", "scatter", "ring_gather", "ring_scatter")
-
-
-@dataclasses.dataclass(frozen=True)
-class Traffic:
-    """Bytes a device receives for a contraction: `activation` over the contracted axis, `kernel` over the other."""
-
-    activation_forward: int
-    activation_backward: int
-    kernel_forward: int
-    kernel_backward: int
-
-    @property
-    def total(self) -> int:
-        return sum(dataclasses.astuple(self))
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
 
 def moves_input(schedule: Schedule) -> bool:
@@ -46,42 +31,7 @@ def kernel_names(over: Over, schedule: Schedule) -> tuple[str, str]:
     return f"{form}{what}_in", f"{form}{what}_out"
 
 
-def traffic(
-    schedule: Schedule,
-    *,
-    rows: int,
-    contracted: int,
-    produced: int,
-    along: int,
-    across: int,
-    itemsize: int,
-    operand_itemsize: int | None = None,
-) -> Traffic:
-    """Bytes that a device receives in one contraction and in its backward pass.
-
-    Args:
-      schedule: any but "auto".
-      rows: vectors that the kernel is applied to in one model instance: batch * tokens where channels are mixed,
-        batch * embed where tokens are.
-      contracted, produced: the kernel's sizes.
-      along, across: in how many parts the contracted mesh axis and the other one cut.
-      itemsize: bytes of an element of what is summed, y, dx and dW.
-      operand_itemsize: of what goes to products, x, dy and W; None: the same.
-    """
-    gather, operand = moves_input(schedule), operand_itemsize or itemsize
-    moved = (along - 1) * rows * (contracted if gather else produced) // (along * across)
-    kernel = (across - 1) * contracted * produced // (along * across)
-    return Traffic(
-        activation_forward=moved * (operand if gather else itemsize),
-        activation_backward=moved * (operand + itemsize if gather else operand),
-        kernel_forward=kernel * operand,
-        kernel_backward=kernel * (operand + itemsize),
-    )
-
-
-def choose_schedule(
-    schedule: Schedule, *, rows: int, contracted: int, produced: int, along: int, across: int
-) -> Schedule:
+def choose_schedule(schedule: Schedule, contracted: int, produced: int, *, along: int) -> Schedule:
     """The schedule itself, or for "auto" the ring form that moves the fewest bytes in a training step.
 
     Scatter moves y twice, gather moves x three times: so x moves only where 3 contracted < 2 produced, as in the second
@@ -93,5 +43,4 @@ def choose_schedule(
         raise ValueError(f"schedule={schedule!r} is not one of {SCHEDULES}")
     if schedule != "auto":
         return schedule
-    sizes = dict(rows=rows, contracted=contracted, produced=produced, along=along, across=across, itemsize=2)
-    return min(("ring_scatter", "ring_gather"), key=lambda choice: traffic(choice, **sizes).total)
+    return "ring_gather" if along > 1 and 3 * contracted < 2 * produced else "ring_scatter"

@@ -23,12 +23,16 @@ NEGLIGIBLE = 1e-3  # of all that a device holds: vectors of the norms, counts
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One part of a step: bytes in one model instance, bytes on the fullest device, and its ratio to a fair share."""
+    """One part of a step: bytes in one model instance, on the fullest device, and of a device's fair share."""
 
     part: str
     instance: float | int
     device: int
-    ratio: float
+    fair: float
+
+    @property
+    def ratio(self) -> float:
+        return self.device / self.fair if self.fair else 1.0
 
 
 def kept_for_backward(
@@ -74,9 +78,7 @@ def make_account(mesh: Mesh | AbstractMesh, state: Mapping[str, Any], batch: Map
         for part, tree in parts.items():
             leaves = jax.tree.leaves(tree)
             instance = sum(leaf.dtype.itemsize * math.prod(leaf.shape) for leaf in leaves) / shares
-            device = sum(map(held, leaves))
-            fair = instance / instance_devices(mesh)
-            entries.append(Entry(part, instance, device, device / fair if fair else 1.0))
+            entries.append(Entry(part, instance, sum(map(held, leaves)), instance / instance_devices(mesh)))
     return entries
 
 
@@ -114,21 +116,16 @@ def format_account(entries: list[Entry], compiled: Any = None) -> str:
     lines = [f"{'part':<14}{'one instance':>14}{'per device':>14}{'of fair share':>15}"]
     total = sum(entry.device for entry in entries)
     for entry in entries:
-        excess = entry.device * (1 - 1 / entry.ratio) if entry.ratio else 0.0
-        mark = "  stored more than once" if entry.ratio > TOLERATED and excess > NEGLIGIBLE * total else ""
+        twice = entry.ratio > TOLERATED and entry.device - entry.fair > NEGLIGIBLE * total
         sizes = f"{format_bytes(entry.instance):>14}{format_bytes(entry.device):>14}"
-        lines.append(f"{entry.part:<14}{sizes}{entry.ratio:>15.3f}{mark}")
+        lines.append(f"{entry.part:<14}{sizes}{entry.ratio:>15.3f}" + "  stored more than once" * twice)
     if compiled is not None:
         memory = compiled.memory_analysis()
-        counted = {
-            "arguments": memory.argument_size_in_bytes,
-            "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-            "temporaries": memory.temp_size_in_bytes,
-        }
+        arguments, results = memory.argument_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes
         lines.append(
-            "the compiled step, per device: "
-            + ", ".join(f"{what} {format_bytes(size)}" for what, size in counted.items())
-            + " (activations are among the temporaries; results beside the donated arguments)"
+            f"the compiled step, per device: arguments {format_bytes(arguments)}, results {format_bytes(results)}, "
+            f"temporaries {format_bytes(memory.temp_size_in_bytes)} (activations are among the temporaries; results "
+            "beside the donated arguments)"
         )
     return "\n".join(lines)
 

@@ -13,12 +13,12 @@ and the least that any 2-D distribution of the products' operands can exchange.
 import dataclasses
 import math
 
+from weathermixer.model.weathermixer import ModelShape
 from weathermixer.planning.memory import activation_bytes, memory_parts, temporary_bytes
 from weathermixer.planning.meshes import Layout, StepOptions, executed_flops
 from weathermixer.planning.traffic import step_transfers
-from weathermixer.planning.work import Shape, contractions, parameters
+from weathermixer.planning.work import FLOAT32, contractions, parameters
 
-FLOAT32 = 4
 PUBLISHED = {1: Layout(1, 1, 1), 2: Layout(1, 1, 2), 4: Layout(1, 2, 2)}
 PUBLISHED_IMBALANCE = {1: 1.0, 2: 1.0, 4: 4 / 3}  # work of the busiest device over the mean
 
@@ -32,7 +32,7 @@ class Share:
     flops: float
 
 
-def ours(shape: Shape, layout: Layout, options: StepOptions) -> Share:
+def ours(shape: ModelShape, layout: Layout, options: StepOptions) -> Share:
     """The share of a device of our mesh."""
     return Share(
         received=float(sum(transfer.bytes for transfer in step_transfers(shape, layout, options))),
@@ -41,14 +41,14 @@ def ours(shape: Shape, layout: Layout, options: StepOptions) -> Share:
     )
 
 
-def published(shape: Shape, ways: int, instances: int, options: StepOptions) -> Share:
+def published(shape: ModelShape, ways: int, instances: int, options: StepOptions) -> Share:
     """Jigsaw's scheme, `ways` devices to an instance: partial products travel, as in our scatter form."""
     layout = dataclasses.replace(PUBLISHED[ways], data=instances)
     share = ours(shape, layout, dataclasses.replace(options, schedule="scatter"))
     return dataclasses.replace(share, flops=share.flops * PUBLISHED_IMBALANCE[ways])
 
 
-def megatron(shape: Shape, ways: int, instances: int, options: StepOptions) -> Share:
+def megatron(shape: ModelShape, ways: int, instances: int, options: StepOptions) -> Share:
     """Tensor parallelism over `ways` devices (Shoeybi et al. 2019): an all-reduce per MLP forward and one backward.
 
     Encode's result and decode's are gathered, decode's two input gradients all-reduced; the head works on whole fields.
@@ -74,7 +74,7 @@ def megatron(shape: Shape, ways: int, instances: int, options: StepOptions) -> S
     )
 
 
-def fsdp(shape: Shape, devices: int, options: StepOptions) -> Share:
+def fsdp(shape: ModelShape, devices: int, options: StepOptions) -> Share:
     """Whole samples on every device, all that training carries cut over all of them (Rajbhandari et al. 2020).
 
     Raises ValueError where there are fewer samples than devices.
@@ -90,7 +90,7 @@ def fsdp(shape: Shape, devices: int, options: StepOptions) -> Share:
     return Share(received=part * number * (2 * item + FLOAT32), held=sum(held.values()), flops=flops)
 
 
-def lower_bound(shape: Shape, devices: int, options: StepOptions) -> float:
+def lower_bound(shape: ModelShape, devices: int, options: StepOptions) -> float:
     """The least bytes that the busiest device can receive for a step's products, however they are distributed.
 
     A product of sizes m >= n >= k on P devices that begin with an equal share of the operands and end with one of the

@@ -4,16 +4,16 @@ State, gradients and batch are exact: each array is cut over all devices of the 
 backward pass and temporaries depend on the compiler; their formulae count the arrays that differentiation needs.
 """
 
+from weathermixer.model.weathermixer import ModelShape
 from weathermixer.planning.meshes import Layout, StepOptions
-from weathermixer.planning.work import Shape, block_kernels, contractions, parameters
+from weathermixer.planning.work import FLOAT32, STORED, block_kernels, contractions, parameters
 
-FLOAT32 = 4
 # Fields on the grid that head and loss keep, in (float32, compute dtype): the error, and of blend the state, the
 # result before the mask and the normalized fields
 HEAD_KEEPS = {"blend": (3, 1), "increment": (1, 0)}
 
 
-def activation_bytes(shape: Shape, options: StepOptions) -> float:
+def activation_bytes(shape: ModelShape, options: StepOptions) -> float:
     """Bytes that differentiation keeps of one sample on one model instance, all its devices together.
 
     Of encode its patches; of a block what block_bytes counts, or under rematerialize="block" its input alone; then the
@@ -27,75 +27,65 @@ def activation_bytes(shape: Shape, options: StepOptions) -> float:
     return float((s.history * s.tokens * s.features + 2 * state) * item + s.blocks * options.repeats * block + fields)
 
 
-def block_bytes(shape: Shape, options: StepOptions) -> int:
+def block_bytes(shape: ModelShape, options: StepOptions) -> int:
     """Bytes that a mixer block keeps for its backward pass.
 
     Of each of its two MLPs the norm's input, the hidden layer before GELU, what follows either, in the dtype that
-    products read, and dropout's masks.
+    products read, and dropout's masks of one byte.
     """
-    s = shape
-    state, hidden = s.tokens * s.embed, s.token_hidden * s.embed + s.tokens * s.embed_hidden
-    masks = (2 * state + hidden) * options.dropout  # one byte each
-    return (2 * state + hidden) * (options.compute_bytes + options.operand_bytes) + masks
+    kept = sum(c.inputs * c.rows for c in contractions(shape) if c.in_block)  # what each product reads
+    return kept * (options.compute_bytes + options.operand_bytes + options.dropout)
 
 
-def fed_back_bytes(shape: Shape, options: StepOptions) -> int:
+def fed_back_bytes(shape: ModelShape) -> int:
     """Bytes that a step of a rollout keeps of one sample: its input, and its target as it is stored."""
-    return (FLOAT32 + options.stored_bytes) * shape.channels * shape.grid[0] * shape.grid[1]
+    return (FLOAT32 + STORED) * shape.channels * shape.grid[0] * shape.grid[1]
 
 
-def temporary_bytes(shape: Shape, layout: Layout, options: StepOptions) -> float:
+def temporary_bytes(shape: ModelShape, layout: Layout, options: StepOptions) -> float:
     """Bytes in passing on one device, an estimate of the largest moment in the backward pass.
 
     A kernel and its gradient gathered over the other model axis, and where that is cut every kernel, for nothing bounds
     how far ahead they travel, but rematerialization: a block's. The parameters' copy in the compute dtype, three
     activations, and under rematerialize="block" what one block keeps.
     """
-    batch = options.part / layout.data
+    batch, again = options.part / layout.data, options.rematerialize == "block"
     mixing = [c for c in contractions(shape) if c.name != "blend"]
-    gathered = max(c.kernel / layout.contracted(c.over).size for c in mixing)
-    ahead = sum(
-        c.kernel / layout.contracted(c.over).size * (1 if options.rematerialize == "block" else c.count)
-        for c in mixing
-        if layout.across(c.over).size > 1
-    )
+    whole = [c.kernel / layout.contracted(c.over).size for c in mixing]
+    ahead = [size * (1 if again else c.count) for c, size in zip(mixing, whole) if layout.across(c.over).size > 1]
     largest = shape.tokens * max(shape.embed, shape.embed_hidden, shape.features)
-    numbers = 2 * gathered + ahead + batch * 3 * largest / layout.instance
+    numbers = 2 * max(whole) + sum(ahead) + batch * 3 * largest / layout.instance
     if options.compute_dtype != "float32":
         numbers += parameters(shape) / layout.instance
-    if shape.circulant:  # kernels that were made dense: kept for the backward pass, or a block's made again
-        count = 1 if options.rematerialize == "block" else shape.blocks
-        numbers += count * sum(c.kernel for c in mixing if c.over == "token") / layout.instance
-    total = numbers * options.compute_bytes
+    # circulant kernels that were made dense: kept for the backward pass, or a block's made again
+    circulant = sum(c.kernel * (1 if again else c.count) for c in mixing if c.columns > 1)
+    total = (numbers + circulant / layout.instance) * options.compute_bytes
     if options.zero == "parameters":  # those of one block gathered, or all where the backward pass is to find them
-        gathered_blocks = shape.blocks if options.rematerialize == "block" else 1
-        total += parameters(shape) * FLOAT32 / layout.instance / gathered_blocks
-    if options.rematerialize == "block":
+        total += parameters(shape) * FLOAT32 / layout.instance / (shape.blocks if again else 1)
+    if again:
         total += batch * block_bytes(shape, options) / layout.instance
     return float(total)
 
 
-def memory_parts(shape: Shape, layout: Layout, options: StepOptions) -> dict[str, float]:
+def memory_parts(shape: ModelShape, layout: Layout, options: StepOptions) -> dict[str, float]:
     """Bytes on each device by part: parameters, moments, EMA, gradients, batch, activations, temporaries.
 
     With ZeRO over the data axis moments and EMA, or everything that lasts, are cut over all devices.
     """
     own = parameters(shape) * FLOAT32 / layout.instance
-    replicas = layout.data
-    batch, part = options.batch / layout.data, options.part / layout.data
+    moments = layout.data if options.zero != "none" else 1
+    replicas = layout.data if options.zero == "parameters" else 1
     one_moment = options.muon * sum(i * o * count for i, o, count in block_kernels(shape))
-    activations = activation_bytes(shape, options) + (options.rollout - 1) * fed_back_bytes(shape, options)
+    activations = activation_bytes(shape, options) + (options.rollout - 1) * fed_back_bytes(shape)
     frame = shape.channels * shape.grid[0] * shape.grid[1] / layout.instance
     return {
-        "parameters": own / (replicas if options.zero == "parameters" else 1),
-        "moments": (2 * own - one_moment * FLOAT32 / layout.instance) / (1 if options.zero == "none" else replicas),
-        "ema": options.ema * own / (1 if options.zero == "none" else replicas),
+        "parameters": own / replicas,
+        "moments": (2 * own - one_moment * FLOAT32 / layout.instance) / moments,
+        "ema": options.ema * own / moments,
         # of a loop over parts or steps the sum, and that of the one under way
-        "gradients": own
-        * (1 + (options.accumulate * options.rollout > 1))
-        / (replicas if options.zero == "parameters" else 1),
+        "gradients": own * (1 + (options.accumulate * options.rollout > 1)) / replicas,
         # what is being used and what the loader has put on the device ahead
-        "batch": 2 * batch * options.frames * frame * options.stored_bytes,
-        "activations": part * activations / layout.instance,
+        "batch": 2 * (options.batch / layout.data) * options.frames * frame * STORED,
+        "activations": options.part / layout.data * activations / layout.instance,
         "temporaries": temporary_bytes(shape, layout, options),
     }

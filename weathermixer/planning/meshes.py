@@ -3,9 +3,11 @@
 import dataclasses
 from typing import NamedTuple
 
+from weathermixer.model.weathermixer import ModelShape
 from weathermixer.parallel.mesh import indivisible, make_abstract_mesh
 from weathermixer.parallel.schedule import Schedule
-from weathermixer.planning.work import Contraction, Shape, contractions
+from weathermixer.parallel.zero import ZERO
+from weathermixer.planning.work import Contraction, contractions
 
 
 class Group(NamedTuple):
@@ -29,7 +31,7 @@ class Layout:
 
     @property
     def devices(self) -> int:
-        return self.data * self.domain * self.tensor
+        return self.data * self.instance
 
     @property
     def instance(self) -> int:
@@ -63,12 +65,9 @@ class StepOptions:
       accumulate: parts, one after the other, in which a batch's gradient is made.
       muon: whether the blocks' kernels keep one moment, not two.
       compute_dtype: of activations and products, "bfloat16" or "float32"; or "fp8", as in the settings.
-      rematerialize: "none" or "block", as in the model.
-      schedule: of the contractions, as in weathermixer.parallel.schedule.
-      dropout: whether there is any.
+      rematerialize, schedule, dropout: as in the model, whether there is any dropout.
       ema: whether an exponential moving average of the parameters is kept.
       zero: what is cut over the mesh's data axis as well: "none", "moments" (EMA included) or "parameters" (all).
-      stored_bytes: of a number in the archive.
       frames: read per sample, the input and its targets.
 
     Raises ValueError for a batch or repeats below 1, an unknown dtype and an unknown zero.
@@ -89,12 +88,11 @@ class StepOptions:
     dropout: bool = False
     ema: bool = False
     zero: str = "none"
-    stored_bytes: int = 2
     frames: int = 2
 
     def __post_init__(self):
-        if self.zero not in ("none", "moments", "parameters"):
-            raise ValueError(f"zero={self.zero!r} is not one of none, moments, parameters")
+        if self.zero not in ZERO:
+            raise ValueError(f"zero={self.zero!r} is not one of {', '.join(ZERO)}")
         if self.compute_dtype not in ("bfloat16", "float32", "fp8"):
             raise ValueError(f"compute_dtype={self.compute_dtype!r} is not one of bfloat16, float32, fp8")
         if min(self.batch, self.repeats, self.rollout, self.accumulate) < 1:
@@ -122,12 +120,6 @@ class StepOptions:
         """Of an element of what the blocks' products read."""
         return 1 if self.compute_dtype == "fp8" else self.compute_bytes
 
-    def product_dtype(self, c: Contraction) -> str:
-        """In which a contraction's products are computed."""
-        if c.name == "blend":
-            return "float32"
-        return "bfloat16" if self.compute_dtype == "fp8" and not c.in_block else self.compute_dtype
-
     def repeated_in_backward(self, c: Contraction) -> bool:
         """Whether rematerialization makes a product again: not a block's last one, whose result nothing needs."""
         return self.rematerialize == "block" and c.in_block and c.name != "channel down"
@@ -141,12 +133,12 @@ class StepOptions:
         return self.times(c) * ((3 if c.needs_input_gradient else 2) + self.repeated_in_backward(c))
 
 
-def executed_flops(shape: Shape, options: StepOptions) -> int:
+def executed_flops(shape: ModelShape, options: StepOptions) -> int:
     """FLOPs of the products that a training step runs, those that rematerialization repeats among them."""
     return options.batch * sum(options.products(c) * c.flops for c in contractions(shape))
 
 
-def misfits(shape: Shape, layout: Layout, batch: int) -> list[str]:
+def misfits(shape: ModelShape, layout: Layout, batch: int) -> list[str]:
     """Why this mesh cannot hold the model or its batch: every size that does not divide, with the numbers."""
     mesh = make_abstract_mesh(layout.data, layout.domain, layout.tensor)
     return indivisible(mesh, batch=("batch", batch), **shape.cuts)

@@ -2,12 +2,12 @@
 
 import dataclasses
 
+from weathermixer.model.weathermixer import ModelShape
 from weathermixer.planning.hardware import Hardware
 from weathermixer.planning.memory import memory_parts
 from weathermixer.planning.meshes import Layout, StepOptions, misfits
 from weathermixer.planning.time import StepTime, step_time
 from weathermixer.planning.traffic import read_bytes, step_transfers
-from weathermixer.planning.work import Shape
 
 # Of a device's memory, what a program can have; the rest goes to the driver, communication buffers and fragmentation
 USABLE_MEMORY = 0.92
@@ -52,28 +52,22 @@ def layouts(devices: int) -> list[Layout]:
     """Every (data, domain, tensor) whose product is the number of devices; ValueError where that is not positive."""
     if devices < 1:
         raise ValueError(f"devices={devices} must be at least 1")
-    divisors = [n for n in range(1, devices + 1) if devices % n == 0]
-    return [
-        Layout(data, domain, devices // (data * domain))
-        for data in divisors
-        for domain in divisors
-        if (devices // data) % domain == 0
-    ]
+    sizes = range(1, devices + 1)
+    cuts = [(data, devices // data) for data in sizes if devices % data == 0]
+    return [Layout(data, domain, left // domain) for data, left in cuts for domain in sizes if left % domain == 0]
 
 
-def make_plan(shape: Shape, layout: Layout, options: StepOptions, hardware: Hardware) -> Plan | Refusal:
+def make_plan(shape: ModelShape, layout: Layout, options: StepOptions, hardware: Hardware) -> Plan | Refusal:
     """Judges one mesh: refused where a size does not divide or the memory is too small."""
-    reasons = misfits(shape, layout, options.part)
-    if reasons:
+    if reasons := misfits(shape, layout, options.part):
         return Refusal(layout, tuple(reasons))
     memory = memory_parts(shape, layout, options)
     needed, usable = sum(memory.values()), USABLE_MEMORY * hardware.memory_bytes
     if needed > usable:
-        largest = sorted(memory, key=memory.__getitem__, reverse=True)[:2]
+        largest = sorted(memory, key=memory.get, reverse=True)[:2]
         parts = ", ".join(f"{part} {memory[part] / 1e9:.1f}" for part in largest)
-        return Refusal(
-            layout, (f"needs {needed / 1e9:.1f} GB per device ({parts}, ...), {hardware.name} has {usable / 1e9:.1f}",)
-        )
+        said = f"needs {needed / 1e9:.1f} GB per device ({parts}, ...), {hardware.name} has {usable / 1e9:.1f}"
+        return Refusal(layout, (said,))
     split = [transfer.split(hardware.node_size) for transfer in step_transfers(shape, layout, options)]
     return Plan(
         layout=layout,
@@ -87,7 +81,7 @@ def make_plan(shape: Shape, layout: Layout, options: StepOptions, hardware: Hard
 
 
 def plan_meshes(
-    shape: Shape, devices: int, options: StepOptions, hardware: Hardware, *, samples_per_instance: int = 0
+    shape: ModelShape, devices: int, options: StepOptions, hardware: Hardware, *, samples_per_instance: int = 0
 ) -> tuple[list[Plan], list[Refusal]]:
     """Judges every mesh of so many devices: the plans by time per sample, fastest first, and the refusals.
 

@@ -5,12 +5,12 @@ From the shares of the machine's peaks that timed steps reached (hardware.py, me
 
 import dataclasses
 
+from weathermixer.model.weathermixer import ModelShape
 from weathermixer.planning.hardware import Hardware
 from weathermixer.planning.meshes import Layout, StepOptions
 from weathermixer.planning.traffic import Transfer, read_bytes, step_transfers
-from weathermixer.planning.work import Shape, contractions, muon_flops, parameters, train_flops
+from weathermixer.planning.work import FLOAT32, contractions, muon_flops, parameters, train_flops
 
-FLOAT32 = 4
 # Passes over memory that fusions make of a step's elementwise work, counted in the mixer's equations as (forward,
 # backward). Per MLP over the activation: norm 2 and residual 3; both 4 and bias 1. Over its hidden layer: GELU 2; GELU
 # 3 and bias 1.
@@ -39,16 +39,18 @@ class StepTime:
         return self.products + self.elementwise + self.optimizer + self.exchange_exposed + self.read_exposed
 
 
-def product_seconds(shape: Shape, layout: Layout, options: StepOptions, hardware: Hardware) -> dict[str, float]:
+def product_seconds(shape: ModelShape, layout: Layout, options: StepOptions, hardware: Hardware) -> dict[str, float]:
     """Seconds that a device spends in the products of each kind of contraction; the head's run in float32."""
-    seconds = {}
+    dtype, seconds = options.compute_dtype, {}
     for c in contractions(shape):
-        rate = hardware.peak(options.product_dtype(c)) * hardware.achieved_products
-        seconds[c.name] = options.passes * options.products(c) * c.flops * options.batch / layout.devices / rate
+        outside = "bfloat16" if dtype == "fp8" else dtype
+        rate = hardware.peak("float32" if c.name == "blend" else dtype if c.in_block else outside)
+        work = options.passes * options.products(c) * c.flops * options.batch / layout.devices
+        seconds[c.name] = work / (rate * hardware.achieved_products)
     return seconds
 
 
-def elementwise_bytes(shape: Shape, layout: Layout, options: StepOptions) -> float:
+def elementwise_bytes(shape: ModelShape, layout: Layout, options: StepOptions) -> float:
     """Bytes that a device reads and writes in elementwise passes over activations and fields."""
     s, batch = shape, options.batch
     forward = 2 if options.rematerialize == "block" else 1
@@ -59,7 +61,7 @@ def elementwise_bytes(shape: Shape, layout: Layout, options: StepOptions) -> flo
     return options.passes * batch * (options.repeats * s.blocks * block * options.compute_bytes + grid) / layout.devices
 
 
-def optimizer_bytes(shape: Shape, layout: Layout, options: StepOptions) -> float:
+def optimizer_bytes(shape: ModelShape, layout: Layout, options: StepOptions) -> float:
     """Bytes that a device reads and writes to clip, update (Adam: 7 arrays), average and cast its parameters."""
     own = parameters(shape) / layout.instance
     updated = own / (1 if options.zero == "none" else layout.data)
@@ -74,45 +76,35 @@ def transfer_seconds(transfer: Transfer, hardware: Hardware) -> float:
     return max(links) / hardware.achieved_links + transfer.messages * hardware.latency_seconds
 
 
-def exchange_seconds(shape: Shape, layout: Layout, options: StepOptions, hardware: Hardware) -> tuple[float, float]:
+def exchange_seconds(transfers: list[Transfer], products: dict[str, float], hardware: Hardware) -> tuple[float, float]:
     """Seconds of exchange that run under products, and that do not.
 
     Ring schedules hide up to (p - 1) / p of their product's time; a plain one waits for its activation; kernels travel
     under what is left of it; gradients of instances under the backward products that nothing else used.
     """
-    products = product_seconds(shape, layout, options, hardware)
-    left = dict(products)
-    hidden = exposed = 0.0
-    later = []
-    for transfer in step_transfers(shape, layout, options):
-        seconds = transfer_seconds(transfer, hardware)
+    left, hidden, exposed = dict(products), 0.0, 0.0
+    for transfer in sorted(transfers, key=lambda transfer: transfer.under == "backward"):
+        seconds, under = transfer_seconds(transfer, hardware), 0.0
         if transfer.under == "backward":
-            later.append(seconds)
-            continue
-        available = 0.0
-        if transfer.name.endswith(": kernel"):
-            available = left[transfer.under]
-        elif transfer.straight:
-            available = left[transfer.under] * (1 - 1 / transfer.group.size)
-        under = min(seconds, available)
-        if transfer.under in left:
+            under = min(seconds, max(0.0, 2 / 3 * sum(products.values()) - hidden * 2 / 3))
+        elif transfer.under:
+            share = 1.0 if transfer.name.endswith(": kernel") else transfer.straight * (1 - 1 / transfer.group.size)
+            under = min(seconds, left[transfer.under] * share)
             left[transfer.under] -= under
-        hidden, exposed = hidden + under, exposed + seconds - under
-    for seconds in later:
-        under = min(seconds, max(0.0, 2 / 3 * sum(products.values()) - hidden * 2 / 3))
         hidden, exposed = hidden + under, exposed + seconds - under
     return hidden, exposed
 
 
-def step_time(shape: Shape, layout: Layout, options: StepOptions, hardware: Hardware) -> StepTime:
+def step_time(shape: ModelShape, layout: Layout, options: StepOptions, hardware: Hardware) -> StepTime:
     """The step's predicted parts; a node's devices share its rate of reading, which hides behind the whole step."""
-    products = sum(product_seconds(shape, layout, options, hardware).values())
+    by_product = product_seconds(shape, layout, options, hardware)
+    products = sum(by_product.values())
     fusions = elementwise_bytes(shape, layout, options) / (hardware.memory_rate * hardware.achieved_elementwise)
     elementwise = fusions + hardware.gap_seconds
     optimizer = optimizer_bytes(shape, layout, options) / (hardware.memory_rate * hardware.achieved_copies)
     if options.muon:
         optimizer += muon_flops(shape) / layout.instance / (hardware.peak("float32") * hardware.achieved_products)
-    hidden, waited = exchange_seconds(shape, layout, options, hardware)
+    hidden, waited = exchange_seconds(step_transfers(shape, layout, options), by_product, hardware)
     exposed = waited + hardware.contention * hidden
     busy = products + elementwise + optimizer + exposed
     devices = min(hardware.node_size, layout.devices)

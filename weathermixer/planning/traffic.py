@@ -1,16 +1,15 @@
 """Bytes that devices exchange and read in a training step, transfer by transfer, within a node and between nodes.
 
-The contractions' bytes are those of weathermixer.parallel.schedule; here they are put on the mesh's axes, with the
-norms' sums, the sum of gradients over instances and the reading of samples.
+What a contraction moves is in weathermixer.parallel.schedule; here it is put on the mesh's axes, with the norms' sums,
+the sum of gradients over instances and the reading of samples.
 """
 
 import dataclasses
 
-from weathermixer.parallel.schedule import Schedule, choose_schedule, moves_input, traffic
+from weathermixer.model.weathermixer import ModelShape
+from weathermixer.parallel.schedule import Schedule, choose_schedule, moves_input
 from weathermixer.planning.meshes import Group, Layout, StepOptions
-from weathermixer.planning.work import Contraction, Shape, contractions, parameter_parts
-
-FLOAT32 = 4
+from weathermixer.planning.work import FLOAT32, STORED, Contraction, block_parameters, contractions, parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,67 +47,49 @@ def gathered_bytes(group: Group, whole: float | int) -> float:
 
 def contraction_schedule(c: Contraction, layout: Layout, options: StepOptions) -> Schedule:
     """The schedule that the model runs this contraction on: its own, or the one chosen from the bytes."""
-    return choose_schedule(
-        options.schedule,
-        rows=c.rows * options.batch // layout.data,
-        contracted=c.inputs,
-        produced=c.outputs,
-        along=layout.contracted(c.over).size,
-        across=layout.across(c.over).size,
-    )
+    return choose_schedule(options.schedule, c.inputs, c.outputs, along=layout.contracted(c.over).size)
 
 
 def contraction_transfers(c: Contraction, layout: Layout, options: StepOptions) -> list[Transfer]:
-    """The transfers of one kind of contraction in a training step: its repetitions, backward passes, recomputation."""
-    contracted, across = layout.contracted(c.over), layout.across(c.over)
+    """The transfers of one kind of contraction in a training step: its repetitions, backward passes, recomputation.
+
+    How often what travels is the table of weathermixer.parallel.schedule: x, dy and W as operands of products, y, dx
+    and dW as sums.
+    """
+    along, across = layout.contracted(c.over), layout.across(c.over)
     schedule = contraction_schedule(c, layout, options)
-    moved = traffic(
-        schedule,
-        rows=c.rows * options.batch // layout.data,
-        contracted=c.inputs,
-        produced=c.outputs,
-        along=contracted.size,
-        across=across.size,
-        itemsize=options.compute_bytes,
-        operand_itemsize=options.operand_bytes if c.in_block else None,
-    )
-    activation = moved.activation_forward + moved.activation_backward
-    kernel = moved.kernel_backward
-    messages = 3 * c.operands if moves_input(schedule) else 2
-    kernel_messages = 2
-    if not c.needs_input_gradient:  # `gather` then sums no dx, and no schedule gathers the kernel for it
-        activation -= moved.activation_forward if moves_input(schedule) else 0
-        kernel -= moved.kernel_forward
-        messages, kernel_messages = 2 * c.operands if moves_input(schedule) else 2, 1
-    if options.repeated_in_backward(c):
-        activation, kernel = activation + moved.activation_forward, kernel + moved.kernel_forward
-        messages, kernel_messages = messages + 1, kernel_messages + 1
-    repeats = options.repeats if c.in_block else 1
-    # gathered once for all repetitions of the forward pass: the compiler finds that it is the same
-    kernel, kernel_messages = repeats * kernel + moved.kernel_forward, c.operands * (repeats * kernel_messages + 1)
+    gather, wide = moves_input(schedule), options.compute_bytes
+    narrow = options.operand_bytes if c.in_block else wide
+    rows = c.rows * options.batch // layout.data
+    chunk = (along.size - 1) * rows * (c.inputs if gather else c.outputs) // layout.instance
+    again = options.repeated_in_backward(c)
+    if gather:  # x forward, x for dW and the sum of dx, which is not made where x is data
+        moved = chunk * ((2 + again) * narrow + c.needs_input_gradient * wide)
+        messages = (2 + c.needs_input_gradient) * c.operands + again
+    else:  # the sum of y forward, dy for both gradients
+        moved, messages = chunk * ((1 + again) * wide + narrow), 2 + again
+    # W once for all repetitions of the forward pass, for the compiler finds that it is the same; W for dx, and dW
+    repeats, gathers = options.repeats if c.in_block else 1, c.needs_input_gradient + again
+    kernel = (across.size - 1) * c.kernel // layout.instance * (repeats * (gathers * narrow + wide) + narrow)
+    kernel_messages = c.operands * (repeats * (1 + gathers) + 1) * (across.size - 1)
+    times = c.count * repeats
     straight = schedule.startswith("ring")
+    sent = times * messages * (along.size - 1)
     return [
-        Transfer(
-            f"{c.name}: activation",
-            contracted,
-            c.count * repeats * activation,
-            c.count * repeats * messages * (contracted.size - 1),
-            c.name,
-            straight,
-        ),
-        Transfer(f"{c.name}: kernel", across, c.count * kernel, c.count * kernel_messages * (across.size - 1), c.name),
+        Transfer(f"{c.name}: activation", along, times * moved, sent, c.name, straight),
+        Transfer(f"{c.name}: kernel", across, c.count * kernel, c.count * kernel_messages, c.name),
     ]
 
 
 def head_transfers(c: Contraction, layout: Layout, options: StepOptions) -> list[Transfer]:
     """The blend's, per grid point: two products summed over channels and cut in float32, their gradient gathered."""
     group = layout.contracted(c.over)
-    whole = c.result * options.batch / layout.data / layout.domain
+    whole = c.outputs * c.rows * options.batch / layout.data / layout.domain
     moved = gathered_bytes(group, whole * (2 * FLOAT32 + options.compute_bytes))
     return [Transfer("head", group, moved, 3 * (group.size - 1))]
 
 
-def norm_transfers(shape: Shape, layout: Layout, options: StepOptions) -> list[Transfer]:
+def norm_transfers(shape: ModelShape, layout: Layout, options: StepOptions) -> list[Transfer]:
     """Sums over channels of the norms' statistics, all-reduces of one float32 a row: two forward, two backward.
 
     The blend's two norms have a row for every grid point.
@@ -128,19 +109,22 @@ def block_uses(options: StepOptions) -> int:
     return 1 + options.repeats * (options.rematerialize == "block")
 
 
-def vector_transfers(shape: Shape, layout: Layout, options: StepOptions) -> list[Transfer]:
+def vector_transfers(shape: ModelShape, layout: Layout, options: StepOptions) -> list[Transfer]:
     """Biases and norms' scales, cut over both model axes: gathered over one for use, their gradients summed over it.
 
     In float32, and over instances as they are used, once for each repetition. The head's parameters are whole over
     `domain` and only summed.
     """
-    s, kernels = shape, {c.name: c.kernel * c.count for c in contractions(shape)}
     uses, sums = block_uses(options), 2 * options.repeats
     bands, groups, replicas = layout.contracted("token"), layout.contracted("channel"), layout.replicas
-    token = s.blocks * (s.token_hidden + s.tokens) / bands.size
-    embed = s.blocks * (5 * s.embed + s.embed_hidden) / groups.size
-    outside = (3 * s.embed + s.features) / groups.size
-    head = (kernels["blend"] + 7 * s.channels) / groups.size if "blend" in kernels else 0
+    biases = {"token": 0, "channel": 4 * shape.embed * shape.blocks, "outside": 2 * shape.embed, "head": 0}
+    for c in contractions(shape):
+        if c.name == "blend":
+            biases["head"] += c.kernel + 7 * c.outputs
+        else:
+            biases[c.over if c.in_block else "outside"] += c.count * c.outputs
+    token = biases.pop("token") / bands.size
+    embed, outside, head = (numbers / groups.size for numbers in biases.values())
     moved = {
         bands: gathered_bytes(bands, (uses + sums) * embed + 3 * outside + 2 * head),
         groups: gathered_bytes(groups, (uses + sums) * token),
@@ -149,7 +133,7 @@ def vector_transfers(shape: Shape, layout: Layout, options: StepOptions) -> list
     return [Transfer("vectors", group, FLOAT32 * numbers, group.size - 1) for group, numbers in moved.items()]
 
 
-def gradient_transfers(shape: Shape, layout: Layout, options: StepOptions) -> list[Transfer]:
+def gradient_transfers(shape: ModelShape, layout: Layout, options: StepOptions) -> list[Transfer]:
     """Sums of kernels' float32 gradients over instances, with ZeRO the gathering of what each updated or keeps.
 
     none: all-reduce, once for each repetition of a block. moments: cut as well, then the new parameters are gathered.
@@ -160,30 +144,28 @@ def gradient_transfers(shape: Shape, layout: Layout, options: StepOptions) -> li
     summed = sum(c.kernel * options.times(c) for c in contractions(shape) if c.name != "blend")
     sums = 2 if options.zero == "none" else 1
     transfers = [Transfer("gradients over data", group, sums * whole * summed, sums * hops, "backward")]
-    parts = parameter_parts(shape)
-    all_parts, blocks = sum(parts.values()), parts["token mixing"] + parts["channel mixing"]
     if options.zero == "moments":
-        transfers.append(Transfer("parameters over data", group, whole * all_parts, hops))
+        transfers.append(Transfer("parameters over data", group, whole * parameters(shape), hops))
     if options.zero == "parameters":
-        gathered = all_parts - blocks + block_uses(options) * blocks
+        gathered = parameters(shape) + (block_uses(options) - 1) * block_parameters(shape)
         transfers.append(Transfer("parameters over data", group, whole * gathered, 2 * hops, "backward"))
     return transfers
 
 
-def step_transfers(shape: Shape, layout: Layout, options: StepOptions) -> list[Transfer]:
+def step_transfers(shape: ModelShape, layout: Layout, options: StepOptions) -> list[Transfer]:
     """Every transfer of a training step on this mesh that moves something."""
-    transfers, whole = [], options
-    options = dataclasses.replace(options, batch=options.part, accumulate=1)
+    times = options.passes * options.accumulate
+    part = dataclasses.replace(options, batch=options.part, accumulate=1)
+    transfers = []
     for c in contractions(shape):
-        transfers += (head_transfers if c.name == "blend" else contraction_transfers)(c, layout, options)
+        transfers += (head_transfers if c.name == "blend" else contraction_transfers)(c, layout, part)
     for others in (norm_transfers, vector_transfers, gradient_transfers):
-        transfers += others(shape, layout, options)
-    times = whole.passes * whole.accumulate
+        transfers += others(shape, layout, part)
     grown = [dataclasses.replace(t, bytes=times * t.bytes, messages=round(times * t.messages)) for t in transfers]
     return [transfer for transfer in grown if transfer.bytes]
 
 
-def read_bytes(shape: Shape, layout: Layout, options: StepOptions, *, devices: int = 1) -> float:
+def read_bytes(shape: ModelShape, layout: Layout, options: StepOptions, *, devices: int = 1) -> float:
     """Bytes that a process with `devices` devices reads from the archive per step.
 
     Each device's box of each frame: (channels / tensor) x (lat / domain) x lon, of batch / data samples; no two
@@ -192,4 +174,4 @@ def read_bytes(shape: Shape, layout: Layout, options: StepOptions, *, devices: i
     lat, lon = shape.grid
     channels = min(shape.predicted, shape.channels / layout.tensor)
     box = channels * lat / layout.domain * lon
-    return devices * box * options.frames * options.stored_bytes * options.batch / layout.data
+    return devices * box * options.frames * STORED * options.batch / layout.data
