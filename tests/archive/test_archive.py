@@ -106,15 +106,10 @@ def test_unpublished_and_foreign_stores_are_refused(tmp_path):
     ("changes", "message"),
     [
         (dict(dtype="bfloat16"), "dtype='bfloat16' must be"),
-        (dict(times=TIMES[::-1]), "must ascend"),
+        (dict(times=TIMES[::-1]), "whole hours that ascend"),
         (dict(times=TIMES + np.timedelta64(1, "m")), "whole hours"),
         (dict(domain=3), "latitude=4 is not divisible by domain=3"),
         (dict(tensor=0), "tensor=0"),
-        (dict(scale=np.ones(3), offset=np.ones(3)), "scale=3 and offset=3 values for 2 channels"),
-        (dict(scale=np.array([1.0, 0.0])), "scale must be positive"),
-        (dict(offset=np.array([1.0, np.nan])), "finite"),
-        (dict(static={"soil_type": np.zeros((3, 8))}), r"soil_type has shape \(3, 8\), the grid \(4, 8\)"),
-        (dict(attributes={}), "step_hours"),
         (dict(compressor="gzip"), "compressor='gzip' must be one of"),
     ],
 )

@@ -33,8 +33,9 @@ def test_they_equal_tensorstores(make_archive, monkeypatch, layout, mesh_shape, 
     monkeypatch.setattr("weathermixer.archive.files.TASK_BYTES", 20_000)
     archive = make_archive(**layout)
     channels = ChannelSet(archive.channels[order], tuple(archive.static), multiple=8)
-    readers = [Reader(archive, channels, make_mesh(*mesh_shape), 4) for _ in range(2)]
-    readers[1]._files = None
+    readers = [Reader(archive, channels, make_mesh(*mesh_shape), 4)]
+    monkeypatch.setattr("weathermixer.archive.reader.open_files", lambda archive: None)
+    readers.append(Reader(archive, channels, make_mesh(*mesh_shape), 4))
     found, expected = (read(reader, [5, 0, 13, 7]) for reader in readers)
     for values, exact in zip(found, expected, strict=True):
         np.testing.assert_array_equal(values, exact)

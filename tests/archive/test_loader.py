@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def test_closing_early_stops_the_reading(make_archive):
     )  # fmt: skip
     next(batches)
     batches.close()
-    assert not batches._thread.is_alive()
+    assert not any(thread.name.startswith(batches._name + "_") for thread in threading.enumerate())
     with pytest.raises(StopIteration):
         next(batches)
 

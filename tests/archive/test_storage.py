@@ -110,15 +110,13 @@ def test_a_store_that_fails_for_good_is_named(make_archive):
         assert max(asked.count(path) for path in asked if "/fields/c/" in path) >= 4
 
 
-def test_a_slow_store_shows_as_waiting(make_archive, monkeypatch, caplog):
+def test_a_slow_store_is_named(make_archive, monkeypatch, caplog):
     local = make_archive()
     monkeypatch.setattr(reader, "SLOW_SECONDS", 0.1)
     with serve(pathlib.Path(local.path).parent, lambda path, times: 0.4 if "/fields/c/" in path else None) as (url, _):
         archive = open_archive(f"{url}/archive0")
         with caplog.at_level(logging.WARNING, reader.__name__), steps(archive, last_step=1) as batches:
             next(batches)
-            waited = batches.account().wait_seconds
-        assert waited >= 0.4
         assert f"{socket.gethostname()}: {url}/archive0: cannot read time 2000-01-0" in caplog.text
         assert " yet, after " in caplog.text
 

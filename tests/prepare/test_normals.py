@@ -7,7 +7,7 @@ import xarray as xr
 from tests.sources.written_sources import frames_of, make_dataset
 from weathermixer.archive.verify import verify_archive
 from weathermixer.prepare import normals, prepare
-from weathermixer.prepare.normals import is_long_enough, window_weights
+from weathermixer.prepare.normals import choose_terms, window_weights
 from weathermixer.prepare.prepare import prepare_archive
 from weathermixer.sources.sources import Source, open_source
 
@@ -98,12 +98,13 @@ def test_records_that_are_too_short(tmp_path, daily):
     source = open_source(daily, period=("2019-01-01", "2019-06-30"))
     with pytest.raises(ValueError, match="no climatology: at 00 UTC, day 211 of the year has no time in its window"):
         prepare_archive(source, tmp_path / "a", climatology=True)
-    assert not is_long_enough(source.times)
     archive = prepare_archive(source, tmp_path / "none")  # where it is left to prepare, there is none, and it says why
     assert archive.attributes["climatology"] == "none: its times span less than 10 years"
     prepare_archive(source, tmp_path / "a", climatology=False)
     assert not (tmp_path / "a" / "climatology").exists()
-    assert is_long_enough(np.array(["1990-01-01", "1999-12-31"], "datetime64[ns]"))
+    for years, long_enough in ((9, False), (10, True)):
+        times = np.arange("1990", str(1990 + years), dtype="datetime64[D]").astype("datetime64[ns]")
+        assert bool(choose_terms(times, times == times, None)[0]) == long_enough
 
 
 def test_winters_alone_make_an_archive_without_a_climatology(tmp_path):

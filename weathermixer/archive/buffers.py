@@ -3,12 +3,11 @@
 import math
 import mmap
 import weakref
-from collections import deque
+from collections import defaultdict
 
 import numpy as np
 
-# pages of 2 MiB are asked for from here on, where the system has them
-_HUGE = 2**22
+_HUGE = 2**22  # pages of 2 MiB are asked for from here on, where the system has them
 
 
 class Buffers:
@@ -20,36 +19,23 @@ class Buffers:
 
     def __init__(self, spare: int):
         self._spare = spare
-        self._free: deque[mmap.mmap] = deque()
+        self._free: dict[int, list[mmap.mmap]] = defaultdict(list)
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """An array with arbitrary contents."""
-        size = max(1, math.prod(shape) * dtype.itemsize)
-        memory = self._reuse(size) or _allocate(size)
+        size = math.prod(shape) * dtype.itemsize
+        try:
+            memory = self._free[size].pop()
+        except IndexError:
+            # private, as shared memory gets no huge pages
+            memory = mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            if size >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
+                memory.madvise(mmap.MADV_HUGEPAGE)
         # views of views keep this array alive, and it alone holds the memory
-        whole = np.frombuffer(memory, np.uint8, size)
-        weakref.finalize(whole, self._give_back, memory).atexit = False
-        return whole[: math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
+        whole = np.frombuffer(memory, np.uint8)
+        weakref.finalize(whole, self._give_back, size, memory).atexit = False
+        return whole[:size].view(dtype).reshape(shape)
 
-    def _reuse(self, size: int) -> mmap.mmap | None:
-        for _ in range(len(self._free)):
-            try:
-                memory = self._free.popleft()
-            except IndexError:  # a finalizer or another thread was quicker
-                return None
-            if len(memory) >= size and len(memory) < size + mmap.PAGESIZE:
-                return memory
-            self._free.append(memory)
-        return None
-
-    def _give_back(self, memory: mmap.mmap) -> None:
-        if len(self._free) < self._spare:
-            self._free.append(memory)
-
-
-def _allocate(size: int) -> mmap.mmap:
-    # private, as shared memory gets no huge pages
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if size >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return memory
+    def _give_back(self, size: int, memory: mmap.mmap) -> None:
+        if sum(map(len, self._free.values())) < self._spare:
+            self._free[size].append(memory)

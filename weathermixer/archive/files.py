@@ -41,16 +41,13 @@ class Files:
 
     def holds(self, wanted: Int[np.ndarray, " n"], lats: tuple[int, int]) -> bool:
         """Whether a region, its channels and rows, is a union of chunks, each in order."""
-        group, last = self._group, self._channels - 1
-        starts, stops = wanted[::group] if len(wanted) else wanted, wanted[group - 1 :: group]
+        starts = wanted[:: self._group]
+        whole = [np.arange(start, min(start + self._group, self._channels)) for start in starts]
         return bool(
             len(wanted)
-            and not (lats[0] % self._band or lats[1] % self._band)
-            and not np.any(starts % group)
-            and (len(wanted) % group == 0 or wanted[-1] == last)
-            and np.all(stops - starts[: len(stops)] == group - 1)
-            and np.all(np.diff(wanted)[np.arange(len(wanted) - 1) % group != group - 1] == 1)
-            and group + 2 <= os.sysconf("SC_IOV_MAX")
+            and not (lats[0] % self._band or lats[1] % self._band or np.any(starts % self._group))
+            and np.array_equal(np.concatenate(whole), wanted)
+            and self._group + 2 <= os.sysconf("SC_IOV_MAX")
         )
 
     def start(

@@ -1,9 +1,9 @@
 """From the archive to the devices: each process reads the boxes of its own devices, each distinct box once.
 
-Values stay as stored: widening and standardizing happen on the device. Threads of TensorStore, or of data/files.py
+Values stay as stored: widening and standardizing happen on the device. Threads of TensorStore, or of archive/files.py
 where plain chunks lie in files, read; one more thread plans ahead, waits and hands over, so that reads, copies to the
-devices and computing overlap. A slow store shows as waiting, in the account and after a while in the log; remote stores
-are asked again, with growing delays.
+devices and computing overlap. A slow store is named in the log after a while; remote stores are asked again, with
+growing delays.
 """
 
 import contextlib
@@ -12,11 +12,11 @@ import functools
 import itertools
 import json
 import logging
-import queue
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -26,14 +26,14 @@ from jaxtyping import Array, Float, Int, Num
 from weathermixer.archive import storage
 from weathermixer.archive.archive import Archive
 from weathermixer.archive.inputs import place_terms
-from weathermixer.archive.reader import Closed, Pending, Reader, Unreadable
+from weathermixer.archive.reader import Pending, Reader, Unreadable
 from weathermixer.archive.sampling import replace_start, sample_leads, sample_starts
 from weathermixer.fields.variables import ChannelSet
-from weathermixer.parallel.distributed import Interrupted, exchange
+from weathermixer.parallel.distributed import exchange
 from weathermixer.parallel.mesh import CutArray, sharding
 
-# a sample is replaced so many times before the archive counts as broken
-REPLACEMENTS = 16
+REPLACEMENTS = 16  # of a sample, before the archive counts as broken
+READY = 2  # batches that wait for the consumer at most
 logger = logging.getLogger(__name__)
 _loaders = itertools.count()
 
@@ -69,20 +69,30 @@ class Account:
     """What a loader has done in this process since it began.
 
     bytes_needed: the boxes of the frames asked for, as stored before compression, each distinct one once.
-    bytes_read: from storage, by TensorStore's own count and that of data/files.py: compressed, with the shards' indices
-      (and with what else the process read through TensorStore meanwhile, a checkpoint for one).
+    bytes_read: from storage, by TensorStore's own count and that of archive/files.py: compressed, with the shards'
+      indices (and with what else the process read through TensorStore meanwhile, a checkpoint for one).
     frames_read, frames_shared: boxes of frames that were read, and that another sample had at hand.
-    wait_seconds: how long the consumer waited for its batches.
     skipped: what could not be read and was replaced, in words.
     """
 
-    batches: int = 0
     frames_read: int = 0
     frames_shared: int = 0
     bytes_needed: int = 0
     bytes_read: int = 0
-    wait_seconds: float = 0.0
     skipped: tuple[str, ...] = ()
+
+
+class Samples(NamedTuple):
+    """What a step trains on: indices of the starts, how many times later the first targets are, and leads' numbers."""
+
+    step: int
+    starts: Int[np.ndarray, " b"]
+    times: Int[np.ndarray, " b"]
+    lead: Int[CutArray, " b"] | None
+
+    def at(self, offset: int) -> Int[np.ndarray, " b"]:
+        """Indices of the inputs' times for 0, of targets' for 1, 2 ..., of those a step before the inputs for -1."""
+        return self.starts + offset * (self.times if offset > 0 else 1)
 
 
 def read_frames(
@@ -145,26 +155,35 @@ def make_batches(
     lead, rest = divmod(lead_hours, archive.step_hours)
     if rest or lead < 1:
         raise ValueError(f"lead_hours={lead_hours} is not a positive multiple of step_hours={archive.step_hours}")
-
-    choose = functools.partial(sample_starts, starts, seed=seed, batch_size=batch_size, block=block)
-    replace = functools.partial(replace_start, starts, seed=seed) if on_error == "skip" else None
     # with blocks, an input was a target `lead` steps ago
     keep = lead * max(leads) if block > 1 else 0
-    offsets = (0, *(lead * number for number in range(1, rollout + 1)), *[-1] * (history == 2))
+    offsets = (*range(rollout + 1), *[-1] * (history == 2))
     reader = Reader(archive, channel_set, mesh, batch_size, spare=len(offsets) * (prefetch + 2 + keep))
 
-    def terms(indices: np.ndarray) -> Array | None:
-        return place_terms(channel_set, archive.times[indices], mesh, step_hours=archive.step_hours)
-
-    def draw(step: int) -> tuple[np.ndarray, Array | None]:
+    def draw(step: int) -> Samples:
+        chosen = sample_starts(starts, seed=seed, step=step, batch_size=batch_size, block=block)
         numbers = sample_leads(leads, seed=seed, step=step, batch_size=batch_size)
-        if len(leads) == 1:
-            return np.full(batch_size, leads[0]), None
-        return np.asarray(leads)[numbers], place_leads(numbers, mesh)
+        placed = place_leads(numbers, mesh) if len(leads) > 1 else None
+        return Samples(step, chosen, lead * np.asarray(leads)[numbers], placed)
 
-    steps, options = range(first_step, last_step), dict(choose=choose, replace=replace, terms=terms, offsets=offsets)
-    options["draw"] = draw
-    return Batches(reader, steps, prefetch=prefetch, keep=keep, **options)
+    def make(samples: Samples, frames: dict[int, Array]) -> Batch:
+        def terms(offset: int) -> Array | None:
+            return place_terms(channel_set, archive.times[samples.at(offset)], mesh, step_hours=archive.step_hours)
+
+        return Batch(
+            inputs=frames[0],
+            targets=frames[1],
+            previous=frames.get(-1),
+            terms=terms(0),
+            previous_terms=terms(-1) if history == 2 else None,
+            later=tuple(frames[number] for number in range(2, rollout + 1)),
+            later_terms=tuple(terms(number) for number in range(1, rollout)),
+            lead=samples.lead,
+        )
+
+    drawn = map(draw, range(first_step, last_step))
+    replace = functools.partial(replace_start, starts, seed=seed) if on_error == "skip" else None
+    return Batches(reader, drawn, make, offsets=offsets, replace=replace, prefetch=prefetch, keep=keep)
 
 
 def place_leads(numbers: Int[np.ndarray, " b"], mesh: Mesh) -> Int[Array, " b"]:
@@ -179,86 +198,70 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
     def __init__(
         self,
         reader: Reader,
-        steps: range,
+        drawn: Iterator[Samples],
+        make: Callable[[Samples, dict[int, Array]], Batch],
         *,
-        choose: Callable[..., np.ndarray],
+        offsets: Sequence[int],
         replace: Callable[..., int] | None,
-        terms: Callable[[np.ndarray], Array | None],
-        draw: Callable[[int], tuple[np.ndarray, Array | None]],
-        offsets: tuple[int, ...],
         prefetch: int,
         keep: int,
     ):
-        self._reader, self._steps, self._choose, self._replace, self._offsets = reader, steps, choose, replace, offsets
-        self._prefetch, self._terms, self._draw = prefetch, terms, draw
+        self._reader, self._drawn, self._make, self._replace = reader, drawn, make, replace
+        self._offsets, self._prefetch = offsets, prefetch
+        self._pending: deque[tuple[Samples, Pending]] = deque()
         self._recent: deque[dict] = deque(maxlen=keep)
         self._name = f"loader {next(_loaders)}"
         self._account = Account(bytes_read=-storage.bytes_read())  # what was read before
-        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=1)
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
-        self._thread.start()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=self._name)
+        self._ready = deque(self._thread.submit(self._next) for _ in range(READY))
 
     @property
     def host_bytes(self) -> int:
         """Bound of the host memory: batches in flight, decoded and encoded, two ready, and those of frames kept."""
-        return (2 * self._prefetch + 2 + self._recent.maxlen) * len(self._offsets) * self._reader.bytes
+        return (2 * self._prefetch + READY + self._recent.maxlen) * len(self._offsets) * self._reader.bytes
 
     def account(self) -> Account:
         """What was read so far; the difference of two accounts is what happened between."""
         return dataclasses.replace(self._account, bytes_read=self._account.bytes_read + storage.bytes_read())
 
     def __next__(self) -> Batch:
-        if self._closed.is_set():
+        batch = None
+        try:
+            if not self._closed.is_set():
+                batch = self._ready.popleft().result()
+                self._ready.append(self._thread.submit(self._next))
+        finally:
+            if batch is None:
+                self.close()
+        if batch is None:
             raise StopIteration
-        since = time.perf_counter()
-        item = self._ready.get()
-        self._account.wait_seconds += time.perf_counter() - since
-        if isinstance(item, Batch):
-            self._account.batches += 1
-            return item
-        self.close()
-        raise item
+        return batch
 
     def close(self) -> None:
         """Stops reading; whoever asks for another batch finds the end."""
         self._closed.set()
-        self._thread.join()
+        self._thread.shutdown(cancel_futures=True)
         self._recent.clear()
 
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _work(self) -> None:
-        pending: deque[tuple[int, np.ndarray, tuple, Pending]] = deque()
-        try:
-            for step in self._steps:
-                chosen, leads = self._choose(step=step), self._draw(step)
-                pending.append((step, chosen, leads, self._start(chosen, leads, share=True)))
-                if len(pending) == self._prefetch:
-                    self._put(self._finish(*pending.popleft()))
-            while pending:
-                self._put(self._finish(*pending.popleft()))
-            self._put(StopIteration())
-        except (Closed, Interrupted):
-            pass
-        except Exception as error:  # raised again in the consumer
-            self._put(error)
+    def _next(self) -> Batch | None:
+        """The next batch, None after the last; begins to read those after it."""
+        for samples in itertools.islice(self._drawn, self._prefetch - len(self._pending)):
+            self._pending.append((samples, self._start(samples, self._recent)))
+            self._recent.append(self._pending[-1][1].frames)
+        return self._finish(*self._pending.popleft()) if self._pending else None
 
-    def _start(self, chosen: np.ndarray, leads: tuple, *, share: bool) -> Pending:
-        indices = [chosen + self._offset(offset, leads) for offset in self._offsets]
-        pending = self._reader.start(indices, self._recent if share else ())
+    def _start(self, samples: Samples, recent: Sequence[dict]) -> Pending:
+        pending = self._reader.start([samples.at(offset) for offset in self._offsets], recent)
         self._account.frames_read += pending.frames_read
         self._account.frames_shared += pending.frames_shared
         self._account.bytes_needed += pending.bytes_needed
-        if share:
-            self._recent.append(pending.frames)
         return pending
 
-    def _offset(self, offset: int, leads: tuple) -> np.ndarray | int:
-        return offset * leads[0] if offset > 0 else offset
-
-    def _finish(self, step: int, chosen: np.ndarray, leads: tuple, pending: Pending) -> Batch:
+    def _finish(self, samples: Samples, pending: Pending) -> Batch:
         """Waits for a batch; where rows cannot be read, stops, or replaces them until all processes have theirs."""
         for attempt in range(REPLACEMENTS):
             failed: dict[int, str] = {}
@@ -274,35 +277,13 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
                 failed = dict(sorted((int(row), why) for text in answers for row, why in json.loads(text).items()))
             if not failed:
                 # not waited for: a copy to a GPU begins when the steps that it has been sent by then are done
-                return self._make_batch(dict(zip(self._offsets, arrays, strict=True)), chosen, leads)
-            chosen = chosen.copy()
+                return self._make(samples, dict(zip(self._offsets, arrays, strict=True)))
+            samples = samples._replace(starts=samples.starts.copy())
             for row, problem in failed.items():
-                what = f"step {step}, row {row}: {problem}"
+                what = f"step {samples.step}, row {row}: {problem}"
                 self._account.skipped += (what,)
                 logger.warning("replaced a sample: %s", what)
-                chosen[row] = self._replace(step=step, row=row, attempt=attempt)
-            pending = self._start(chosen, leads, share=False)
-        raise ValueError(f"step {step}: {REPLACEMENTS} samples in a row cannot be read: {self._account.skipped[-1]}")
-
-    def _make_batch(self, frames: dict[int, jax.Array], chosen: np.ndarray, leads: tuple) -> Batch:
-        first, *later = sorted(offset for offset in frames if offset > 0)
-        previous = frames.get(-1)
-        return Batch(
-            frames[0],
-            frames[first],
-            previous,
-            terms=self._terms(chosen),
-            previous_terms=None if previous is None else self._terms(chosen - 1),
-            later=tuple(frames[offset] for offset in later),
-            later_terms=tuple(self._terms(chosen + self._offset(offset, leads)) for offset in (first, *later)[:-1]),
-            lead=leads[1],
-        )
-
-    def _put(self, item: Batch | BaseException) -> None:
-        while True:
-            if self._closed.is_set():
-                raise Closed
-            try:
-                return self._ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
+                samples.starts[row] = self._replace(step=samples.step, row=row, attempt=attempt)
+            pending = self._start(samples, ())
+        what = f"step {samples.step}: {REPLACEMENTS} samples in a row cannot be read"
+        raise ValueError(f"{what}: {self._account.skipped[-1]}")

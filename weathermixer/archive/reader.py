@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import logging
+import math
 import socket
 import threading
 import time
@@ -28,7 +29,7 @@ from weathermixer.parallel.mesh import sharding
 PIECE_BYTES = 8 * 2**20
 SLOW_SECONDS = 60.0  # a read that takes longer is named, again and again
 logger = logging.getLogger(__name__)
-Key = tuple[int, tuple[int, int], tuple[int, int]]
+Key = tuple[int, tuple[int, int], tuple[int, int]]  # time, range of channels, range of rows
 
 
 class Closed(Exception):
@@ -53,20 +54,13 @@ class Frame:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Part:
-    """A box of one array: its rows' frames and their buffer [row, channel, lat, lon]; `copied` rows lie elsewhere."""
-
-    box: Box
-    buffer: np.ndarray
-    frames: list[Frame]
-    copied: set[int]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class Pending:
-    """Arrays that are being read; `frames` are all that they use, `read` of which were not shared."""
+    """Arrays that are being read: of each the boxes, with a buffer [row, channel, lat, lon] and the rows' frames.
 
-    arrays: list[list[Part]]
+    `frames` are all that they use, frames_read of which were not shared.
+    """
+
+    arrays: list[list[tuple[Box, np.ndarray, list[Frame]]]]
     frames: dict[Key, Frame]
     frames_read: int
     frames_shared: int
@@ -97,81 +91,79 @@ class Reader:
         self.dtype = archive.store.dtype.numpy_dtype
         self._files = open_files(archive)
         self._buffers = Buffers(spare * len(self.boxes))
-        chosen = archive.channel_indices(channel_set.stored_names)
-        self._wanted = {box.channels: chosen[slice(*box.channels)] for box in self.boxes}
         _, group, _, lon = archive.store.chunk_layout.read_chunk.shape
         rows = max((lats[1] - lats[0] for _, _, lats in self.boxes), default=1)
         # by the archive's channels: a chunk lies in one piece, whichever boxes touch it
         self._piece_channels = group * max(1, PIECE_BYTES // (group * rows * lon * self.dtype.itemsize))
-        self._pieces = -(-len(archive.channels) // self._piece_channels)
-        regions = {(channels, lats) for _, channels, lats in self.boxes}
-        holds = self._files.holds if self._files else lambda wanted, lats: False
-        self._plain = {region for region in regions if holds(self._wanted[region[0]], region[1])}
+        chosen = archive.channel_indices(channel_set.stored_names)
+        self._wanted = {channels: chosen[slice(*channels)] for _, channels, _ in self.boxes}
         self._views = {(channels, lats): self._cut(self._wanted[channels], lats) for _, channels, lats in self.boxes}
 
     @property
     def bytes(self) -> int:
         """Bytes of this process's boxes of one array."""
-        return sum(self._size(box) for box in self.boxes) * self.dtype.itemsize
+        return sum(math.prod(self._dimensions(box)) for box in self.boxes) * self.dtype.itemsize
 
     def start(self, arrays: Sequence[Int[np.ndarray, " b"]], recent: Sequence[dict[Key, Frame]] = ()) -> Pending:
         """Begins to read the times of each array; what they share with each other or with `recent` is read once."""
         known = {key: frame for frames in recent for key, frame in frames.items()}
         used: dict[Key, Frame] = {}
-        pending: list[list[Part]] = []
-        shared, needed, fresh = 0, 0, 0
+        pending: list[list[tuple[Box, np.ndarray, list[Frame]]]] = []
+        shared = needed = fresh = 0
         # what is in a TensorStore batch is read together: a chunk that several boxes touch once, neighbours at once
         with contextlib.ExitStack() as stack:
-            batches = [stack.enter_context(ts.Batch()) for _ in range(self._pieces)]
+            pieces = -(-len(self.archive.channels) // self._piece_channels)
+            batches = [stack.enter_context(ts.Batch()) for _ in range(pieces)]
             for times in arrays:
                 pending.append([])
                 for box in self.boxes:
-                    buffer = self._buffers.take(self._dimensions(box), self.dtype)
-                    part = Part(box, buffer, [], set())
+                    buffer, frames = self._buffers.take(self._dimensions(box), self.dtype), []
                     for row, time in enumerate(times[slice(*box.rows)]):
                         key = (int(time), box.channels, box.lats)
                         frame = used.get(key) or known.get(key)
-                        if frame is None:
+                        if frame is not None:
+                            shared += bool(frame.reads)
+                        else:
                             frame = self._read(key, buffer[row], batches)
                             fresh += bool(frame.reads)
-                            needed += self._needed(key)
-                        else:
-                            shared += bool(frame.reads)
-                            part.copied.add(row)
+                            needed += frame.values[: len(self._wanted[box.channels])].nbytes
                         used[key] = frame
-                        part.frames.append(frame)
-                    pending[-1].append(part)
+                        frames.append(frame)
+                    pending[-1].append((box, buffer, frames))
         return Pending(pending, used, fresh, shared, needed)
 
     def finish(self, pending: Pending, closed: threading.Event) -> list[jax.Array]:
         """Waits for the reads, and puts the arrays on the devices; raises as `wait` does."""
-        return [self._assemble(parts) for parts in self.wait(pending, closed)]
+        arrays = []
+        for parts in self.wait(pending, closed):
+            placed = [jax.device_put(buffer, device) for box, buffer in parts for device in self.boxes[box]]
+            arrays.append(jax.make_array_from_single_device_arrays(self.shape, self.sharding, placed))
+        return arrays
 
     def wait(self, pending: Pending, closed: threading.Event) -> list[list[tuple[Box, np.ndarray]]]:
         """Waits for the reads; the arrays' boxes on the host. Raises Unreadable, or Closed once `closed` is set."""
         failed: dict[int, str] = {}
-        for parts in pending.arrays:
-            for part in parts:
-                for row, frame in enumerate(part.frames):
-                    if problem := _wait(frame, closed):
-                        failed[part.box.rows[0] + row] = problem
-                    elif row in part.copied and len(part.frames) > 1:
-                        part.buffer[row] = frame.values
+        for box, buffer, frames in itertools.chain.from_iterable(pending.arrays):
+            for row, frame in enumerate(frames):
+                if problem := _wait(frame, closed):
+                    failed[box.rows[0] + row] = problem
+                elif len(frames) > 1 and not np.may_share_memory(frame.values, buffer[row]):
+                    buffer[row] = frame.values
         if failed:
             raise Unreadable(failed)
         # a single frame goes to the device from wherever it was read to; its values[None], whose new axis has stride 0,
         # would be transposed on the host
         return [
-            [(p.box, p.frames[0].values.reshape(p.buffer.shape) if len(p.frames) == 1 else p.buffer) for p in parts]
-            for parts in pending.arrays
+            [(box, frames[0].values.reshape(buffer.shape) if len(frames) == 1 else buffer) for box, buffer, frames in a]
+            for a in pending.arrays
         ]
 
-    def _assemble(self, parts: list[tuple[Box, np.ndarray]]) -> jax.Array:
-        placed = [jax.device_put(buffer, device) for box, buffer in parts for device in self.boxes[box]]
-        return jax.make_array_from_single_device_arrays(self.shape, self.sharding, placed)
-
-    def _cut(self, wanted: Int[np.ndarray, " n"], lats: tuple[int, int]) -> list[tuple[int, slice, ts.TensorStore]]:
-        """A region's pieces: (number, which of the wanted channels, their part of the store)."""
+    def _cut(
+        self, wanted: Int[np.ndarray, " n"], lats: tuple[int, int]
+    ) -> list[tuple[int, slice, ts.TensorStore]] | None:
+        """A region's pieces: (number, which of the wanted channels, their part of the store); None: chunks of files."""
+        if self._files and self._files.holds(wanted, lats):
+            return None
         numbers = wanted // self._piece_channels
         cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(wanted)]
         return [
@@ -182,7 +174,7 @@ class Reader:
 
     def _read(self, key: Key, values: np.ndarray, batches: list[ts.Batch]) -> Frame:
         time, channels, lats = key
-        wanted = self._wanted[channels]
+        wanted, views = self._wanted[channels], self._views[channels, lats]
         values[len(wanted) :] = 0
         if not len(wanted):
             return Frame(values, [], "")
@@ -192,23 +184,13 @@ class Reader:
             f"to {names[wanted[-1]].name}, latitudes {latitude[lats[0]]:g} to {latitude[lats[1] - 1]:g}"
         )
         # straight into the buffer that goes to the device: one copy after decoding, and no allocation per read
-        if self._files and (channels, lats) in self._plain:
+        if views is None:
             return Frame(values, self._files.start(values[: len(wanted)], time, wanted, lats), what)
-        reads = [
-            ts.array(values[some]).write(view[time], batch=batches[number]).commit
-            for number, some, view in self._views[channels, lats]
-        ]
-        return Frame(values, reads, what)
+        writes = [ts.array(values[some]).write(view[time], batch=batches[n]).commit for n, some, view in views]
+        return Frame(values, writes, what)
 
     def _dimensions(self, box: Box) -> tuple[int, ...]:
         return (*(stop - start for start, stop in box), self.shape[3])
-
-    def _size(self, box: Box) -> int:
-        return int(np.prod(self._dimensions(box)))
-
-    def _needed(self, key: Key) -> int:
-        _, channels, lats = key
-        return len(self._wanted[channels]) * (lats[1] - lats[0]) * self.shape[3] * self.dtype.itemsize
 
 
 def _wait(frame: Frame, closed: threading.Event) -> str | None:

@@ -6,7 +6,7 @@ journal that lies with the archive, so a prepare that was stopped in any way goe
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from weathermixer.archive.progress import Progress
 from weathermixer.fields.grid import area_weights
 from weathermixer.prepare.checks import describe_faults
 from weathermixer.prepare.journal import Journal, open_journal, remove_journal
-from weathermixer.prepare.normals import choose_terms, climatology_members, write_climatology
+from weathermixer.prepare.normals import choose_terms, write_climatology
 from weathermixer.prepare.samples import measure_sample
 from weathermixer.prepare.shards import Task, find_pairs, make_shards
 from weathermixer.prepare.sizes import ArchivePlan, plan_archive
@@ -45,7 +45,6 @@ def prepare_archive(
     keep_faults: bool = False,
     climatology: bool | None = None,
     workers: Workers = HERE,
-    attributes: Mapping[str, Any] | None = None,
 ) -> Archive:
     """Makes an archive at `path`, or goes on with one that was begun there with the same options.
 
@@ -63,7 +62,6 @@ def prepare_archive(
         statistics; None: where they span ten years and have all seasons (see `normals`).
       workers: what makes the shards (see `open_workers`): this process, several, or a Dask cluster; the archive is
         the same, bit for bit.
-      attributes: more attributes for the archive.
 
     Raises ValueError naming time and variable where the source cannot be read, is faulty, or cannot be stored, and
     naming the path where it cannot be written. Nothing is published then, and the same call goes on where it stopped.
@@ -79,7 +77,15 @@ def prepare_archive(
     counted, partner = find_pairs(source, plan.lag, statistics_period)
     terms, of_terms = choose_terms(source.times, counted, climatology)
     options = {"statistics_period": statistics_period, "area_weighted": area_weighted}
-    of_this = {"keep_faults": keep_faults, "climatology": of_terms}
+    about = options | {
+        "keep_faults": keep_faults,
+        "climatology": of_terms,
+        "source": source.name,
+        "source_attributes": source.attributes,
+        "step_hours": source.step_hours,
+        "missing_times": [str(time.astype("datetime64[h]")) for time in source.missing_times],
+        "account": list(source.account),
+    }
     with open_journal(path) as journal:
         recipe = _open_recipe(journal, source, plan, options, workers, keep_faults=keep_faults)
         scale, offset, shift = (np.array(recipe[name]) for name in ("scale", "offset", "shift"))
@@ -92,7 +98,7 @@ def prepare_archive(
             scale=scale,
             offset=offset,
             **plan.layout.options,
-            attributes=_describe_source(source) | options | of_this | dict(attributes or {}),
+            attributes=about,
         )
         row_weights = area_weights(source.grid.latitude) if area_weighted else np.ones(source.grid.shape[0])
         whole = Task(
@@ -101,15 +107,10 @@ def prepare_archive(
             counted=counted, partner=partner, masks=_find_masks(source, workers), keep_faults=keep_faults,
         )  # fmt: skip
         _write_shards(whole, journal, workers)
-        more = _conclude(whole, journal, path, rounding=recipe["rounding"])
-        members = ["checksum"]
+        more = _conclude(whole, journal, path) | {"rounding": recipe["rounding"]}
         if terms:
-            write_climatology(
-                whole.target, whole.recipe, terms, source, scale=scale, offset=offset, center=shift, workers=workers,
-                memory_bytes=workers.count * plan.worker_bytes,
-            )  # fmt: skip
-            members += climatology_members(source.channels)
-        publish(path, attributes=more, members=members)
+            write_climatology(whole, terms, workers)
+        publish(path, attributes=more)
     remove_journal(path)
     return open_archive(path)
 
@@ -144,16 +145,6 @@ def _find_masks(source: Source, workers: Workers) -> dict[str, Bool[np.ndarray, 
 
 def _find_missing(source: Source) -> Bool[np.ndarray, "channel lat lon"]:
     return np.isnan(source.read([0])[0])
-
-
-def _describe_source(source: Source) -> dict[str, Any]:
-    return {
-        "source": source.name,
-        "source_attributes": source.attributes,
-        "step_hours": source.step_hours,
-        "missing_times": [str(time.astype("datetime64[h]")) for time in source.missing_times],
-        "account": list(source.account),
-    }
 
 
 def _write_shards(whole: Task, journal: Journal, workers: Workers) -> None:
@@ -193,7 +184,7 @@ def _split(whole: Task, finished: set[int]) -> Iterator[Task]:
             )  # fmt: skip
 
 
-def _conclude(whole: Task, journal: Journal, path: str, *, rounding: Mapping[str, list[float]]) -> dict[str, Any]:
+def _conclude(whole: Task, journal: Journal, path: str) -> dict[str, Any]:
     """Writes what follows from all shards together, and returns the attributes that do."""
     sums, checksums, faults = no_sums(len(whole.source.channels)), [], []
     missing = np.zeros((2, len(whole.source.channels)), np.int64)
@@ -220,5 +211,4 @@ def _conclude(whole: Task, journal: Journal, path: str, *, rounding: Mapping[str
             if values
         },
         "tendency_hours": whole.plan.lag * whole.source.step_hours,
-        "rounding": dict(rounding),
     }

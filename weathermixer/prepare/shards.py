@@ -2,11 +2,12 @@
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt32
+from jaxtyping import Bool, Float, Int
 
 from weathermixer.archive import storage
 from weathermixer.archive.checksums import checksums
@@ -64,18 +65,8 @@ class Task:
         return hashlib.sha256(b"".join([np.array(numbers, np.float64).tobytes(), *masks])).hexdigest()
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Shard:
-    """A shard that is ready to be written: frames as stored, sums [row, channel], checksums, faults found.
-
-    missing counts, of each channel, values that are missing, and times at which other points are than at the first.
-    """
-
-    frames: np.ndarray
-    sums: Float[np.ndarray, "row channel"]
-    checksums: UInt32[np.ndarray, "time channel"]
-    faults: list[str]
-    missing: Int[np.ndarray, "2 channel"]
+Entry = dict[str, np.ndarray]  # what the journal keeps of a shard
+Earlier = dict[str, dict[int, np.ndarray]]  # of each variable, its last frames by time
 
 
 def find_pairs(
@@ -98,104 +89,85 @@ def make_shards(task: Task) -> int:
 
     The next shard is made while one is written, and what comes next is read meanwhile.
     """
-    store = storage.open_array(storage.join(task.target, "fields"), write=True)
-    journal = Journal(task.target)
+    store, journal = storage.open_array(storage.join(task.target, "fields"), write=True), Journal(task.target)
+    earlier: Earlier = {variable: {} for variable in task.source.variables}
     pending = None
     with ThreadPoolExecutor(task.plan.reads) as pool:
         blocks = in_order(pool, lambda block: _read(task, *block), _list_blocks(task), ahead=task.plan.reads)
-        earlier = _read_earlier(task, blocks)
         for number in task.shards:
-            shard = _make_shard(task, task.times_of(number), blocks, earlier)
-            _finish(journal, pending, task)
-            if shard.faults and not task.keep_faults:
-                raise ValueError(describe_faults(shard.faults, task.target.removesuffix(".partial")))
+            frames, entry = _make_shard(task, task.times_of(number), blocks, earlier)
+            entry["made_of"] = np.array(task.describe(number))
+            _finish(journal, pending)
+            if len(entry["faults"]) and not task.keep_faults:
+                raise ValueError(describe_faults(entry["faults"].tolist(), task.target.removesuffix(".partial")))
             journal.check_recipe(task.recipe)
-            pending = number, shard, store[task.plan.layout.times_of(number)].write(shard.frames)
-        _finish(journal, pending, task)
+            pending = number, entry, store[task.plan.layout.times_of(number)].write(frames)
+        _finish(journal, pending)
     return sum(len(task.times_of(number)) for number in task.shards)
 
 
-def _finish(journal: Journal, pending: tuple[int, Shard, storage.WriteFutures] | None, task: Task) -> None:
+def _finish(journal: Journal, pending: tuple[int, Entry, storage.WriteFutures] | None) -> None:
     """Waits until a shard is committed, then marks it as finished: never the other way round."""
     if pending is None:
         return
-    number, shard, write = pending
+    number, entry, write = pending
     try:
         write.result()
     except Exception as error:
         raise ValueError(
-            f"{task.target} cannot be written: {error}\nmake room, or mend what is wrong: {GO_ON}"
+            f"{journal.target} cannot be written: {error}\nmake room, or mend what is wrong: {GO_ON}"
         ) from None
-    made_of, faults = np.array(task.describe(number)), np.array(shard.faults, np.str_)
-    arrays = {"sums": shard.sums, "checksums": shard.checksums, "faults": faults, "missing": shard.missing}
-    journal.write_entry(number, made_of=made_of, **arrays)
+    journal.write_entry(number, **entry)
 
 
 def _list_blocks(task: Task) -> Iterator[tuple[str, np.ndarray]]:
-    """What is read, in this order: the frames that come before, then of each shard one variable after another."""
-    before = _times_before(task)
-    if len(before):
-        yield from ((variable, before) for variable in task.source.variables)
-    for number in task.shards:
-        times, step = np.array(task.times_of(number)), task.plan.times_per_block
-        for variable in task.source.variables:
-            yield from ((variable, times[start : start + step]) for start in range(0, len(times), step))
-
-
-def _times_before(task: Task) -> np.ndarray:
-    first = task.times_of(task.shards[0]).start
+    """What is read, in this order: of each shard one variable after another, of the first with what comes before."""
+    first, step = task.times_of(task.shards[0]).start, task.plan.times_per_block
     partners = task.partner[first:]
-    return np.unique([*partners[(partners >= 0) & (partners < first)], *range(max(0, first - 1), first)]).astype(int)
+    before = np.unique([*partners[(partners >= 0) & (partners < first)], *range(max(0, first - 1), first)]).astype(int)
+    for number in task.shards:
+        times = np.array(task.times_of(number))
+        blocks = [times[start : start + step] for start in range(0, len(times), step)]
+        yield from itertools.product(task.source.variables, [before] * (len(before) > 0) + blocks)
+        before = before[:0]
 
 
 def _read(task: Task, variable: str, times: np.ndarray) -> tuple[list[int], np.ndarray]:
     return times.tolist(), task.source.read(times, variables=[variable])
 
 
-Earlier = dict[str, dict[int, np.ndarray]]  # of each variable, its last frames by time
+def _make_shard(task: Task, times: range, blocks: Iterator, earlier: Earlier) -> tuple[np.ndarray, Entry]:
+    """(frames as stored, sums, checksums, faults, counts) of the blocks that come next; keeps `earlier` up to date.
 
-
-def _read_earlier(task: Task, blocks: Iterator) -> Earlier:
-    if not len(_times_before(task)):
-        return {variable: {} for variable in task.source.variables}
-    return {variable: dict(zip(*next(blocks))) for variable in task.source.variables}
-
-
-def _make_shard(task: Task, times: range, blocks: Iterator, earlier: Earlier) -> Shard:
-    """Makes a shard from the blocks that come next; `earlier` is brought up to the shard's end."""
-    groups = group_by_variable(task.source.channels)
+    The entry's `missing` counts, of each channel, values that are missing, and times at which other points are than at
+    the first.
+    """
     frames = np.empty((len(times), len(task.source.channels), *task.source.grid.shape), task.plan.layout.dtype)
     sums, faults, missing = no_sums(frames.shape[1]), [], np.zeros((2, frames.shape[1]), np.int64)
-    for variable, channels in groups.items():
+    for variable, channels in group_by_variable(task.source.channels).items():
         some, last = slice(channels[0], channels[-1] + 1), earlier[variable]
         while times.stop - 1 not in last:
             for time, fields in zip(*next(blocks)):
-                of_partner, out = last.get(task.partner[time]), frames[time - times.start]
-                part, found, changed = _make_fields(
-                    task, variable, fields, of_partner, last.get(time - 1), some, time, out
-                )
-                faults += found
-                missing[:, some] += np.stack([part[MISSING].astype(np.int64), changed])
-                if task.counted[time]:
-                    sums[:, some] = add_sums(sums[:, some], part)
+                if time >= times.start:
+                    out = frames[time - times.start]
+                    part, found, changed = _make_fields(task, variable, fields, last, some, time, out)
+                    faults += found
+                    missing[:, some] += np.stack([part[MISSING].astype(np.int64), changed])
+                    if task.counted[time]:
+                        sums[:, some] = add_sums(sums[:, some], part)
                 last[time] = fields
                 last.pop(time - task.plan.lag, None)
             if task.plan.times_per_block > task.plan.lag:  # a view would keep all of its block
                 last.update({time: fields.copy() for time, fields in last.items()})
-    return Shard(frames, sums, checksums(frames), faults, missing)
+    entry = {"sums": sums, "checksums": checksums(frames), "faults": np.array(faults, np.str_), "missing": missing}
+    return frames, entry
 
 
 def _make_fields(
-    task: Task,
-    variable: str,
-    fields: np.ndarray,
-    of_partner: np.ndarray | None,
-    before: np.ndarray | None,
-    some: slice,
-    time: int,
-    out: np.ndarray,
+    task: Task, variable: str, fields: np.ndarray, last: dict[int, np.ndarray], some: slice, time: int, out: np.ndarray
 ) -> tuple[np.ndarray, list[str], np.ndarray]:
     """The fields [channel, lat, lon] of one variable at one time: fills out[some], returns sums and check_fields'."""
+    of_partner, before = last.get(task.partner[time]), last.get(time - 1)
     channels, lat, lon = fields.shape
     sums, unpackable = no_sums(channels), None
     rows = min(lat, max(1, PIECE_BYTES // (4 * lon)))

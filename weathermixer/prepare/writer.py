@@ -40,7 +40,9 @@ def create_archive(
     the archive exists, the layout differs from what is there, or sizes do not fit.
     """
     path = os.fspath(path)
-    _check(path, times, grid, channels, static, scale, offset, attributes)
+    check_destination(path)
+    if not len(times) or np.any(times[1:] <= times[:-1]) or np.any(times != EPOCH + (times - EPOCH) // HOUR * HOUR):
+        raise ValueError("an archive's times must be whole hours that ascend, and there must be at least one")
     layout = make_layout((len(times), len(channels), *grid.shape), static=len(static), **options)
     target = working_path(path)
     try:
@@ -84,23 +86,21 @@ def write_statistics(path: str | os.PathLike, statistics: Statistics) -> None:
         storage.write_array(storage.join(target, name), values, dimensions=["channel"])
 
 
-def publish(path: str | os.PathLike, *, attributes: Mapping[str, Any] = {}, members: Sequence[str] = ()) -> None:
+def publish(path: str | os.PathLike, *, attributes: Mapping[str, Any] = {}) -> None:
     """Makes an archive readable, all at once: adds `attributes`, marks it complete and renames it into place.
 
-    `members` are arrays and groups added to those of `create_archive`. Raises ValueError where arrays are absent,
-    statistics for one.
+    Raises ValueError where arrays are absent, statistics for one.
     """
     path = os.fspath(path)
     target = working_path(path)
     folder = storage.open_folder(target)
-    document = storage.read_json(folder, "zarr.json")
-    if document is None:
-        raise ValueError(f"nothing to publish at {target}: create_archive comes first")
-    metadata = {name: storage.read_json(folder, f"{name}/zarr.json") for name in (*MEMBERS, *members)}
-    absent = [name for name, found in metadata.items() if found is None]
+    keys = [key.decode() for key in folder.list().result()]
+    members = sorted(key.removesuffix("/zarr.json") for key in keys if key.endswith("/zarr.json"))
+    absent = [name for name in MEMBERS if name not in members]
     if absent:
         raise ValueError(f"{target} cannot be published: arrays {absent} are absent")
-    _write_group(target, document["attributes"] | dict(attributes) | {"complete": True}, metadata)
+    document = storage.read_json(folder, "zarr.json")["attributes"] | dict(attributes) | {"complete": True}
+    _write_group(target, document, {name: storage.read_json(folder, f"{name}/zarr.json") for name in members})
     if target != path:
         os.rename(target, path)
 
@@ -132,23 +132,6 @@ def is_published(path: str | os.PathLike) -> bool:
 def working_path(path: str) -> str:
     """Where an archive lies while it is made: beside its place on a file system, in its place in an object store."""
     return path.rstrip("/") + ".partial" if storage.is_local(path) else path
-
-
-def _check(path, times, grid, channels, static, scale, offset, attributes):
-    check_destination(path)
-    if not len(times) or np.any(times[1:] <= times[:-1]):
-        raise ValueError("an archive's times must ascend, and there must be at least one")
-    if np.any(times != EPOCH + (times - EPOCH) // HOUR * HOUR):
-        raise ValueError("an archive's times must be whole hours")
-    if len(scale) != len(channels) or len(offset) != len(channels):
-        raise ValueError(f"scale={len(scale)} and offset={len(offset)} values for {len(channels)} channels")
-    if not np.all(np.isfinite(scale)) or not np.all(np.isfinite(offset)) or np.any(np.asarray(scale) <= 0):
-        raise ValueError("scale must be positive, scale and offset finite")
-    for name, field in static.items():
-        if np.shape(field) != grid.shape:
-            raise ValueError(f"static field {name} has shape {np.shape(field)}, the grid {grid.shape}")
-    if "step_hours" not in attributes:
-        raise ValueError("attributes must name step_hours, the hours between times")
 
 
 def _write_group(target: str, attributes: Mapping[str, Any], members: Mapping[str, Any]) -> None:
