@@ -24,37 +24,40 @@ from weathermixer.fields.forcings import FORCINGS
 
 @dataclasses.dataclass(frozen=True)
 class Variable:
-    """A physical variable with its WeatherBench 2 name, CF standard name, SI units and published loss weight."""
+    """A physical variable: WeatherBench 2's name, SI units, CF's standard name, the values it can have (see ranges.py;
+    None where they depend on the level) and the published loss weight.
+    """
 
     name: str
     units: str
     standard_name: str
     short: str
+    limits: tuple[float, float] | None = None
     weight: float = 1.0
 
 
 VARIABLES = {
     variable.name: variable
     for variable in (
-        Variable("mean_sea_level_pressure", "Pa", "air_pressure_at_mean_sea_level", "msl", 1.5 * 4),
-        Variable("surface_pressure", "Pa", "surface_air_pressure", "sp", 1.5 * 4),
-        Variable("10m_u_component_of_wind", "m s**-1", "eastward_wind", "u10", 0.77 * 4),
-        Variable("10m_v_component_of_wind", "m s**-1", "northward_wind", "v10", 0.77 * 4),
-        Variable("2m_temperature", "K", "air_temperature", "t2m", 3.0 * 4),
-        Variable("geopotential", "m**2 s**-2", "geopotential", "z", 3.0),
-        Variable("specific_humidity", "kg kg**-1", "specific_humidity", "q", 0.6),
-        Variable("temperature", "K", "air_temperature", "t", 1.5),
-        Variable("u_component_of_wind", "m s**-1", "eastward_wind", "u", 0.9),
-        Variable("v_component_of_wind", "m s**-1", "northward_wind", "v", 0.9),
-        Variable("vertical_velocity", "Pa s**-1", "lagrangian_tendency_of_air_pressure", "w"),
-        Variable("vorticity", "s**-1", "atmosphere_relative_vorticity", "vo"),
-        Variable("divergence", "s**-1", "divergence_of_wind", "d"),
-        Variable("total_precipitation_6hr", "m", "lwe_thickness_of_precipitation_amount", "tp6h"),
-        Variable("sea_surface_temperature", "K", "sea_surface_temperature", "sst"),
-        Variable("sea_ice_cover", "1", "sea_ice_area_fraction", "ci"),
-        Variable("land_sea_mask", "1", "land_binary_mask", "lsm"),
-        Variable("soil_type", "1", "soil_type", "slt"),
-        Variable("geopotential_at_surface", "m**2 s**-2", "surface_geopotential", "orog"),
+        Variable("mean_sea_level_pressure", "Pa", "air_pressure_at_mean_sea_level", "msl", (80e3, 115e3), 1.5 * 4),
+        Variable("surface_pressure", "Pa", "surface_air_pressure", "sp", (30e3, 115e3), 1.5 * 4),
+        Variable("10m_u_component_of_wind", "m s**-1", "eastward_wind", "u10", (-150.0, 150.0), 0.77 * 4),
+        Variable("10m_v_component_of_wind", "m s**-1", "northward_wind", "v10", (-150.0, 150.0), 0.77 * 4),
+        Variable("2m_temperature", "K", "air_temperature", "t2m", (150.0, 350.0), 3.0 * 4),
+        Variable("geopotential", "m**2 s**-2", "geopotential", "z", None, 3.0),
+        Variable("specific_humidity", "kg kg**-1", "specific_humidity", "q", None, 0.6),
+        Variable("temperature", "K", "air_temperature", "t", None, 1.5),
+        Variable("u_component_of_wind", "m s**-1", "eastward_wind", "u", (-300.0, 300.0), 0.9),
+        Variable("v_component_of_wind", "m s**-1", "northward_wind", "v", (-300.0, 300.0), 0.9),
+        Variable("vertical_velocity", "Pa s**-1", "lagrangian_tendency_of_air_pressure", "w", (-100.0, 100.0)),
+        Variable("vorticity", "s**-1", "atmosphere_relative_vorticity", "vo", (-0.1, 0.1)),
+        Variable("divergence", "s**-1", "divergence_of_wind", "d", (-0.1, 0.1)),
+        Variable("total_precipitation_6hr", "m", "lwe_thickness_of_precipitation_amount", "tp6h", (-0.01, 2.0)),
+        Variable("sea_surface_temperature", "K", "sea_surface_temperature", "sst", (250.0, 320.0)),
+        Variable("sea_ice_cover", "1", "sea_ice_area_fraction", "ci", (-0.1, 1.1)),
+        Variable("land_sea_mask", "1", "land_binary_mask", "lsm", (-0.1, 1.1)),
+        Variable("soil_type", "1", "soil_type", "slt", (0.0, 255.0)),
+        Variable("geopotential_at_surface", "m**2 s**-2", "surface_geopotential", "orog", (-10e3, 90e3)),
     )
 }
 

@@ -1,5 +1,6 @@
 """Forecasts as GRIB 2, a message for each field, by eccodes: for programs that read nothing else."""
 
+import itertools
 import os
 import pathlib
 
@@ -26,59 +27,38 @@ def write_grib(forecasts: xr.Dataset, path: str | os.PathLike) -> None:
         raise ValueError(f"{path}: GRIB needs eccodes ({error}): pip install 'weathermixer[grib]'") from None
     if unknown := [name for name in forecasts.data_vars if name not in VARIABLES]:
         raise ValueError(f"{path}: GRIB has no name for {unknown}; write .zarr or .nc")
-    grid = _describe_grid(forecasts.latitude.values, forecasts.longitude.values)
+    lat, lon = forecasts.latitude.values, forecasts.longitude.values
+    if not np.allclose(np.diff(lat), lat[1] - lat[0], rtol=1e-3):
+        raise ValueError(f"latitudes {lat[:3]} ... are not equally spaced, which GRIB would need: write .zarr or .nc")
+    grid = {"Ni": len(lon), "Nj": len(lat)}
+    for what, direction, values in (("latitude", "j", lat), ("longitude", "i", lon)):
+        grid[f"{what}OfFirstGridPointInDegrees"], grid[f"{what}OfLastGridPointInDegrees"] = map(float, values[[0, -1]])
+        grid[f"{direction}DirectionIncrementInDegrees"] = abs(float(values[1] - values[0]))
     path = pathlib.Path(path)
     partial = path.with_name(path.name + ".partial.grib2")
     with open(partial, "wb") as file:
-        for index in np.ndindex(forecasts.sizes["time"], forecasts.sizes["prediction_timedelta"]):
-            frame = forecasts.isel(time=index[0], prediction_timedelta=index[1])
-            start = frame.time.values.astype("datetime64[s]").item()
-            when = {"dataDate": int(f"{start:%Y%m%d}"), "dataTime": int(f"{start:%H%M}")}
-            when["step"] = int(frame.prediction_timedelta.values / np.timedelta64(1, "h"))
-            for name, array in frame.data_vars.items():
-                levels = [None] if "level" not in array.dims else array.level.values.tolist()
-                for level in levels:
-                    values = (array if level is None else array.sel(level=level)).values.astype(np.float64)
-                    if not np.isnan(values).all():
-                        _write_message(eccodes, file, name, level, values, when | grid)
+        for time, lead, name in itertools.product(forecasts.time, forecasts.prediction_timedelta, forecasts.data_vars):
+            array = forecasts[name].sel(time=time, prediction_timedelta=lead)
+            short = VARIABLES[name].short
+            keys = {
+                "dataDate": int(time.dt.strftime("%Y%m%d")),
+                "dataTime": int(time.dt.strftime("%H%M")),
+                "step": int(lead / np.timedelta64(1, "h")),
+                "shortName": SHORT_NAMES.get(short, short),
+                "bitsPerValue": BITS,
+                "missingValue": MISSING,
+            }
+            for field in array.transpose("level", ...) if "level" in array.dims else [array]:
+                missing = field.isnull()
+                if missing.all():
+                    continue
+                more = {"level": int(field.level)} if "level" in array.dims else {}
+                more["bitmapPresent"] = int(missing.any())
+                try:
+                    message = eccodes.GRIBMessage.from_samples(f"regular_ll_{'pl' if 'level' in more else 'sfc'}_grib2")
+                    message.set(grid | keys | more, check_values=False)
+                    message.set_array("values", field.fillna(MISSING).values.astype(np.float64).ravel())
+                    message.write_to(file)
+                except (KeyError, eccodes.CodesInternalError) as error:
+                    raise ValueError(f"{name} cannot be written as GRIB: {error}; write .zarr or .nc") from None
     partial.replace(path)
-
-
-def _describe_grid(latitude: np.ndarray, longitude: np.ndarray) -> dict[str, int | float]:
-    steps = np.diff(latitude)
-    if not np.allclose(steps, steps[0], rtol=1e-3):
-        raise ValueError(
-            f"latitudes {latitude[:3]} ... are not equally spaced, which GRIB would need: write .zarr or .nc"
-        )
-    ends = {f"{what}OfFirstGridPointInDegrees": v[0] for what, v in (("latitude", latitude), ("longitude", longitude))}
-    ends |= {f"{what}OfLastGridPointInDegrees": v[-1] for what, v in (("latitude", latitude), ("longitude", longitude))}
-    increments = {
-        "iDirectionIncrementInDegrees": longitude[1] - longitude[0],
-        "jDirectionIncrementInDegrees": -steps[0],
-    }
-    sizes = {"Ni": len(longitude), "Nj": len(latitude)}
-    return sizes | {key: float(value) for key, value in (ends | increments).items()}
-
-
-def _write_message(
-    eccodes, file, name: str, level: float | int | None, values: np.ndarray, keys: dict[str, int | float]
-) -> None:
-    message = eccodes.codes_grib_new_from_samples(f"regular_ll_{'sfc' if level is None else 'pl'}_grib2")
-    try:
-        short = VARIABLES[name].short
-        for key, value in keys.items():
-            eccodes.codes_set(message, key, value)
-        eccodes.codes_set(message, "shortName", SHORT_NAMES.get(short, short))
-        if level is not None:
-            eccodes.codes_set(message, "level", level)
-        eccodes.codes_set(message, "bitsPerValue", BITS)
-        missing = np.isnan(values)
-        if missing.any():
-            eccodes.codes_set(message, "bitmapPresent", 1)
-            eccodes.codes_set(message, "missingValue", MISSING)
-        eccodes.codes_set_values(message, np.where(missing, MISSING, values).ravel())
-        eccodes.codes_write(message, file)
-    except eccodes.CodesInternalError as error:
-        raise ValueError(f"{name} cannot be written as GRIB: {error}; write .zarr or .nc") from None
-    finally:
-        eccodes.codes_release(message)

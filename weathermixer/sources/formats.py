@@ -7,25 +7,27 @@ of pieces, one per file, variable of a GRIB file and lead of a forecast, with no
 import contextlib
 import glob
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import netCDF4
 import xarray as xr
 import zarr
 
+from weathermixer.archive.storage import cache_folder
 from weathermixer.sources.coordinates import rename_dimensions
 from weathermixer.sources.grib import is_grib, open_grib
-from weathermixer.sources.netcdf3 import length_by_header
-from weathermixer.sources.remote import fetch_files, is_remote_file
+from weathermixer.sources.netcdf3 import check_length
+from weathermixer.sources.parts import Note
 from weathermixer.sources.selection import refuse_one_beside_many, select_entry
-from weathermixer.sources.times import Note, at_valid_times, with_dates
+from weathermixer.sources.times import at_valid_times, with_dates
 
 Spec = str | os.PathLike | xr.Dataset
 
-_NETCDF3 = (b"CDF\x01", b"CDF\x02", b"CDF\x05")
-_NETCDF = (*_NETCDF3, b"\x89HDF\r\n\x1a\n")
+FILE_SUFFIXES = (".nc", ".nc4", ".netcdf", ".cdf", ".h5", ".grib", ".grib1", ".grib2", ".grb", ".grb2")  # remote ones
 _PACKED = {
     b"PK": "a zip archive, as the CDS sends some netCDF: unzip it",
     b"\x1f\x8b": "packed by gzip: gunzip it",
@@ -48,13 +50,20 @@ def open_pieces(
     A spec is a Zarr store or a netCDF or GRIB file, local or behind s3://, gs:// or http(s)://, where files are known
     by their suffix and copied to the cache; a glob of files, a local folder, or a dataset that is open. `variables` are
     WeatherBench 2 names, or names in a GRIB file beyond those. `select` picks one entry of other dimensions,
-    {"number": 0}. Raises ValueError for what is absent, unreadable or not on a regular grid.
+    {"number": 0}. Raises ValueError for what is absent, unreadable, undated or not on a regular grid.
     """
     pieces, notes = open_raw(specs, variables=variables, storage_options=storage_options)
     for name, value in (select or {}).items():
         pieces = select_entry(pieces, name, str(value))
     refuse_one_beside_many(pieces)
-    return [part for piece in pieces for part in make_canonical(piece, notes)], notes
+    canonical = []
+    for piece in pieces:
+        source = str(piece.encoding.get("source", "dataset"))
+        for part in at_valid_times(piece, notes, source=source):
+            part = with_dates(rename_dimensions(part, source=source), notes, source=source)
+            part.encoding["source"] = source
+            canonical.append(part)
+    return canonical, notes
 
 
 def open_raw(
@@ -71,12 +80,14 @@ def open_raw(
             pieces.append(spec)
             continue
         for path in find_paths(os.fspath(spec)):
-            if is_remote_file(path):
-                pieces += _open_remote(path, variables, storage_options, notes)
+            if "://" in path and urlsplit(path).path.lower().endswith(FILE_SUFFIXES):
+                for name, copy in _fetch(path, storage_options).items():
+                    notes.append(Note("read from a copy in the cache, fetched once", name))
+                    pieces += _open_file(copy, name, variables, notes)
             elif "://" in path or os.path.isdir(path):
                 pieces.append(open_zarr(path, storage_options=storage_options))
             else:
-                pieces += _open_file(path, variables, notes)
+                pieces += _open_file(path, path, variables, notes)
     return pieces, notes
 
 
@@ -103,48 +114,57 @@ def find_paths(spec: str) -> list[str]:
     return [path for name in names for path in find_paths(os.path.join(folder, name))]
 
 
-def _open_remote(
-    path: str, variables: Sequence[str] | None, storage_options: Mapping[str, Any] | None, notes: list[Note]
-) -> list[xr.Dataset]:
-    """The pieces of a remote file, or of a glob of them, from copies in the cache."""
-    pieces = []
-    for name, copy in fetch_files(path, storage_options).items():
-        told: list[Note] = [("read from a copy in the cache, fetched once", name)]
-        try:
-            found = _open_file(copy, variables, told)
-        except ValueError as error:
-            raise ValueError(str(error).replace(copy, name)) from None
-        for piece in found:
-            piece.encoding["source"] = name
-        pieces += found
-        notes += [(what, name) for what, _ in told]
-    return pieces
+def _fetch(path: str, storage_options: Mapping[str, Any] | None) -> dict[str, str]:
+    """The local copies of a remote file, or of a glob of them, by address: fetched once, by fsspec's cache of files.
+
+    A copy is fetched anew after a week, and before where an object store says that the file is another. Raises
+    ValueError where fsspec or what it needs for the protocol is not installed, and where there is no file.
+    """
+    protocol, folder = path.split("://")[0], str(cache_folder() / "remote")
+    print(f"fetch: {path}, unless {folder} has it", file=sys.stderr, flush=True)
+    options = {"filecache": {"cache_storage": folder, "check_files": True}, protocol: dict(storage_options or {})}
+    try:
+        import fsspec
+
+        files = fsspec.open_files(f"filecache::{path}", "rb", expand="*" in path, **options)
+        with files as opened:
+            copies = [file.name for file in opened]
+    except ImportError as error:
+        raise ValueError(f"{path} needs fsspec for its protocol ({error}): pip install 'weathermixer[cloud]'") from None
+    except Exception as error:
+        raise ValueError(f"{path} cannot be fetched: {_in_a_line(error)}") from error
+    if not copies:
+        raise ValueError(f"no file at {path}")
+    names = [file.path if "://" in file.path else f"{protocol}://{file.path}" for file in files]
+    return dict(zip(names, copies, strict=True))
 
 
-def _open_file(path: str, variables: Sequence[str] | None, notes: list[Note]) -> list[xr.Dataset]:
+def _in_a_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def _open_file(path: str, name: str, variables: Sequence[str] | None, notes: list[Note]) -> list[xr.Dataset]:
+    """The pieces of a local file, which is called `name` in all that is said of it."""
     with open(path, "rb") as file:
         head = file.read(1024)
-    if head.startswith(_NETCDF):
-        return [_open_netcdf(path, head)]
-    if not is_grib(head):
-        raise ValueError(f"{path} {_describe(head)}")
-    pieces, left_out = open_grib(path, variables)
-    if left_out:
-        notes.append((f"GRIB fields that were not asked for or are not known are left out: {left_out}", path))
-    return pieces
-
-
-def _describe(head: bytes) -> str:
-    """What a file is that is no data, by its first bytes."""
-    if not head:
-        return "is empty: fetch it again"
-    for magic, what in _PACKED.items():
-        if head.startswith(magic):
-            return f"is {what}, and give what comes out"
+    if head.startswith((b"CDF", b"\x89HDF\r\n\x1a\n")):
+        return [_open_netcdf(path, name)]
+    if is_grib(head):
+        pieces, left_out = open_grib(path, name, variables)
+        if left_out:
+            notes.append(Note(f"GRIB fields that were not asked for or are not known are left out: {left_out}", name))
+        return pieces
     text = head.decode("utf-8", "replace")[:60]
-    if "\ufffd" not in text and all(letter.isprintable() or letter.isspace() for letter in text):
-        return f"is text, {' '.join(text.split())!r}, in the place of data: fetch it again"
-    return f"is neither netCDF nor GRIB: it begins with {head[:8]!r}"
+    what = f"is neither netCDF nor GRIB: it begins with {head[:8]!r}"
+    if packed := next((packed for magic, packed in _PACKED.items() if head.startswith(magic)), None):
+        what = f"is {packed}, and give what comes out"
+    elif "\ufffd" not in text and all(letter.isprintable() or letter.isspace() for letter in text):
+        what = (
+            f"is text, {' '.join(text.split())!r}, in the place of data: fetch it again"
+            if head
+            else "is empty: fetch it again"
+        )
+    raise ValueError(f"{name} {what}")
 
 
 @contextlib.contextmanager
@@ -162,18 +182,14 @@ def no_chunk_cache() -> Iterator[None]:
 
 
 @no_chunk_cache()
-def _open_netcdf(path: str, head: bytes) -> xr.Dataset:
+def _open_netcdf(path: str, name: str) -> xr.Dataset:
     try:
-        if head.startswith(_NETCDF3):
-            with open(path, "rb") as file:
-                whole, there = length_by_header(file), os.path.getsize(path)
-            if there < whole:
-                raise EOFError(f"{there} of {whole} bytes")
+        check_length(path)
         dataset = xr.open_dataset(path, engine="netcdf4", chunks=None, decode_cf=False)
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"{path} cannot be opened as netCDF: it is cut off or damaged ({reason})") from None
-    return _decode(dataset, path)
+        reason = _in_a_line(error)
+        raise ValueError(f"{name} cannot be opened as netCDF: it is cut off or damaged ({reason})") from None
+    return _decode(dataset, name)
 
 
 def open_zarr(path: str, *, storage_options: Mapping[str, Any] | None = None) -> xr.Dataset:
@@ -189,13 +205,12 @@ def open_zarr(path: str, *, storage_options: Mapping[str, Any] | None = None) ->
     except ImportError as error:
         raise ValueError(f"{path} needs fsspec for its protocol ({error}): pip install 'weathermixer[cloud]'") from None
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"{path} cannot be opened as a Zarr store: {reason}") from error
-    dataset.encoding["source"] = path
+        raise ValueError(f"{path} cannot be opened as a Zarr store: {_in_a_line(error)}") from error
     return _decode(dataset, path)
 
 
-def _decode(dataset: xr.Dataset, path: str) -> xr.Dataset:
+def _decode(dataset: xr.Dataset, name: str) -> xr.Dataset:
+    dataset.encoding["source"] = name
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=xr.SerializationWarning)  # dates far away are refused below
@@ -203,18 +218,4 @@ def _decode(dataset: xr.Dataset, path: str) -> xr.Dataset:
             return xr.decode_cf(dataset)
     except Exception as error:
         reason = str(error).splitlines()[0].partition(" Try opening")[0].rstrip(".")
-        raise ValueError(f"{path} cannot be decoded: {reason}; put its attributes right, as with ncatted") from None
-
-
-def make_canonical(dataset: xr.Dataset, notes: list[Note]) -> list[xr.Dataset]:
-    """The dataset, a part for each lead of a forecast, with the project's names of dimensions (see `coordinates`).
-
-    What was made of its times is added to `notes`. Raises ValueError for what cannot be read as dates or a grid.
-    """
-    source = str(dataset.encoding.get("source", "dataset"))
-    canonical = []
-    for part in at_valid_times(dataset, notes, source=source):
-        part = with_dates(rename_dimensions(part, source=source), notes, source=source)
-        part.encoding["source"] = source
-        canonical.append(part)
-    return canonical
+        raise ValueError(f"{name} cannot be decoded: {reason}; put its attributes right, as with ncatted") from None

@@ -43,21 +43,15 @@ def possible_names(variables: Sequence[str] | None, rename: Mapping[str, str]) -
     """What a source may call the variables that are asked for, without their levels; None: all that are known."""
     names = [name for name in VARIABLES if name not in STATIC] if variables is None else list(variables)
     for name in [*names]:
-        names += [split_level(name)[0], parse_channel(name).variable, *amounts_of(name)]
+        names += [split_level(name)[0], parse_channel(name).variable, *amounts_of(name)[1]]
         names += [variable for variable, others in ALIASES.items() if name in others]
     return list(dict.fromkeys([*names, *rename]))
 
 
-def amounts_of(name: str) -> tuple[str, ...]:
-    """What sources call the amounts that a variable such as total_precipitation_6hr is the sum of; () for another."""
-    base = name.rpartition("_")[0]
-    return (base, *AMOUNTS.get(base, ())) if sum_hours(name) else ()
-
-
-def sum_hours(name: str) -> int:
-    """6 for total_precipitation_6hr, 0 for what is no sum by its name."""
-    found = re.fullmatch(r".+_(\d+)hr", name)
-    return int(found[1]) if found else 0
+def amounts_of(name: str) -> tuple[int, tuple[str, ...]]:
+    """(6, what sources call the amounts that are summed over 6 h) of total_precipitation_6hr; (0, ()) of no sum."""
+    found = re.fullmatch(r"(.+)_(\d+)hr", name)
+    return (int(found[2]), (found[1], *AMOUNTS.get(found[1], ()))) if found else (0, ())
 
 
 def rank(variable: str, given: str) -> int:

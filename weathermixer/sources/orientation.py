@@ -1,13 +1,11 @@
 """Turns fields as a source holds them into the project's order, north to south and east from 0; crops and coarsens."""
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from weathermixer.fields.grid import Grid, area_weights
-from weathermixer.sources.parts import Part
 
 # steps between latitudes may differ by this share: those of a Gaussian grid do by 1 %
 UNEVEN = 0.05
@@ -33,32 +31,6 @@ class Orientation:
             field = (field * self.weights[:, None]).reshape(*batch, lat // k, k, lon // k).sum(axis=-2)
             field = field / self.weights.reshape(-1, k).sum(axis=1)[:, None]
         return np.ascontiguousarray(field, np.float32)
-
-
-def make_orient(first: Part, *, crop_south_pole: bool, coarsen: int) -> Callable[[Part], Orientation]:
-    """A function that finds how a part lies on the grid of the first: each is turned by its own coordinates.
-
-    Raises ValueError where the first part's grid is not global and regular, and the function for parts on another grid.
-    """
-    made: dict[tuple[bytes, bytes], Orientation] = {}
-
-    def make(part: Part) -> Orientation:
-        key = part.latitude.tobytes(), part.longitude.tobytes()
-        if key not in made:  # shared by all parts that lie the same way
-            made[key] = make_orientation(
-                part.latitude, part.longitude, crop_south_pole=crop_south_pole, coarsen=coarsen, source=part.file
-            )
-        return made[key]
-
-    grid = make(first).grid
-
-    def orient(part: Part) -> Orientation:
-        orientation = make(part)
-        if difference := grid.difference(orientation.grid):
-            raise ValueError(f"{part.file} is on another grid than {first.file}: {part.given} has {difference}")
-        return orientation
-
-    return orient
 
 
 def make_orientation(
@@ -87,7 +59,13 @@ def make_orientation(
         grid, rows = grid.drop_south_pole(), rows[:-1]
     weights = area_weights(grid.latitude)
     if coarsen > 1:
-        grid = _coarse_grid(grid, coarsen, source)
+        lat, lon = grid.shape
+        if lat % coarsen or lon % coarsen:
+            raise ValueError(
+                f"{source}: {lat} x {lon} cells do not divide into blocks of {coarsen} x {coarsen}; a crop may help"
+            )
+        means = (places.reshape(-1, coarsen).mean(axis=1) for places in (grid.latitude, grid.longitude))
+        grid = Grid(*means)
     return Orientation(grid, rows, columns, coarsen, weights)
 
 
@@ -107,13 +85,6 @@ def _check_latitudes(latitude: np.ndarray) -> None:
     for gap in (90 - latitude[0], 90 + latitude[-1]):
         if gap > (1 + UNEVEN) * step:
             raise ValueError(f"latitudes run from {latitude[0]:g} to {latitude[-1]:g}, in steps of {step:g}")
-
-
-def _coarse_grid(grid: Grid, k: int, source: str) -> Grid:
-    lat, lon = grid.shape
-    if lat % k or lon % k:
-        raise ValueError(f"{source}: {lat} x {lon} cells do not divide into blocks of {k} x {k}; a crop may help")
-    return Grid(grid.latitude.reshape(-1, k).mean(axis=1), grid.longitude.reshape(-1, k).mean(axis=1))
 
 
 def take(field: np.ndarray, index: np.ndarray, *, axis: int) -> np.ndarray:

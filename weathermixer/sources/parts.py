@@ -1,7 +1,7 @@
 """A source in parts: one variable as one file has it, under WeatherBench 2's name, and what was left out and why."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import xarray as xr
@@ -10,8 +10,8 @@ from jaxtyping import Float
 from weathermixer.fields.units import conversion
 from weathermixer.fields.variables import VARIABLES
 from weathermixer.sources.coordinates import Levels, find_levels
-from weathermixer.sources.names import STATIC, amounts_of, identify, is_height, rank, sum_hours
-from weathermixer.sources.times import Note
+from weathermixer.sources.names import STATIC, amounts_of, identify, is_height, rank
+from weathermixer.sources.orientation import Orientation, make_orientation
 
 NAMES_SHOWN = 12  # in one line
 
@@ -22,7 +22,8 @@ class Part:
 
     times [time] are None where it has no time; levels_hpa are empty at the surface. `given` is the variable's name in
     the file, `units` its unit there, or that which sets it right. The variable is the sum over the last `sum_hours` of
-    what the file has, where that is not 0 (see `find_sums`).
+    what the file has, where that is not 0 (see `find_sums`). Of a part that is read, `orientation` and `scaling`
+    (factor, shift) turn it onto the grid and into the units wanted.
     """
 
     variable: str
@@ -35,47 +36,79 @@ class Part:
     longitude: Float[np.ndarray, " column"]
     units: str
     sum_hours: int = 0
+    orientation: Orientation | None = None
+    scaling: tuple[float, float] = (1.0, 0.0)
 
-    def conversion(self, wanted: str) -> tuple[float, float]:
-        """(factor, shift) to the units wanted; ValueError that names variable, unit, file and remedy."""
-        known = self.variable in VARIABLES
-        if self.units == wanted or (known and not self.units):
-            return 1.0, 0.0
-        try:
-            return conversion(self.units, wanted, bridged=known)
-        except ValueError as error:
-            name = self.given if self.given == self.variable else f"{self.given} ({self.variable})"
-            raise ValueError(f"{self.file}: {name}: {error}: say what it is, --units {self.given}=UNIT") from None
+    def fit(self, orientation: Orientation, units: str) -> "Part":
+        """The part as it is read; ValueError that names variable, unit, file and remedy."""
+        known, scaling = self.variable in VARIABLES, (1.0, 0.0)
+        if self.units != units and (self.units or not known):
+            try:
+                scaling = conversion(self.units, units, bridged=known)
+            except ValueError as error:
+                name = self.given if self.given == self.variable else f"{self.given} ({self.variable})"
+                remedy = f"say what it is, --units {self.given}=UNIT"
+                raise ValueError(f"{self.file}: {name}: {error}: {remedy}") from None
+        return dataclasses.replace(self, orientation=orientation, scaling=scaling)
 
 
 @dataclasses.dataclass(frozen=True)
-class LeftOut:
-    """A variable of a file that is not taken, and why."""
+class Note:
+    """What was made of a file, or why a variable of it is left out."""
 
-    name: str
+    what: str
     file: str
-    reason: str
+    left_out: str = ""
+
+
+def tell(notes: Iterable[Note]) -> list[str]:
+    """Lines for the account: all variables that a file's reason is for together, and one file of several."""
+    names: dict[tuple[str, str], dict[str, None]] = {}
+    for note in notes:
+        names.setdefault((note.what, note.file), {})[note.left_out] = None
+    files: dict[str, list[str]] = {}
+    for (what, file), some in names.items():
+        shown = ", ".join([*some][:NAMES_SHOWN]) + f" and {len(some) - NAMES_SHOWN} more" * (len(some) > NAMES_SHOWN)
+        files.setdefault(f"left out {shown}, {what}" if shown else what, []).append(file)
+    return [f"{what}: {some[0]}" + f" and {len(some) - 1} more" * (len(some) > 1) for what, some in files.items()]
 
 
 def take_apart(
-    dataset: xr.Dataset, *, rename: Mapping[str, str], units: Mapping[str, str]
-) -> tuple[list[Part], list[LeftOut]]:
-    """The variables of a dataset whose dimensions are named (see `coordinates.rename_dimensions`).
+    pieces: Sequence[xr.Dataset], *, rename: Mapping[str, str], units: Mapping[str, str], source: str
+) -> tuple[list[Part], list[Note]]:
+    """The variables of datasets whose dimensions are named (see `coordinates.rename_dimensions`).
 
     rename: name there -> name. units: name, there or here, or of a coordinate -> unit, in the place of what is said.
+    Raises ValueError for names in either that are not there.
     """
+    parts, left_out = [], []
+    for piece in pieces:
+        parts += _take_one(piece, rename, units, left_out)
+    there = {str(name) for piece in pieces for name in piece.variables}
+    known = {"rename": there, "units": there | {part.variable for part in parts}}
+    for option, given in (("rename", rename), ("units", units)):
+        if absent := given.keys() - known[option]:
+            raise ValueError(
+                f"{option}: {source} has no {', '.join(sorted(absent))}; it has {', '.join(sorted(there))}"
+            )
+    return parts, left_out
+
+
+def _take_one(
+    dataset: xr.Dataset, rename: Mapping[str, str], units: Mapping[str, str], left_out: list[Note]
+) -> list[Part]:
     file = str(dataset.encoding.get("source", "dataset"))
     verticals = find_levels(dataset, units)
     # shared by all parts
     latitude, longitude = (dataset[name].values.astype(np.float64) for name in ("latitude", "longitude"))
     times = np.atleast_1d(dataset["time"].values) if "time" in dataset.coords else None
-    parts, left_out = [], []
+    parts = []
     for key, array in dataset.data_vars.items():
         name = str(key)
         try:
             variable, levels, array = _identify(array, rename.get(name, name), verticals)
         except ValueError as error:
-            left_out.append(LeftOut(name, file, str(error)))
+            left_out.append(Note(str(error), file, name))
             continue
         is_static = times is None or (variable in STATIC and "time" not in array.dims)
         there = array.attrs.get("units", "m" if is_height(name) or is_height(rename.get(name, name)) else "")
@@ -85,9 +118,29 @@ def take_apart(
     for part in sorted(parts, key=lambda part: rank(part.variable, part.given)):
         same = [taken.setdefault((part.variable, level), part) for level in part.levels_hpa or (None,)]
         if other := next((other for other in same if other is not part), None):
-            left_out.append(LeftOut(part.given, file, f"{part.variable} is taken from {other.given}"))
+            left_out.append(Note(f"{part.variable} is taken from {other.given}", file, part.given))
             parts.remove(part)
-    return parts, left_out
+    return parts
+
+
+def make_orient(first: Part, *, crop_south_pole: bool, coarsen: int) -> Callable[[Part], Orientation]:
+    """A function that finds how a part lies on the grid of the first: each is turned by its own coordinates.
+
+    Raises ValueError where the first part's grid is not global and regular, and the function for parts on another grid.
+    """
+    made: dict[tuple[bytes, bytes], Orientation] = {}  # shared by all parts that lie the same way
+
+    def orient(part: Part) -> Orientation:
+        key = part.latitude.tobytes(), part.longitude.tobytes()
+        if key not in made:
+            options = {"crop_south_pole": crop_south_pole, "coarsen": coarsen, "source": part.file}
+            made[key] = make_orientation(part.latitude, part.longitude, **options)
+        if difference := next(iter(made.values())).grid.difference(made[key].grid):
+            raise ValueError(f"{part.file} is on another grid than {first.file}: {part.given} has {difference}")
+        return made[key]
+
+    orient(first)
+    return orient
 
 
 def find_sums(parts: Iterable[Part], variables: Iterable[str]) -> list[Part]:
@@ -97,27 +150,11 @@ def find_sums(parts: Iterable[Part], variables: Iterable[str]) -> list[Part]:
     """
     parts, found = list(parts), []
     for name in variables:
-        names = amounts_of(name)
-        if names and not any(part.variable == name for part in parts):
+        hours, names = amounts_of(name)
+        if hours and not any(part.variable == name for part in parts):
             some = (part for part in parts if {part.variable, part.given} & set(names) and part.times is not None)
-            found += [dataclasses.replace(part, variable=name, sum_hours=sum_hours(name)) for part in some]
+            found += [dataclasses.replace(part, variable=name, sum_hours=hours) for part in some]
     return found
-
-
-def make_notes(left_out: Iterable[LeftOut]) -> list[Note]:
-    """What was left out, for the account: a note for each file and reason."""
-    names: dict[tuple[str, str], list[str]] = {}
-    for item in left_out:
-        names.setdefault((item.reason, item.file), []).append(item.name)
-    return [
-        (
-            f"left out {', '.join(n[:NAMES_SHOWN])}"
-            + f" and {len(n) - NAMES_SHOWN} more" * (len(n) > NAMES_SHOWN)
-            + f", {reason}",
-            file,
-        )
-        for (reason, file), n in names.items()
-    ]
 
 
 def _identify(
@@ -126,8 +163,6 @@ def _identify(
     """(variable, levels, the array without other dimensions); ValueError with the reason where it is left out."""
     if not {"latitude", "longitude"} <= set(array.dims):
         raise ValueError(f"not on latitude and longitude but on {', '.join(map(str, array.dims)) or 'nothing'}")
-    if "time" in array.dims and "time" not in array.coords:
-        raise ValueError("its time dimension has no coordinate")
     more = [str(dim) for dim in array.dims if dim not in ("time", "latitude", "longitude")]
     others = {dim: array.sizes[dim] for dim in more if dim not in verticals}
     if others:

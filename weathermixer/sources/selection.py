@@ -9,8 +9,8 @@ import xarray as xr
 from weathermixer.fields.variables import VARIABLES, Channel, group_by_variable
 from weathermixer.sources.coordinates import DIMENSIONS
 from weathermixer.sources.names import STATIC, SURFACE, split_level
-from weathermixer.sources.parts import LeftOut, Part, make_notes
-from weathermixer.sources.times import LEADS, gather_notes, read_lead
+from weathermixer.sources.parts import Note, Part, tell
+from weathermixer.sources.times import LEADS, read_lead
 
 
 def select_entry(pieces: Sequence[xr.Dataset], name: str, value: str) -> list[xr.Dataset]:
@@ -84,7 +84,7 @@ def _as_number(text: str) -> float | str:
 
 def choose_channels(
     parts: Sequence[Part],
-    left_out: Sequence[LeftOut],
+    left_out: Sequence[Note],
     variables: Sequence[str] | None,
     levels_hpa: Sequence[int] | None,
     *,
@@ -96,18 +96,19 @@ def choose_channels(
     not there, and what is, or why it was left out.
     """
     parts = [part for part in parts if part.times is not None]
+    names = sorted({f"{part.given} {tuple(map(str, part.array.dims))}" for part in parts})
+    it_has = "; ".join([f"it has {', '.join(names) or 'none that changes with time'}", *tell(left_out)])
     if variables is None:
-        there = {part.variable for part in parts}
-        known = dict.fromkeys((*SURFACE, *VARIABLES))
-        variables = [name for name in known if name in there and name not in STATIC]
+        known = {part.variable for part in parts} - {*STATIC}
+        variables = [name for name in dict.fromkeys((*SURFACE, *VARIABLES)) if name in known]
         if not variables:
-            raise ValueError(f"{source} holds none of the variables that are known; {_describe(parts, left_out)}")
+            raise ValueError(f"{source} holds none of the variables that are known; {it_has}")
     channels = []
     for text in variables:
         found, level = _find(parts, text)
         if not found:
-            reasons = "; ".join(gather_notes(make_notes(item for item in left_out if item.name == text)))
-            raise ValueError(f"{source} has no variable {text!r}; {reasons or _describe(parts, left_out)}")
+            reasons = "; ".join(tell(note for note in left_out if note.left_out == text))
+            raise ValueError(f"{source} has no variable {text!r}; {reasons or it_has}")
         first = found[0]
         if odd := next((part for part in found if bool(part.levels_hpa) != bool(first.levels_hpa)), None):
             raise ValueError(f"{first.variable} has levels in one of {first.file} and {odd.file} alone: leave one out")
@@ -130,29 +131,19 @@ def choose_channels(
     if len(set(names)) < len(names):
         raise ValueError(f"channels named twice: {sorted({name for name in names if names.count(name) > 1})}")
     # the channels of a variable are read together, so they lie together
-    order = [index for group in group_by_variable(channels).values() for index in group]
-    return tuple(channels[index] for index in order)
+    return tuple(channels[index] for group in group_by_variable(channels).values() for index in group)
 
 
 def _find(parts: Sequence[Part], text: str) -> tuple[list[Part], float | None]:
     """The parts of the variable that is asked for, and the level where `text` has one."""
-    named = {part.variable: part.variable for part in parts}
-    given = {part.given: part for part in sorted(parts, key=lambda part: part.variable not in STATIC)}
-    if text in named:
-        return [part for part in parts if part.variable == text], None
-    if text in given:  # z500 is its own level, t is all that t has
-        part = given[text]
-        _, level = split_level(text)
-        return [other for other in parts if other.variable == part.variable], level
-    base, _, number = text.rpartition("_")
-    if number.isdigit() and (base in named or base in given):
-        return _find(parts, base)[0], float(number)
-    base, level = split_level(text)
-    return ([part for part in parts if part.variable == base], level) if level is not None else ([], None)
-
-
-def _describe(parts: Sequence[Part], left_out: Sequence[LeftOut]) -> str:
-    """Variables and dimensions of a source and what of it was left out, for messages."""
-    names = sorted({f"{part.given} {tuple(str(dim) for dim in part.array.dims)}" for part in parts})
-    there = f"it has {', '.join(names)}" if names else "it has none that changes with time"
-    return "; ".join([there, *gather_notes(make_notes(left_out))])
+    given = {part.given: part.variable for part in sorted(parts, key=lambda part: part.variable not in STATIC)}
+    named = {part.variable for part in parts}
+    variable, level = text, None
+    if text not in named:
+        base, _, number = text.rpartition("_")
+        variable, level = split_level(text)  # z500 is its own level, t is all that t has
+        if text in given:
+            variable = given[text]
+        elif number.isdigit() and (base in named or base in given):
+            variable, level = base if base in named else given[base], float(number)
+    return [part for part in parts if part.variable == variable], level

@@ -1,18 +1,21 @@
-"""One variable over time, as it lies in the parts of a source."""
+"""One variable over time, as it lies in the parts of a source, and how it is read."""
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from weathermixer.fields.variables import Channel
-from weathermixer.sources.orientation import Orientation
+from weathermixer.sources.orientation import Orientation, as_slice, take
 from weathermixer.sources.parts import Part
-from weathermixer.sources.reading import read_part
 
 HOUR = np.timedelta64(1, "h")
 REPEATS_READ = 64  # of the times that lie in a source twice
+RETRIES = 4  # of a remote read that failed, after 1, 2, 4 and 8 seconds
+# of netCDF, where a file declares none, and the letter of the type in NCO
+DEFAULT_FILLS = {"int8": (-127, "b"), "int16": (-32767, "s"), "int32": (-2147483647, "i")}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -20,13 +23,10 @@ class Series:
     """Some channels of one variable over time, each time the sum of `window` entries of its parts, often one.
 
     Entry [time, n], at stamps[time, n], is entry position[time, n] of parts[part[time, n]]. channels: their places
-    among those of the variable; levels_hpa: theirs, none at the surface. conversions and orientations [parts] turn what
-    is read into the units and the grid wanted.
+    among those of the variable; levels_hpa: theirs, none at the surface.
     """
 
     parts: tuple[Part, ...]
-    conversions: tuple[tuple[float, float], ...]
-    orientations: tuple[Orientation, ...]
     channels: tuple[int, ...]
     levels_hpa: tuple[int, ...]
     stamps: np.ndarray
@@ -68,7 +68,6 @@ class Series:
                 f"{part.file} has {part.given} every {step / HOUR:g} h, of which {part.variable} is no sum: if it is "
                 f"the amount of {hours} h, say --rename={part.given}={part.variable}"
             )
-        window = int(window)
         last = np.arange(window - 1, len(self.times))
         last = last[self.times[last] - self.times[last - (window - 1)] == (window - 1) * step]
         return self.gather(last[:, None] + np.arange(1 - window, 1))
@@ -76,7 +75,7 @@ class Series:
     def narrow(self, index: Int[np.ndarray, " time"]) -> "Series":
         """The series at some of its times, with no more of its parts than that takes: to be sent about."""
         series = self.take(index)
-        numbers = np.unique(series.part)
+        numbers, part = np.unique(series.part, return_inverse=True)
         position, parts = series.position.copy(), []
         for number in numbers:
             array, here = self.parts[number].array, series.part == number
@@ -85,29 +84,80 @@ class Series:
                 array = array.isel(time=slice(first, last + 1))
                 position[here] -= first
             parts.append(dataclasses.replace(self.parts[number], array=array, times=None))
-        return dataclasses.replace(
-            series,
-            parts=tuple(parts),
-            conversions=tuple(self.conversions[number] for number in numbers),
-            orientations=tuple(self.orientations[number] for number in numbers),
-            part=np.searchsorted(numbers, series.part),
-            position=position,
-        )
+        return dataclasses.replace(series, parts=tuple(parts), part=part.reshape(position.shape), position=position)
 
     def read(self, index: Int[np.ndarray, " time"], *, gaps: bool = False) -> Float[np.ndarray, "time channel lat lon"]:
         """Reads some times as float32, oriented and in the units wanted; `gaps` as Source's."""
-        blocks, parts, position = [], self.part[index].ravel(), self.position[index].ravel()
-        for run in np.split(np.arange(len(parts)), np.flatnonzero(np.diff(parts)) + 1):
-            part = parts[run[0]]
-            values = read_part(self.parts[part], position[run], self.levels_hpa, gaps=gaps)
-            values = self.orientations[part].apply(values)
-            factor, shift = self.conversions[part]
-            if (factor, shift) != (1.0, 0.0):
-                values = values * np.float32(factor)
-                values += np.float32(shift)
-            blocks.append(values)
+        parts, position = self.part[index].ravel(), self.position[index].ravel()
+        runs = np.split(np.arange(len(parts)), np.flatnonzero(np.diff(parts)) + 1)
+        blocks = [read_part(self.parts[parts[run[0]]], position[run], self.levels_hpa, gaps=gaps) for run in runs]
         values = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
         return values if self.window == 1 else values.reshape(-1, self.window, *values.shape[1:]).sum(axis=1)
+
+
+def read_part(
+    part: Part, position: np.ndarray, levels: Sequence[int] = (), *, gaps: bool = False
+) -> Float[np.ndarray, "time channel lat lon"]:
+    """Reads times and levels of a part that is fitted to a grid and units, in the order asked for; `gaps` as Source's.
+
+    Where the part is remote, a read that fails is tried again, with a pause that doubles.
+    """
+    array, order = part.array, None
+    if "time" in array.dims:
+        array = array.isel(time=as_slice(position))
+    if "level" in array.dims:
+        wanted = [part.levels_hpa.index(level) for level in levels]
+        unique = np.unique(wanted)
+        if "chunksizes" in part.array.encoding:  # of netCDF's chunks each range of levels is decoded anew
+            unique = np.arange(unique[0], unique[-1] + 1)
+        array, order = array.isel(level=as_slice(unique)), np.searchsorted(unique, wanted)
+    for attempt in range(RETRIES if "://" in part.file else 0):
+        try:
+            values = array.to_numpy()
+            break
+        except OSError:  # time-outs and broken connections among them
+            time.sleep(2**attempt)
+    else:
+        values = array.to_numpy()
+    values = _check_fill(part, values, gaps)
+    axes = [array.dims.index(name) for name in ("time", "level", "latitude", "longitude") if name in array.dims]
+    values = values.transpose(axes)
+    if "time" not in array.dims:
+        values = values[None]
+    values = values[:, None] if order is None else take(values, order, axis=1)
+    values = part.orientation.apply(values)
+    factor, shift = part.scaling
+    if part.scaling != (1.0, 0.0):
+        values = values * np.float32(factor)
+        values += np.float32(shift)
+    return values
+
+
+def _check_fill(part: Part, values: np.ndarray, gaps: bool) -> np.ndarray:
+    """The values, those that are packed as netCDF's default fill missing where these are `gaps`.
+
+    Else raises ValueError for them where the file declares no fill. A value that is so by chance is alone, and zero is
+    the end of the range of many variables.
+    """
+    packing = part.array.encoding
+    fill, kind = DEFAULT_FILLS.get(str(packing.get("dtype")), (None, ""))
+    if fill is None or "scale_factor" not in packing or {"_FillValue", "missing_value"} & packing.keys():
+        return values
+    scale, offset = packing["scale_factor"], packing.get("add_offset", 0.0)
+    mark = fill * scale + offset
+    found = np.abs(values - mark) < abs(scale) / 4
+    count = np.count_nonzero(found)
+    if abs(mark) <= abs(scale) / 2 or not count or (count == 1 and not gaps):
+        return values
+    if gaps:
+        return np.where(found, np.nan, values)
+    # not _FillValue, which cannot be added to a netCDF 4 file
+    raise ValueError(
+        f"{count} of {values.size} values of {part.given} in {part.file} are {mark:g}, packed as {fill}, netCDF's mark "
+        "of missing values, which the file does not declare: prepare takes them as missing with --keep-faults; or "
+        f"declare what is missing, ncatted -a missing_value,{part.given},o,{kind},{fill} {part.file}, another value "
+        "where these are no gaps"
+    )
 
 
 def find_series(
@@ -123,13 +173,11 @@ def find_series(
         holders.setdefault(tuple(found), []).append(place)
     pairs = []
     for numbers, places in holders.items():
-        some = tuple(parts[number] for number in numbers)
+        some = tuple(parts[number].fit(orient(parts[number]), channels[0].units) for number in numbers)
         times = np.concatenate([part.times for part in some])
         order = np.argsort(times, kind="stable")
         series = Series(
             parts=some,
-            conversions=tuple(part.conversion(channels[0].units) for part in some),
-            orientations=tuple(orient(part) for part in some),
             channels=tuple(places),
             levels_hpa=tuple(channels[place].level_hpa for place in places if channels[place].level_hpa is not None),
             stamps=times[:, None],

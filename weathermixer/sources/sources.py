@@ -18,12 +18,12 @@ from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import VARIABLES, Channel, group_by_variable
 from weathermixer.sources.formats import Spec, open_pieces
 from weathermixer.sources.names import possible_names
-from weathermixer.sources.orientation import Orientation, make_orient
-from weathermixer.sources.parts import LeftOut, Part, find_sums, make_notes, take_apart
+from weathermixer.sources.orientation import Orientation
+from weathermixer.sources.parts import Note, find_sums, make_orient, take_apart, tell
 from weathermixer.sources.selection import choose_channels
 from weathermixer.sources.series import Series, check_levels, compare_repeats, find_series
 from weathermixer.sources.static import read_static
-from weathermixer.sources.times import choose_times, gather_notes
+from weathermixer.sources.times import choose_times
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,23 +31,29 @@ class Source:
     """An open source: what it holds of what was asked for, and `read` for its frames.
 
     times [time] are datetime64[ns], ascending, whole steps apart; missing_times are the steps between that are absent.
-    `account` tells what was taken of the source, what was not and why, a line for each; orientation is
-    that of the first variable's first file. Where packed values are netCDF's mark of missing values, and files do not
-    declare it, they are read as missing if these are `gaps`, and else refused.
+    `account` tells what was taken of the source, what was not and why, a line for each. Packed values that are netCDF's
+    mark of missing values, which files do not declare, are read as missing where these are `gaps`, and else refused.
     """
 
     name: str
     times: np.ndarray
     missing_times: np.ndarray
     step_hours: int
-    grid: Grid
     channels: tuple[Channel, ...]
     static: dict[str, Float[np.ndarray, "lat lon"]]
     attributes: dict[str, Any]
     account: tuple[str, ...]
     series: Mapping[str, tuple[Series, ...]]
-    orientation: Orientation
     gaps: bool = False
+
+    @property
+    def orientation(self) -> Orientation:
+        """That of the first variable's first file."""
+        return next(iter(self.series.values()))[0].parts[0].orientation
+
+    @property
+    def grid(self) -> Grid:
+        return self.orientation.grid
 
     @property
     def variables(self) -> tuple[str, ...]:
@@ -58,7 +64,7 @@ class Source:
     def read_as(self) -> dict[str, list]:
         """Of each variable, what it is called and the factor and shift to its units, in all of its files."""
         return {
-            variable: sorted({(p.given, *c) for one in series for p, c in zip(one.parts, one.conversions)})
+            variable: sorted({(part.given, *part.scaling) for one in series for part in one.parts})
             for variable, series in self.series.items()
         }
 
@@ -169,7 +175,7 @@ def open_source(
     rename, units = dict(rename or {}), dict(units or {})
     asked = None if variables is None and not rename else possible_names(variables, rename)
     pieces, notes = open_pieces(specs, variables=asked, select=select, storage_options=storage_options)
-    parts, left_out = _take_apart(pieces, rename, units, name)
+    parts, left_out = take_apart(pieces, rename=rename, units=units, source=name)
     parts += find_sums(parts, variables or ())
     channels = choose_channels(parts, left_out, variables, levels_hpa, source=name)
     wanted = {variable: [p for p in parts if p.variable == variable] for variable in group_by_variable(channels)}
@@ -185,61 +191,31 @@ def open_source(
         exclude=exclude,
         source=name,
     )
-    series, repeats = {}, []
+    series, made = {}, []
     for variable, pairs in found.items():
         check_levels(variable, [one for one, _ in pairs], times)
         series[variable] = tuple(one.take(np.searchsorted(one.times, times)) for one, _ in pairs)
-        repeats += [compare_repeats(variable, one, again) for one, (_, again) in zip(series[variable], pairs)]
-    made = [
-        f"{variable}: the sum of {one.window} values of {one.parts[0].given}, up to its time"
-        for variable, (one, *_) in series.items()
-        if one.window > 1
-    ]
+        made += [compare_repeats(variable, one, again) for one, (_, again) in zip(series[variable], pairs)]
+        if (first := series[variable][0]).window > 1:
+            made.append(f"{variable}: the sum of {first.window} values of {first.parts[0].given}, up to its time")
     fields, refused = read_static(parts, static, orient, source=name)
     if variables is None:
-        unknown = [p for p in parts if p.variable not in VARIABLES]
-        refused += [LeftOut(p.given, p.file, "not known by name (--variables, --rename)") for p in unknown]
+        unknown = [part for part in parts if part.variable not in VARIABLES]
+        refused += [Note("not known by name (--variables, --rename)", part.file, part.given) for part in unknown]
     bare = dict.fromkeys(p.given for some in wanted.values() for p in some if p.variable in VARIABLES and not p.units)
-    si = [f"no unit is given of {', '.join(bare)}: taken to be in SI (--units says otherwise)"] if bare else []
-    orientation = next(iter(series.values()))[0].orientations[0]
+    if bare:
+        account.append(f"no unit is given of {', '.join(bare)}: taken to be in SI (--units says otherwise)")
     return Source(
         name=name,
         times=times,
         missing_times=missing,
         step_hours=step_hours,
-        grid=orientation.grid,
         channels=channels,
         static=fields,
         attributes={str(key): _plain(value) for key, value in pieces[0].attrs.items()},
-        account=(
-            *gather_notes([*notes, *make_notes(left_out + refused)]),
-            *filter(None, repeats),
-            *made,
-            *account,
-            *si,
-        ),
+        account=(*tell([*notes, *left_out, *refused]), *filter(None, made), *account),
         series=series,
-        orientation=orientation,
     )
-
-
-def _take_apart(
-    pieces: Sequence[xr.Dataset], rename: Mapping[str, str], units: Mapping[str, str], source: str
-) -> tuple[list[Part], list[LeftOut]]:
-    """All parts of a source; ValueError for names to translate, or units to set right, that are not there."""
-    parts, left_out = [], []
-    for piece in pieces:
-        more, less = take_apart(piece, rename=rename, units=units)
-        parts += more
-        left_out += less
-    there = {str(name) for piece in pieces for name in piece.variables}
-    for option, names in (
-        ("rename", rename.keys() - there),
-        ("units", units.keys() - there - {p.variable for p in parts}),
-    ):
-        if names:
-            raise ValueError(f"{option}: {source} has no {', '.join(sorted(names))}; it has {', '.join(sorted(there))}")
-    return parts, left_out
 
 
 def _read_variable(source: Source, variable: str, times: np.ndarray) -> Float[np.ndarray, "time channel lat lon"]:

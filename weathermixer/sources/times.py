@@ -10,8 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from weathermixer.archive.sampling import in_period
-
-Note = tuple[str, str]  # what was made of a piece, and the piece
+from weathermixer.sources.parts import Note
 
 HOUR = np.timedelta64(1, "h")
 EPOCH = np.datetime64("1970-01-01T00", "ns")
@@ -46,11 +45,15 @@ def at_valid_times(dataset: xr.Dataset, notes: list[Note], *, source: str) -> li
         name: lead for name in coords if name != "time" and (lead := read_lead(coords[name], source=source)) is not None
     }
     if "time" in coords and coords["time"].dtype.kind == "m":
-        return [_dates_beside(dataset, source)]
+        # GraphCast's files: offsets, and dates beside them
+        dates = [name for name, c in coords.items() if c.dtype.kind == "M" and "time" in c.dims]
+        if len(dates) != 1 or coords[dates[0]].size != dataset.sizes["time"]:
+            raise ValueError(f"times of {source} are offsets, and no coordinate has their dates: give it a valid_time")
+        return [dataset.assign_coords(time=coords[dates[0]].values.ravel()).drop_vars(dates)]
     if unknown := [name for name in LEADS if name in dataset.dims and name not in coords]:
         raise ValueError(f"{source} has a dimension {unknown[0]} without leads: give it a coordinate, in hours")
     if any(lead.any() for lead in leads.values()):
-        notes.append(("forecasts are taken at the times that they are valid for, start and lead together", source))
+        notes.append(Note("forecasts are taken at the times that they are valid for, start and lead together", source))
     if "valid_time" in coords and coords["valid_time"].ndim <= 1:
         dims = coords["valid_time"].dims
         dataset = dataset.drop_vars([name for name in ("time", *STARTS) if name in coords])
@@ -76,14 +79,6 @@ def at_valid_times(dataset: xr.Dataset, notes: list[Note], *, source: str) -> li
     ]
 
 
-def _dates_beside(dataset: xr.Dataset, source: str) -> xr.Dataset:
-    """The dataset with the dates that stand beside a `time` of offsets, as in GraphCast's files."""
-    dates = [name for name, c in dataset.coords.items() if c.dtype.kind == "M" and "time" in c.dims]
-    if len(dates) != 1 or dataset[dates[0]].size != dataset.sizes["time"]:
-        raise ValueError(f"times of {source} are offsets, and no coordinate has their dates: give it a valid_time")
-    return dataset.assign_coords(time=dataset[dates[0]].values.ravel()).drop_vars(dates)
-
-
 def with_dates(dataset: xr.Dataset, notes: list[Note], *, source: str) -> xr.Dataset:
     """The dataset with times as datetime64[ns], those within NEAR of a whole hour on it."""
     if "time" in dataset.dims and "time" not in dataset.coords:
@@ -95,7 +90,7 @@ def with_dates(dataset: xr.Dataset, notes: list[Note], *, source: str) -> xr.Dat
     apart = np.diff(np.unique(times)).min(initial=LONGEST_STEP)
     near = (hours != times) & (np.abs(hours - times) <= min(NEAR, apart // 4))
     if near.any():
-        notes.append((f"times up to {NEAR.astype(int)} minutes off a whole hour are taken as that hour", source))
+        notes.append(Note(f"times up to {NEAR.astype(int)} minutes off a whole hour are taken as that hour", source))
     return dataset.assign_coords(time=np.where(near, hours, times))
 
 
@@ -113,7 +108,7 @@ def read_dates(coordinate: xr.DataArray, notes: list[Note], *, source: str) -> n
             remedy = "convert it, as with xarray's dataset.convert_calendar('standard', align_on='date')"
             raise ValueError(f"times of {source}, calendar {first.calendar}: {reason}; {remedy}") from None
         if first.calendar not in ("standard", "gregorian", "proleptic_gregorian"):
-            notes.append((f"dates of calendar {first.calendar} are taken as the standard calendar's", source))
+            notes.append(Note(f"dates of calendar {first.calendar} are taken as the standard calendar's", source))
         return times.reshape(values.shape)
     if values.dtype.kind != "M":
         remedy = "give them units such as 'hours since 1970-01-01', as with `cdo setreftime,1970-01-01,00:00:00,1hour`"
@@ -143,7 +138,9 @@ def choose_times(
     common = found[np.all([np.isin(found, its) for its in times.values()], axis=0)]
     own = _find_step(common, source)
     step = (step_hours or own) * HOUR
-    account = [f"found: {describe_times(found)}{_describe_steps(found)}"]
+    gaps = zip(*np.unique(np.diff(found), return_counts=True))
+    often = [f"{gap / HOUR:g} h ({count})" for gap, count in gaps if count > 1]
+    account = [f"found: {describe_times(found)}" + f", in steps of {', '.join(often)}" * bool(often)]
 
     def leave_out(there: np.ndarray, out: np.ndarray, why: str) -> np.ndarray:
         if out.any():
@@ -167,8 +164,9 @@ def choose_times(
     # 00 UTC is a step, unless far more times lie on others
     phases, counts = np.unique((there - EPOCH) % step, return_counts=True)
     phase = phases[0] if phases[0] == 0 * HOUR and 2 * counts[0] >= counts.max() else phases[counts.argmax()]
-    off = (there - EPOCH) % step != phase
-    there = leave_out(there, off, f"between steps of {step / HOUR:g} h{_hours(phase, step)}")
+    hours = range(int(phase / HOUR), 24, int(step / HOUR)) if 24 * HOUR % step == 0 * HOUR else ()
+    daily = f" at {' '.join(f'{hour:02d}' for hour in hours)} UTC" * bool(hours)
+    there = leave_out(there, (there - EPOCH) % step != phase, f"between steps of {step / HOUR:g} h{daily}")
     if step_hours is not None and len(there) > 1 and not np.any(np.diff(there) == step):
         raise ValueError(f"step_hours={step_hours}: no two times of {source} are so far apart; {account[0]}")
     missing = np.setdiff1d(np.arange(there[0], there[-1] + HOUR, step), there)
@@ -193,26 +191,7 @@ def _find_step(times: np.ndarray, source: str) -> int:
     return 6 if 6 * HOUR % own == 0 * HOUR else int(whole / HOUR)
 
 
-def _describe_steps(times: np.ndarray) -> str:
-    """The steps that are there more than once, with how often."""
-    steps, counts = np.unique(np.diff(times), return_counts=True)
-    often = [f"{step / HOUR:g} h ({count})" for step, count in zip(steps, counts) if count > 1]
-    return f", in steps of {', '.join(often)}" if often else ""
-
-
 def describe_times(times: np.ndarray) -> str:
     """How many times, and which: all of a few, or the first and the last."""
     texts = [text.removesuffix(":00") for text in np.datetime_as_string(times[[0, *range(len(times))[-2:]]], unit="m")]
     return f"{len(times)}, " + (" and ".join(dict.fromkeys(texts)) if len(times) < 3 else f"{texts[0]} to {texts[-1]}")
-
-
-def _hours(phase: np.timedelta64, step: np.timedelta64) -> str:
-    """The hours of the day of steps that divide it, as " at 00 06 12 18 UTC"."""
-    hours = range(int(phase / HOUR), 24, int(step / HOUR)) if 24 * HOUR % step == 0 * HOUR else ()
-    return f" at {' '.join(f'{hour:02d}' for hour in hours)} UTC" * bool(hours)
-
-
-def gather_notes(notes: Sequence[Note]) -> list[str]:
-    """A line for each thing that was made of pieces, with one of them and how many there were."""
-    sources = {what: list(dict.fromkeys(source for other, source in notes if other == what)) for what, _ in notes}
-    return [f"{what}: {s[0]}" + f" and {len(s) - 1} more" * (len(s) > 1) for what, s in sources.items()]
