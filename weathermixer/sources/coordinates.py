@@ -48,9 +48,13 @@ def rename_dimensions(dataset: xr.Dataset, *, source: str) -> xr.Dataset:
 
     Raises ValueError for grids that are not regular in latitude and longitude, and coordinates that are not there.
     """
-    _refuse_other_grids(dataset, source)
+    kinds = {array.attrs.get("GRIB_gridType", "regular_ll") for array in dataset.data_vars.values()}
+    others = kinds - {"regular_ll", "regular_gg"}
+    if others or any(name in dataset.variables and dataset[name].ndim > 1 for name in DIMENSIONS["latitude"]):
+        grid = f"GRIB's {', '.join(others)}" if others else "two-dimensional latitudes"
+        raise ValueError(f"{source} is on {grid}: {_REGRID}")
     for canonical in ("time", "latitude", "longitude"):
-        found = [name for name in dataset.variables if dataset[name].ndim <= 1 and _is_called(dataset, name, canonical)]
+        found = [n for n in dataset.variables if dataset[n].ndim <= 1 and _is_called(dataset[n], canonical)]
         found.sort(key=lambda name: (name not in DIMENSIONS[canonical], name not in dataset.dims))
         if not found:
             continue
@@ -77,28 +81,13 @@ def find_levels(dataset: xr.Dataset, units: Mapping[str, str]) -> dict[str, Leve
     return found
 
 
-def _is_called(dataset: xr.Dataset, name: str, canonical: str) -> bool:
-    attributes = dataset[name].attrs
+def _is_called(coordinate: xr.DataArray, canonical: str) -> bool:
+    attributes, degrees = coordinate.attrs, _DEGREES.get(canonical, "$^")
     return (
-        name in DIMENSIONS[canonical]
-        or (attributes.get("standard_name") == canonical and name in dataset[name].dims)
-        or (
-            canonical in _DEGREES
-            and bool(re.fullmatch(_DEGREES[canonical], str(attributes.get("units")), re.IGNORECASE))
-        )
-    ) and attributes.get("axis") not in {"latitude": ("X",), "longitude": ("Y",)}.get(canonical, ())
-
-
-def _refuse_other_grids(dataset: xr.Dataset, source: str) -> None:
-    kinds = {array.attrs.get("GRIB_gridType", "regular_ll") for array in dataset.data_vars.values()}
-    reasons = {"sh": "spherical harmonics", "reduced_gg": "a reduced Gaussian grid", "reduced_ll": "a reduced grid"}
-    for kind in kinds - {"regular_ll", "regular_gg"}:
-        raise ValueError(f"{source} is on {reasons.get(kind, 'another grid')} (gridType {kind}): {_REGRID}")
-    latitude = next((name for name in DIMENSIONS["latitude"] if name in dataset.variables), None)
-    if latitude is not None and dataset[latitude].ndim == 2:
-        raise ValueError(f"{source} has two-dimensional latitudes: {_REGRID}")
-    if "values" in dataset.dims or "cell" in dataset.dims or "ncells" in dataset.dims:
-        raise ValueError(f"{source} is not on a regular latitude-longitude grid: {_REGRID}")
+        coordinate.name in DIMENSIONS[canonical]
+        or (attributes.get("standard_name") == canonical and coordinate.name in coordinate.dims)
+        or bool(re.fullmatch(degrees, str(attributes.get("units")), re.IGNORECASE))
+    )
 
 
 def _read_levels(dataset: xr.Dataset, name: str, units: Mapping[str, str]) -> Levels | None:

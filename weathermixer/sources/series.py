@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from weathermixer.fields.variables import Channel
 from weathermixer.sources.orientation import Orientation, as_slice, take
@@ -18,41 +18,35 @@ RETRIES = 4  # of a remote read that failed, after 1, 2, 4 and 8 seconds
 DEFAULT_FILLS = {"int8": (-127, "b"), "int16": (-32767, "s"), "int32": (-2147483647, "i")}
 
 
+# where a value of a time lies: at which of a part's times, and in which part
+ENTRY = np.dtype([("time", "datetime64[ns]"), ("part", np.int64), ("position", np.int64)])
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Series:
     """Some channels of one variable over time, each time the sum of `window` entries of its parts, often one.
 
-    Entry [time, n], at stamps[time, n], is entry position[time, n] of parts[part[time, n]]. channels: their places
-    among those of the variable; levels_hpa: theirs, none at the surface.
+    channels: their places among those of the variable; levels_hpa: theirs, none at the surface. entries are ENTRY's.
     """
 
     parts: tuple[Part, ...]
     channels: tuple[int, ...]
     levels_hpa: tuple[int, ...]
-    stamps: np.ndarray
-    part: Int[np.ndarray, "time window"]
-    position: Int[np.ndarray, "time window"]
+    entries: Shaped[np.ndarray, "time window"]
 
     @property
     def window(self) -> int:
         """How many entries a time is the sum of."""
-        return self.stamps.shape[1]
+        return self.entries.shape[1]
 
     @property
     def times(self) -> np.ndarray:
         """The times [time], datetime64[ns], each that of its last entry."""
-        return self.stamps[:, -1]
+        return self.entries["time"][:, -1]
 
     def take(self, index: np.ndarray) -> "Series":
         """The series at some of its times."""
-        return dataclasses.replace(
-            self, stamps=self.stamps[index], part=self.part[index], position=self.position[index]
-        )
-
-    def gather(self, entries: Int[np.ndarray, "time window"]) -> "Series":
-        """The series of some of its entries, by their numbers."""
-        flat = {name: getattr(self, name).ravel()[entries] for name in ("stamps", "part", "position")}
-        return dataclasses.replace(self, **flat)
+        return dataclasses.replace(self, entries=self.entries[index])
 
     def sum_over(self, hours: int) -> "Series":
         """The sums over the last so many hours, at each time that has all entries for one.
@@ -70,27 +64,26 @@ class Series:
             )
         last = np.arange(window - 1, len(self.times))
         last = last[self.times[last] - self.times[last - (window - 1)] == (window - 1) * step]
-        return self.gather(last[:, None] + np.arange(1 - window, 1))
+        return dataclasses.replace(self, entries=self.entries[last[:, None] + np.arange(1 - window, 1), 0])
 
     def narrow(self, index: Int[np.ndarray, " time"]) -> "Series":
         """The series at some of its times, with no more of its parts than that takes: to be sent about."""
-        series = self.take(index)
-        numbers, part = np.unique(series.part, return_inverse=True)
-        position, parts = series.position.copy(), []
-        for number in numbers:
-            array, here = self.parts[number].array, series.part == number
+        entries, parts = self.entries[index].copy(), []
+        for number, old in enumerate(np.unique(entries["part"])):
+            array, here = self.parts[old].array, entries["part"] == old
             if "time" in array.dims:
-                first, last = position[here].min(), position[here].max()
+                first, last = entries["position"][here].min(), entries["position"][here].max()
                 array = array.isel(time=slice(first, last + 1))
-                position[here] -= first
-            parts.append(dataclasses.replace(self.parts[number], array=array, times=None))
-        return dataclasses.replace(series, parts=tuple(parts), part=part.reshape(position.shape), position=position)
+                entries["position"][here] -= first
+            entries["part"][here] = number  # which is no larger than any that is still to come
+            parts.append(dataclasses.replace(self.parts[old], array=array, times=None))
+        return dataclasses.replace(self, parts=tuple(parts), entries=entries)
 
     def read(self, index: Int[np.ndarray, " time"], *, gaps: bool = False) -> Float[np.ndarray, "time channel lat lon"]:
         """Reads some times as float32, oriented and in the units wanted; `gaps` as Source's."""
-        parts, position = self.part[index].ravel(), self.position[index].ravel()
-        runs = np.split(np.arange(len(parts)), np.flatnonzero(np.diff(parts)) + 1)
-        blocks = [read_part(self.parts[parts[run[0]]], position[run], self.levels_hpa, gaps=gaps) for run in runs]
+        entries = self.entries[index].ravel()
+        runs = np.split(entries, np.flatnonzero(np.diff(entries["part"])) + 1)
+        blocks = [read_part(self.parts[run["part"][0]], run["position"], self.levels_hpa, gaps=gaps) for run in runs]
         values = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
         return values if self.window == 1 else values.reshape(-1, self.window, *values.shape[1:]).sum(axis=1)
 
@@ -174,19 +167,16 @@ def find_series(
     pairs = []
     for numbers, places in holders.items():
         some = tuple(parts[number].fit(orient(parts[number]), channels[0].units) for number in numbers)
-        times = np.concatenate([part.times for part in some])
-        order = np.argsort(times, kind="stable")
-        series = Series(
-            parts=some,
-            channels=tuple(places),
-            levels_hpa=tuple(channels[place].level_hpa for place in places if channels[place].level_hpa is not None),
-            stamps=times[:, None],
-            part=np.concatenate([np.full(len(part.times), number) for number, part in enumerate(some)])[:, None],
-            position=np.concatenate([np.arange(len(part.times)) for part in some])[:, None],
-        ).take(order)
-        first = np.diff(series.times, prepend=series.times[:1] - np.timedelta64(1, "ns")) > np.timedelta64(0, "ns")
-        one, hours = series.take(first), some[0].sum_hours
-        pairs.append((one.sum_over(hours) if hours else one, series.take(~first)))
+        counts = [len(part.times) for part in some]
+        entries = np.empty(sum(counts), ENTRY)
+        entries["time"] = np.concatenate([part.times for part in some])
+        entries["part"] = np.repeat(np.arange(len(some)), counts)
+        entries["position"] = np.concatenate([np.arange(count) for count in counts])
+        entries = entries[np.argsort(entries["time"], kind="stable")]
+        first = np.isin(np.arange(len(entries)), np.unique(entries["time"], return_index=True)[1])
+        levels = tuple(channels[place].level_hpa for place in places if channels[place].level_hpa is not None)
+        one, again = (Series(some, tuple(places), levels, entries[chosen, None]) for chosen in (first, ~first))
+        pairs.append((one.sum_over(some[0].sum_hours) if some[0].sum_hours else one, again))
     return pairs
 
 
@@ -196,7 +186,7 @@ def compare_repeats(variable: str, series: Series, again: Series) -> str | None:
     Of many repeated times REPEATS_READ are compared, evenly spread. Raises ValueError naming time and files where
     values differ by more than another packing makes them differ.
     """
-    series = series.gather(np.unique(series.stamps, return_index=True)[1][:, None])  # not summed
+    series = dataclasses.replace(series, entries=np.unique(series.entries)[:, None])  # not summed
     wanted = np.flatnonzero(np.isin(again.times, series.times))
     if not len(wanted):
         return None
@@ -207,11 +197,9 @@ def compare_repeats(variable: str, series: Series, again: Series) -> str | None:
         tolerance = 3e-5 * np.ptp(a[np.isfinite(a)]) if np.isfinite(a).any() else 0
         if not np.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True):
             what = f"{variable} at {again.times[other]:.16} lies twice in the source, with different values"
-            where = _tell_apart(
-                series.parts[series.part[one, 0]], again.parts[again.part[other, 0]], again.times[other]
-            )
-            raise ValueError(f"{what}: {where}")
-    files = sorted({again.parts[n].file for n in again.part[wanted, 0]})
+            holders = (some.parts[some.entries["part"][n, 0]] for some, n in ((series, one), (again, other)))
+            raise ValueError(f"{what}: {_tell_apart(*holders, again.times[other])}")
+    files = sorted({again.parts[n].file for n in again.entries["part"][wanted, 0]})
     some = files[0] + f" and {len(files) - 1} more" * (len(files) > 1)
     what = f"{len(wanted)} times of {variable} are there again with the same values ({len(compared)} compared)"
     return f"{what}, taken once: {some}"
@@ -236,7 +224,7 @@ def check_levels(variable: str, series: Sequence[Series], times: np.ndarray) -> 
         if not len(absent):
             continue
         other = next(other for other in series if absent[0] in other.times)
-        part = other.parts[other.part[np.searchsorted(other.times, absent[0]), -1]]
+        part = other.parts[other.entries["part"][np.searchsorted(other.times, absent[0]), -1]]
         levels = ", ".join(f"{level} hPa" for level in one.levels_hpa)
         raise ValueError(
             f"{variable} on {levels} is absent at {len(absent)} of {len(times)} times, first {absent[0]:.16}, where "

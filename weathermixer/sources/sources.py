@@ -71,7 +71,7 @@ class Source:
     @property
     def stride(self) -> int:
         """How many of the source's times apart these times mostly are, in the first variable's first file."""
-        positions = next(iter(self.series.values()))[0].position[:, 0]
+        positions = next(iter(self.series.values()))[0].entries["position"][:, 0]
         return max(1, int(np.median(np.diff(positions)))) if len(positions) > 1 else 1
 
     @property
