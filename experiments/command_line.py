@@ -1,8 +1,7 @@
 """How programs read a command line: one way to write options, the options that several have, and errors in one line.
 
-An option is --name=VALUE, its words joined by `-`; lists have commas between. Who writes `_`, or a list as words of
-their own, is understood. A config's fields are options too, --config.training.steps=200. Every program has
-make_parser(), and main(arguments) that `run` calls.
+An option is --name=VALUE, its words joined by `-`; lists have commas between. A config's fields are options too,
+--config.training.steps=200. Every program has make_parser(), and main(arguments) that `run` calls.
 """
 
 import argparse
@@ -11,10 +10,10 @@ import difflib
 import importlib.util
 import os
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any, NoReturn
 
 import jax
@@ -43,43 +42,21 @@ class Parser(argparse.ArgumentParser):
         for text in (*args, os.getcwd()):
             if not text.isascii() and sys.getfilesystemencoding() != "utf-8":  # TensorStore names files in UTF-8
                 self.error(f"{text!r} needs UTF-8 in this locale: set PYTHONUTF8=1 in the environment")
-        args = [self._spelled(word) for word in args]
         options, unknown = self.parse_known_args(args, namespace)
-        if any(not word.startswith("-") for word in unknown):  # words of a list that was written without commas
-            options, unknown = self.parse_known_args(self._join_lists(args), namespace)
         for word in unknown:
-            name, _, text = word.removeprefix("--").partition("=")
+            name, _, text = word.partition("=")
             if name.rpartition(".")[0] in self.mappings:
-                setattr(options, name, _reader(float)(text))
-                continue
-            if not word.startswith("-"):
+                setattr(options, name.removeprefix("--"), _reader(float)(text))
+            elif name.startswith("-"):
+                near = difflib.get_close_matches(name, self._option_string_actions, 1)
+                hint = f"did you mean {near[0]}?" if near else "--help shows those that there are"
+                self.error(f"{name} is not an option: {hint}")
+            else:
                 self.error(
                     f"{word!r} is one word too many: lists are written with commas, --name=A,B, "
                     "and a glob that means several files in quotes, 'era5_*.nc'"
                 )
-            name = word.partition("=")[0]
-            near = difflib.get_close_matches(name, self._option_string_actions, 1)
-            hint = f"did you mean {near[0]}?" if near else "--help shows those that there are"
-            self.error(f"{name} is not an option: {hint}")
         return options
-
-    def _spelled(self, word: str) -> str:
-        """--dry-run for --dry_run; a config's fields stay as they are."""
-        name, equals, value = word.partition("=")
-        dashed = name.replace("_", "-")
-        return dashed + equals + value if dashed in self._option_string_actions else word
-
-    def _join_lists(self, args: Sequence[str]) -> list[str]:
-        """--levels=850,500 for --levels 850 500."""
-        joined: list[str] = []
-        for word in args:
-            before = joined[-1].partition("=") if joined else ("", "", "")
-            action = self._option_string_actions.get(before[0])
-            if action is None or "," not in str(action.metavar) or word.startswith("-"):
-                joined.append(word)
-            else:
-                joined[-1] = f"{before[0]}={before[2]},{word}" if before[1] else f"{before[0]}={word}"
-        return joined
 
 
 def make_parser(program: str, doc: str | None) -> Parser:
@@ -97,16 +74,17 @@ def run(main: Callable[[Sequence[str] | None], int | None], arguments: Sequence[
     Anything else is a fault, with a traceback and status 70. WEATHERMIXER_TRACEBACK=1 in the environment shows where
     everything was raised. One of several processes leaves at once, and the others with it.
     """
+    program = _short(main.__globals__["__spec__"].name)
     try:
         status = main(arguments)
         if jax.distributed.is_initialized():  # a thread in C++ would abort an end of the interpreter's own
             distributed.end(status or 0)
         sys.exit(status)
     except Exception as error:
-        status, line = explain(error, _short(main.__globals__["__spec__"].name))
+        status, line = explain(error, program)
         distributed.leave(status, line) if jax.distributed.is_initialized() else sys.exit(status)
     except KeyboardInterrupt:
-        print(f"{_short(main.__globals__['__spec__'].name)}: interrupted", file=sys.stderr)
+        print(f"{program}: interrupted", file=sys.stderr)
         sys.exit(130)
 
 
@@ -135,28 +113,33 @@ def _short(program: str) -> str:
 # What the values of options are. Each raises ArgumentTypeError, which argparse puts behind the option's name.
 
 
-def integer(least: int) -> Callable[[str], int]:
-    """Reads an integer that is no less."""
+def _integers(pattern: str, wanted: str) -> Callable[[str], tuple[int, ...]]:
+    """Reads integers that are written as `pattern`, in which P is a positive one."""
+    pattern = pattern.replace("P", r"[1-9]\d*")
 
-    def read(text: str) -> int:
-        return _integers(text, f"an integer of at least {least}", least, 1)[0]
+    def read(text: str) -> tuple[int, ...]:
+        if not re.fullmatch(pattern, text):
+            raise argparse.ArgumentTypeError(f"{text!r}: give {wanted}")
+        return tuple(map(int, re.split("[,:]", text)))
 
     return read
 
 
-def integers(text: str) -> tuple[int, ...]:
-    """(6, 24, 72) from "6,24,72": positive integers."""
-    return _integers(text, "positive integers with commas between them, as 6,24,72", 1)
+integers = _integers("P(,P)*", "positive integers with commas between them, as 6,24,72")
+pair = _integers("P,P", "two positive integers with a comma between them, as 8,2")
+step_and_count = _integers("P:P", "a step and a number of steps, as 100:5")
+mesh = _integers("(-1|P),P,P", "three integers, data,domain,tensor, as 1,4,2; data=-1 is as many as the devices hold")
 
 
-def pair(text: str) -> tuple[int, ...]:
-    """(8, 2) from "8,2": positive integers."""
-    return _integers(text, "two positive integers with a comma between them, as 8,2", 1, 2)
+def integer(least: int) -> Callable[[str], int]:
+    """Reads an integer that is no less."""
 
+    def read(text: str) -> int:
+        if not re.fullmatch(r"\d+", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r}: give an integer of at least {least}")
+        return int(text)
 
-def step_and_count(text: str) -> tuple[int, int]:
-    """(100, 5) from "100:5": positive integers."""
-    return _integers(text.replace(":", ","), "a step and a number of steps, as 100:5", 1, 2)
+    return read
 
 
 def positive(text: str) -> float:
@@ -170,26 +153,16 @@ def positive(text: str) -> float:
     return number
 
 
-def mesh(text: str) -> tuple[int, ...]:
-    """(data, domain, tensor) from "2,4,1"; data may be -1: as many as the devices hold."""
-    wanted = "three integers, data,domain,tensor, as 1,4,2; data=-1 is as many as the devices hold"
-    sizes = _integers(text, wanted, -1, 3)
-    if 0 in sizes or min(sizes[1:]) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: give {wanted}")
-    return sizes
-
-
-def grid(text: str) -> tuple[int, int]:
+def grid(text: str) -> tuple[int, ...]:
     """(lat, lon) points from "64,128", or from degrees between them: "0.25"."""
-    try:
-        numbers = [float(word) for word in text.split(",")]
-        lat, lon = numbers if len(numbers) == 2 else (180 / sum(numbers), 360 / sum(numbers))
-    except (ValueError, ZeroDivisionError):
-        lat, lon, numbers = 0.0, 0.0, []
-    if len(numbers) not in (1, 2) or min(lat, lon) < 1 or abs(lat - round(lat)) + abs(lon - round(lon)) > 1e-6:
-        wanted = "degrees that divide 180, such as 0.25, or latitudes,longitudes: 64,128"
-        raise argparse.ArgumentTypeError(f"{text!r}: give {wanted}")
-    return round(lat), round(lon)
+    if "," in text:
+        return pair(text)
+    rows = 180 / positive(text)
+    if rows < 1 or abs(rows - round(rows)) > 1e-6:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: give degrees that divide 180, such as 0.25, or latitudes,longitudes: 64,128"
+        )
+    return round(rows), 2 * round(rows)
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -237,46 +210,7 @@ def output_file(text: str) -> pathlib.Path:
     return path
 
 
-def _integers(text: str, wanted: str, least: int, count: int | None = None) -> tuple[int, ...]:
-    try:
-        found = tuple(int(word) for word in text.split(","))
-    except ValueError:
-        found = ()
-    if not found or min(found) < least or (count and len(found) != count):
-        raise argparse.ArgumentTypeError(f"{text!r}: give {wanted}")
-    return found
-
-
-# The options of programs that read a config.
-
-
-def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """--config, and an option for each of its fields."""
-    about = f"the run's config: {', '.join(config_names())}, or the path of your own file; NAME:SIZE where it has sizes"
-    parser.add_argument("--config", required=required, metavar="NAME", help=about)
-    parser.mappings = [f"config.{name}" for name, kind in field_types() if kind == dict[str, float]]
-    for name, kind in field_types():
-        field = f"config.{name}"
-        parser.add_argument(
-            f"--{field}", dest=field, type=_reader(kind), default=argparse.SUPPRESS, help=argparse.SUPPRESS
-        )
-
-
-def _reader(kind: Any) -> Callable[[str], Any]:
-    """Reads a field's text; what the value may be is the settings' own business."""
-
-    def read(text: str) -> Any:
-        if kind is str:
-            return text
-        if kind == tuple[str, ...] and not text.startswith(("(", "[")):
-            return words(text)
-        try:
-            value = {"true": True, "false": False}[text.lower()] if kind is bool else ast.literal_eval(text)
-        except (ValueError, SyntaxError, KeyError):
-            return text  # which the settings refuse
-        return (value,) if kind == tuple[int, ...] and type(value) is int else value
-
-    return read
+# The options that several programs have.
 
 
 def add_data(parser: argparse.ArgumentParser, about: str) -> None:
@@ -300,19 +234,39 @@ def add_grid(parser: argparse.ArgumentParser, default: tuple[int, int]) -> None:
     parser.add_argument("--grid", type=grid, default=default, metavar="GRID", help=about)
 
 
+def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """--config, and an option for each of its fields."""
+    about = f"the run's config: {', '.join(config_names())}, or the path of your own file; NAME:SIZE where it has sizes"
+    parser.add_argument("--config", required=required, metavar="NAME", help=about)
+    parser.mappings = [f"--config.{name}" for name, kind in field_types() if kind == dict[str, float]]
+    hidden = dict(default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    for name, kind in field_types():
+        parser.add_argument(f"--config.{name}", dest=f"config.{name}", type=_reader(kind), **hidden)
+
+
+def _reader(kind: Any) -> Callable[[str], Any]:
+    """Reads a field's text; what the value may be is the settings' own business."""
+
+    def read(text: str) -> Any:
+        if kind is str:
+            return text
+        if kind == tuple[str, ...] and not text.startswith(("(", "[")):
+            return words(text)
+        try:
+            value = {"true": True, "false": False}[text.lower()] if kind is bool else ast.literal_eval(text)
+        except (ValueError, SyntaxError, KeyError):
+            return text  # which the settings refuse
+        return (value,) if kind == tuple[int, ...] and type(value) is int else value
+
+    return read
+
+
 def read_settings(options: argparse.Namespace) -> Settings:
     """The checked settings that --config and its fields' options describe; ValueError for what cannot be."""
-    config = load_config(options.config)
-    changes = {name: value for name, value in vars(options).items() if name.startswith("config.")}
-    with config.unlocked(), config.ignore_type():  # the settings check types, and say more
-        for name, value in changes.items():
-            _, *groups, last = name.split(".")
-            group = config
-            for part in groups:
-                if part not in group:
-                    group[part] = ConfigDict()
-                group = group[part]
-            group[last] = value
+    config = ConfigDict(Settings().values())
+    with config.ignore_type():  # the settings check types, and say more
+        config.update(load_config(options.config))
+        config.update_from_flattened_dict(vars(options), "config.")
     return make_settings(config.to_dict())
 
 
@@ -329,10 +283,14 @@ def load_config(name: str) -> ConfigDict:
     where, _, argument = name.partition(":")
     path = _find_config(where)
     try:
-        get_config = _import_file(path).get_config
-        found = get_config(argument) if argument else get_config()
+        spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found = module.get_config(argument) if argument else module.get_config()
     except Exception as error:  # a file of the user's may raise anything
-        raise ValueError(f"--config={name}: {_where(error, path)}{type(error).__name__}: {error}") from error
+        lines = [f", line {f.lineno}" for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+        place = "" if isinstance(error, SyntaxError) else f"{path}{(lines or [''])[-1]}: "  # which it says itself
+        raise ValueError(f"--config={name}: {place}{type(error).__name__}: {error}") from error
     if not isinstance(found, ConfigDict):
         raise ValueError(f"--config={name}: get_config() in {path} returns {type(found).__name__}, not a ConfigDict")
     return found
@@ -340,29 +298,13 @@ def load_config(name: str) -> ConfigDict:
 
 def _find_config(where: str) -> pathlib.Path:
     path, names = pathlib.Path(where).expanduser(), config_names()
-    shipped = CONFIGS / f"{path.stem}.py"
     if path.suffix == ".py" and path.is_file():
         return path.resolve()
     if path.parts[-3:-1] in ((), ("experiments", "configs")) and path.stem in (*names, "base"):
-        return shipped  # a name, or the file of a checkout that is elsewhere
+        return CONFIGS / f"{path.stem}.py"  # a name, or the file of a checkout that is elsewhere
     if pathlib.Path(f"{path}.py").is_file():
         hint = f"did you mean {path}.py?"
     else:
         near = difflib.get_close_matches(path.stem, names, 1)
         hint = f"did you mean {near[0]}?" if near else f"give {', '.join(names)} or the path of a file"
     raise ValueError(f"--config={where}: there is no such config: {hint}")
-
-
-def _import_file(path: pathlib.Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _where(error: Exception, path: pathlib.Path) -> str:
-    """The line of a config's file that an error comes from, where it comes from one."""
-    if isinstance(error, SyntaxError):
-        return ""  # says it itself
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-    return f"{path}, line {lines[-1]}: " if lines else f"{path}: "

@@ -1,7 +1,11 @@
-"""How a run ended, in its workdir: WORKDIR/ended.json, which is not there while it runs, and after a kill."""
+"""How a run ended, in its workdir: WORKDIR/ended.json, which is not there while it runs, and after a kill.
+
+Where it ended for want of device memory that says, by the planner's formulae, what would fit.
+"""
 
 import contextlib
-import json
+import dataclasses
+import functools
 import pathlib
 import socket
 import time
@@ -10,10 +14,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
-from experiments import command_line
+from experiments import command_line, plan
+from weathermixer.model.weathermixer import ModelShape
 from weathermixer.parallel import distributed
+from weathermixer.planning.hardware import Hardware, find_device, find_hardware
+from weathermixer.planning.memory import memory_parts
+from weathermixer.planning.meshes import Layout, StepOptions
+from weathermixer.planning.plan import Plan, layouts, make_plan
 from weathermixer.runs.record import write_document
+from weathermixer.runs.settings import Settings
 
 ENDED_FILE = "ended.json"
 _HOW = {distributed.FINISHED: "finished", distributed.PREEMPTED: "preempted"}
@@ -24,14 +35,6 @@ def write_end(workdir: pathlib.Path, status: int, why: str, **more: Any) -> None
     document = {"how": _HOW.get(status, "failed"), "status": status, "why": why, "time": time.time()}
     place = {"process": jax.process_index(), "host": socket.gethostname()}
     write_document(document | place | more, workdir / ENDED_FILE)
-
-
-def read_document(path: pathlib.Path) -> dict[str, Any] | None:
-    """A JSON document; None where it is not there, or is being written."""
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
 
 
 @contextlib.contextmanager
@@ -45,11 +48,7 @@ def failing(workdir: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        trace = traceback.format_exc()
-
-        def report(status: int, why: str) -> None:
-            write_end(workdir, status, why, traceback=trace)
-
+        report = functools.partial(write_end, workdir, traceback=traceback.format_exc())
         if jax.process_count() > 1:
             distributed.leave(*command_line.explain(error, "train"), report)
         report(*command_line.judge(error))
@@ -58,3 +57,47 @@ def failing(workdir: pathlib.Path) -> Iterator[None]:
         if jax.process_count() > 1:
             distributed.leave(130, "interrupted")
         raise
+
+
+@contextlib.contextmanager
+def explained(settings: Settings, shape: ModelShape, mesh: Mesh) -> Iterator[None]:
+    """Turns a run's failure for want of device memory into a ValueError that says what needs less."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        device = mesh.devices.flat[0]
+        hardware = find_device(device.device_kind) or find_hardware("cpu")
+        limit = (device.memory_stats() or {}).get("bytes_limit", hardware.memory_bytes)
+        hardware = dataclasses.replace(hardware, memory_bytes=limit)
+        raise ValueError(advise(settings, shape, Layout(*mesh.devices.shape), hardware)) from error
+
+
+def advise(settings: Settings, shape: ModelShape, layout: Layout, hardware: Hardware) -> str:
+    """One line: what the step needs, and up to three changes of the settings with which it fits."""
+    size = settings.training.batch_size
+    alone = settings.replace({"training.members": 1, "model.noise": 0})  # the planner knows members as a larger batch
+    block = {"model.rematerialize": "block"}
+    tried = [(layout, block), (layout, {"mesh.zero": "parameters"})]
+    for other in layouts(layout.devices):
+        tried.append((other, {f"mesh.{name}": ways for name, ways in dataclasses.asdict(other).items()}))
+    for parts in range(2, size + 1):
+        if size % parts == 0:
+            tried += [(layout, {"training.accumulate": parts} | more) for more in ({}, block)]
+
+    def options(changes: dict[str, Any]) -> StepOptions:
+        return plan.step_options(alone.replace(changes), hardware, batch=size * settings.training.members)
+
+    needed, fitting = sum(memory_parts(shape, layout, options({})).values()), []
+    for other, changes in tried:
+        judged = make_plan(shape, other, options(changes), hardware)
+        # by a tenth at least: the planner may be a little wrong, and was where it said that this fits
+        if isinstance(judged, Plan) and sum(judged.memory.values()) < 0.9 * needed:
+            fitting.append(" ".join(f"--config.{name}={value}" for name, value in changes.items()))
+    return (
+        f"out of device memory: the planner counts {needed / 1e9:.1f} GB of {hardware.memory_bytes / 1e9:.1f} GB for "
+        f"batch_size={size} on a mesh of {layout}. "
+        + (f"It would fit with {', or '.join(fitting[:3])}" if fitting else "Nothing fits: use more devices")
+        + "; python -m experiments.plan shows all meshes"
+    )

@@ -9,21 +9,28 @@ published model: --config=reference:3.2b or :10b, or any field: --config.model.e
 
 --compile lowers the real training step for the best mesh on simulated devices and sets the compiler's account of memory
 beside the formulae's. Machines are in weathermixer/planning/hardware.py; their numbers can be replaced:
---hardware=read_rate=40e9,node_size=4. --measured shows what is predicted for the steps that were timed.
+--hardware=read_rate=40e9,node_size=4. --measured shows what is predicted for the steps that were timed; --transfers
+shows of a compiled program (benchmark train --hlo=FILE) which transfers run under products: in a GPU's schedule between
+a transfer's start and its done, and by what depends on what, for compilers that do not split transfers in two.
 """
 
 import argparse
 import dataclasses
 import json
+import pathlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
 
-from experiments import command_line, compiled, synthetic
+from experiments import command_line, synthetic
+from weathermixer.fields.variables import ChannelSet
 from weathermixer.model.weathermixer import ModelShape
-from weathermixer.parallel.zero import ZERO
+from weathermixer.parallel.mesh import make_mesh
+from weathermixer.planning.account import format_bytes
 from weathermixer.planning.hardware import HARDWARE, Hardware, find_hardware
+from weathermixer.planning.hlo import free_products, hidden_transfers
 from weathermixer.planning.measured import MEASURED, MODELS, Measured
 from weathermixer.planning.meshes import StepOptions
 from weathermixer.planning.plan import USABLE_MEMORY, Plan, Refusal, plan_meshes
@@ -32,7 +39,7 @@ from weathermixer.planning.work import forward_flops, parameters
 from weathermixer.runs.settings import Settings
 
 
-def step_options(settings: Settings, hardware: Hardware, *, batch: int, zero: str) -> StepOptions:
+def step_options(settings: Settings, hardware: Hardware, *, batch: int) -> StepOptions:
     """What of a config a step's costs depend on."""
     named, training = settings.model.compute_dtype, settings.training
     if training.members > 1:
@@ -50,7 +57,7 @@ def step_options(settings: Settings, hardware: Hardware, *, batch: int, zero: st
         rematerialize=settings.model.rematerialize,
         schedule=settings.model.schedule,
         ema=training.ema_decay > 0,
-        zero=zero,
+        zero=settings.mesh.zero,
         frames=settings.model.history + max(training.rollout),
         dropout=settings.model.dropout_rate > 0,
     )
@@ -65,7 +72,7 @@ def replaced(text: str) -> dict[str, float]:
 
 
 def row(plan: Plan) -> dict[str, Any]:
-    """One plan's numbers with their units in the names, for JSON."""
+    """One plan's numbers with their units in the names."""
     time, layout = plan.time, plan.layout
     return {
         "data": layout.data,
@@ -85,29 +92,10 @@ def row(plan: Plan) -> dict[str, Any]:
     }
 
 
-def format_plans(plans: list[Plan], top: int) -> str:
-    """The best plans as a table, fastest per sample first."""
-    short = {"parameters": "param", "moments": "mom", "gradients": "grad", "activations": "act", "temporaries": "temp"}
-    rows = []
-    for plan in plans[: top or None]:
-        t, memory = plan.time, plan.memory
-        parts = {("GB per device", short.get(part, part)): f"{size / 1e9:.2f}" for part, size in memory.items()}
-        milliseconds = {
-            "prod": t.products, "elem": t.elementwise, "optim": t.optimizer, "exch": t.exchange_exposed,
-            "hid": t.exchange_hidden, "read": t.read_exposed, "hid ": t.read_hidden, "all": t.total,
-        }  # fmt: skip
-        rows.append(
-            {("", "data x domain x tensor"): str(plan.layout), ("", "batch"): plan.batch}
-            | parts
-            | {("GB per device", "total"): f"{sum(memory.values()) / 1e9:.2f}"}
-            | {("MB received", "node"): f"{plan.within_node / 1e6:.0f}"}
-            | {("MB received", "net"): f"{plan.between_nodes / 1e6:.0f}"}
-            | {("reading", "MB/proc"): f"{plan.read / 1e6:.0f}"}
-            | {("reading", "GB/s"): f"{plan.read_rate_to_hide / 1e9:.1f}"}
-            | {("ms of a step", name): f"{1e3 * seconds:.1f}" for name, seconds in milliseconds.items()}
-            | {("speed", "sample/s"): f"{plan.batch / t.total:.1f}", ("speed", "peak"): f"{t.share_of_peak:.0%}"}
-        )
-    return pd.DataFrame(rows, columns=pd.MultiIndex.from_tuples(rows[0])).to_string(index=False)
+def format_plans(plans: list[Plan]) -> str:
+    """Plans as a table, a column for each mesh."""
+    table = pd.DataFrame({str(plan.layout): row(plan) for plan in plans}).drop(index=["data", "domain", "tensor"])
+    return table.map("{:.4g}".format).to_string()
 
 
 def format_refusals(refusals: list[Refusal]) -> str:
@@ -153,6 +141,40 @@ def header(settings: Settings, shape: ModelShape, options: StepOptions, hardware
     )
 
 
+def compare(settings: Settings, shape: ModelShape, channel_set: ChannelSet, plan: Plan, options: StepOptions) -> str:
+    """A plan's memory by formula beside the compiler's, for the step compiled on as many simulated devices."""
+    layout, parts = plan.layout, plan.memory
+    synthetic.simulate_devices(layout.devices)
+    settings = settings.replace({"training.batch_size": plan.batch, "model.compute_dtype": options.compute_dtype})
+    mesh = make_mesh(layout.data, layout.domain, layout.tensor)
+    memory = synthetic.compile_step(settings, shape, channel_set, mesh).memory_analysis()
+    held = sum(parts[name] for name in ("parameters", "moments", "ema"))
+    held += parts["batch"] / 2 + shape.channels * shape.grid[0] * shape.grid[1] * 4 / layout.instance
+    passing = parts["gradients"] + parts["activations"] + parts["temporaries"]
+    rows = [
+        ("state, batch, static fields", held, memory.argument_size_in_bytes),
+        ("gradients, activations, temporaries", passing, memory.temp_size_in_bytes),
+    ]
+    lines = [f"the step compiled for {layout} simulated CPU devices, bytes per device:"]
+    for what, ours, theirs in rows:
+        lines.append(f"  {what:<36} formula {format_bytes(ours):>8}   compiler {format_bytes(theirs):>8}")
+    lines.append("  (the CPU's compiler orders and fuses its work otherwise than a GPU's: the second line is a guide)")
+    return "\n".join(lines)
+
+
+def format_transfers(text: str) -> str:
+    """How many transfers of a program have how many products between start and done, or free to run meanwhile."""
+    hidden, free = (sorted(Counter(find(text)).items()) for find in (hidden_transfers, free_products))
+    lines = [f"{times:>4} x {kind}-start ... {products} products ... {kind}-done" for (kind, products), times in hidden]
+    return "\n".join(
+        lines
+        + [
+            f"{times:>4} x {kind}, which {products} products neither feed nor wait for"
+            for (kind, products), times in free
+        ]
+    )
+
+
 def make_parser() -> command_line.Parser:
     """The command line's options."""
     parser = command_line.make_parser("experiments.plan", __doc__)
@@ -167,10 +189,11 @@ def make_parser() -> command_line.Parser:
     about = "batch = this times the mesh's data axis; default: 1"
     batch.add_argument("--samples-per-instance", type=least(1), default=1, metavar="N", help=about)
     batch.add_argument("--batch-size", type=least(1), metavar="N", help="instead: the same batch on every mesh")
-    add("--zero", choices=ZERO, help="what is cut over data too; default: the config's")
     add("--top", type=least(0), default=12, metavar="N", help="how many meshes the table shows; 0: all; default: 12")
     add("--compile", action="store_true", help="compile the best mesh's step on simulated devices and compare memory")
     add("--measured", action="store_true", help="show the predictions for the steps that were timed, and nothing else")
+    about = "show which transfers of a compiled program run under products, and nothing else"
+    add("--transfers", type=pathlib.Path, metavar="FILE", help=about)
     add("--json", type=command_line.output_file, metavar="FILE", help="plans and refusals are written to this file")
     return parser
 
@@ -181,6 +204,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.measured:
         print(format_measured(MEASURED))
         return
+    if options.transfers:
+        print(format_transfers(options.transfers.read_text(encoding="utf-8")))
+        return
     if options.config is None:
         parser.error("--config says which model to plan; --measured shows the steps that were timed")
     settings = command_line.read_settings(options)
@@ -189,17 +215,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         patch = tuple(max(1, options.grid[0] // 720) * size for size in settings.model.patch)
         settings = settings.replace({"model.patch": patch})
     shape, channel_set = synthetic.find_sizes(settings, data=options.data, grid=options.grid)
-    step = step_options(
-        settings,
-        hardware,
-        batch=options.batch_size or options.samples_per_instance,
-        zero=options.zero or settings.mesh.zero,
-    )
+    step = step_options(settings, hardware, batch=options.batch_size or options.samples_per_instance)
     samples = 0 if options.batch_size else options.samples_per_instance
     plans, refusals = plan_meshes(shape, options.devices, step, hardware, samples_per_instance=samples)
     print(header(settings, shape, step, hardware))
     if plans:
-        print_plans(plans, shape, step, hardware, devices=options.devices, top=options.top)
+        print(f"\n{len(plans)} meshes of {options.devices} devices, fastest per sample first:\n")
+        print(format_plans(plans[: options.top or None]))
+        print(
+            "\nexposed: what the step waits for; hidden: what runs under its products; read: by each process, one on a "
+            "node.\nHow near such times are to measured ones: --measured."
+        )
+        planned = [(hardware.name, p.layout, shape, dataclasses.replace(step, batch=p.batch)) for p in plans]
+        timed = [c for c in MEASURED if (c.device, c.layout, ModelShape(**MODELS[c.model]), c.options) in planned]
+        if timed:
+            print(f"\n{format_measured(timed)}")
     if refusals:
         print(f"\n{len(refusals)} refused:\n{format_refusals(refusals)}")
     if options.json:
@@ -209,27 +239,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not plans:
         raise ValueError(
             f"no mesh of {options.devices} x {hardware.name} holds this model: use more devices, "
-            "--config.model.rematerialize=block or --zero=parameters"
+            "--config.model.rematerialize=block or --config.mesh.zero=parameters"
         )
     if options.compile:
-        print("\n" + compiled.compare(settings, shape, channel_set, plans[0], step))
-
-
-def print_plans(
-    plans: list[Plan], shape: ModelShape, step: StepOptions, hardware: Hardware, *, devices: int, top: int
-) -> None:
-    """The table of meshes, how to read it, and what was timed of them."""
-    print(f"\n{len(plans)} meshes of {devices} devices, fastest per sample first:\n")
-    print(format_plans(plans, top))
-    print(
-        "\nreading: MB per process (one per node) and step, and the rate that hides it; exch, read: what the step "
-        "waits\nfor, beside it what hides; peak: three forward passes over step time and peak. How near such times "
-        "are to\nmeasured ones: --measured."
-    )
-    planned = [(hardware.name, p.layout, shape, dataclasses.replace(step, batch=p.batch)) for p in plans]
-    timed = [c for c in MEASURED if (c.device, c.layout, ModelShape(**MODELS[c.model]), c.options) in planned]
-    if timed:
-        print(f"\n{format_measured(timed)}")
+        print("\n" + compare(settings, shape, channel_set, plans[0], step))
 
 
 if __name__ == "__main__":

@@ -10,89 +10,70 @@ Examples:
   python -m experiments.status runs/a runs/b runs/c --watch
 """
 
-import dataclasses
+import json
 import math
 import pathlib
 import re
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from experiments import command_line, ends
+import pandas as pd
+
+from experiments import command_line
+from experiments.ends import ENDED_FILE
 from weathermixer.runs.owner import DEAD_SECONDS, OWNER_FILE
 from weathermixer.runs.workdir import CHECKPOINTS, CONFIG_FILE
+from weathermixer.training.checkpoint import saved_steps
 from weathermixer.training.phases import format_account, format_seconds
 from weathermixer.training.telemetry import LOG_FILE, METRICS_FILE, read_records
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDTH = 48
+SHOWN = ("loss", "validation_loss", "step_seconds", "samples_per_second", "seconds", "device_gigabytes")
+COLUMNS = ["run", "state", "step", "of", "loss", "s/step", "left", "saved", "starts", "faults"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Status:
-    """What a workdir tells of its run."""
-
-    workdir: pathlib.Path
-    records: list[dict[str, Any]]
-    log: str
-    checkpoints: list[int]
-    ended: dict[str, Any] | None
-    owner: dict[str, Any] | None
-    silent: float  # seconds since its owner renewed that it lives, or wrote anything
-
-    @property
-    def state(self) -> str:
-        if self.ended:
-            return self.ended["how"]
-        if self.silent < DEAD_SECONDS:
-            return "running"
-        return "finished" if self.step == self.last_step > 0 else "silent"
-
-    @property
-    def step(self) -> int:
-        return max((record["step"] for record in self.records), default=0)
-
-    @property
-    def last_step(self) -> int:
-        """The run's length, as it said at its last start; 0 where it has not come so far."""
-        return int((re.findall(r"parameters, steps \d+ to (\d+)", self.log) or ["0"])[-1])
-
-    @property
-    def seconds_left(self) -> float:
-        rate = self.last("step_seconds")
-        return (self.last_step - self.step) * rate if rate and self.last_step else math.nan
-
-    def last(self, name: str) -> Any:
-        """The last record's value of that name; None where no record has it."""
-        return next((record[name] for record in reversed(self.records) if record.get(name) is not None), None)
-
-    def starts(self) -> int:
-        return len(re.findall(r"^process 0 of \d+", self.log, re.MULTILINE))
-
-    def faults(self) -> int:
-        """Starts that ended in no good way: neither stopped when asked to, nor at the end, nor are they under way."""
-        good = len(re.findall("^asked to stop: ", self.log, re.MULTILINE))
-        return max(0, self.starts() - good - (self.state in ("finished", "running")))
-
-
-def read_status(workdir: pathlib.Path) -> Status:
-    """ValueError where the workdir holds no run."""
+def read_status(workdir: pathlib.Path) -> dict[str, Any]:
+    """What a workdir tells of its run; ValueError where it holds none."""
     if not (workdir / CONFIG_FILE).exists():
         raise ValueError(f"{workdir} holds no run: it has no {CONFIG_FILE}")
-    log = workdir / LOG_FILE
-    steps = sorted(int(p.name) for p in (workdir / CHECKPOINTS).glob("*") if p.name.isdigit())
-    owner = workdir / OWNER_FILE
-    written = [path.stat().st_mtime for path in (owner, log, workdir / CONFIG_FILE) if path.exists()]
-    return Status(
-        workdir=workdir,
-        records=read_records(workdir / METRICS_FILE),
-        log=log.read_text(encoding="utf-8", errors="replace") if log.exists() else "",
-        checkpoints=steps,
-        ended=ends.read_document(workdir / ends.ENDED_FILE),
-        owner=ends.read_document(owner),
-        silent=time.time() - max(written),
-    )
+    log_file, owner_file = workdir / LOG_FILE, workdir / OWNER_FILE
+    written = [path.stat().st_mtime for path in (owner_file, log_file, workdir / CONFIG_FILE) if path.exists()]
+    silent = time.time() - max(written)  # seconds since its owner renewed that it lives, or wrote anything
+    ended, records = _read(workdir / ENDED_FILE), read_records(workdir / METRICS_FILE)
+    log = log_file.read_text(encoding="utf-8", errors="replace") if log_file.exists() else ""
+
+    step = max((record["step"] for record in records), default=0)
+    of = int((re.findall(r"parameters, steps \d+ to (\d+)", log) or ["0"])[-1])  # as it said at its last start
+    state = "running" if silent < DEAD_SECONDS else "finished" if step == of > 0 else "silent"
+    state = ended.get("how", state)
+    starts = len(re.findall(r"^process 0 of \d+", log, re.MULTILINE))
+    good = len(re.findall("^asked to stop: ", log, re.MULTILINE)) + (state in ("finished", "running"))
+    values = {name: [r[name] for r in records if r.get(name) is not None] for name in SHOWN}
+    rate = values["step_seconds"]
+    return {
+        "run": workdir,
+        "state": state,
+        "step": step,
+        "of": of or "",
+        "left": format_seconds((of - step) * rate[-1]) if rate and step < of else "",
+        "saved": saved_steps(workdir / CHECKPOINTS),
+        "starts": starts,
+        "faults": max(0, starts - good),  # ended neither when asked to, nor at the end, nor are they under way
+        "silent": silent,
+        "ended": ended,
+        "owner": _read(owner_file),
+        "values": values,
+    }
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON document; empty where it is not there, or is being written."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
 
 
 def draw_curve(values: Sequence[float], width: int = WIDTH) -> str:
@@ -106,46 +87,41 @@ def draw_curve(values: Sequence[float], width: int = WIDTH) -> str:
     return "".join(BLOCKS[min(len(BLOCKS) - 1, int(level * len(BLOCKS)))] for level in levels)
 
 
-def describe(status: Status) -> str:
+def describe(status: dict[str, Any]) -> str:
     """A run in full, some ten lines."""
-    share = f" of {status.last_step} ({status.step / status.last_step:.1%})" if status.last_step else ""
-    lines = [f"{status.workdir}: {status.state}, step {status.step}{share}"]
-    if status.state == "silent":
-        lines.append(f"no sign of life for {format_seconds(status.silent)}: it was killed, or its machine is away")
-    if status.owner:
-        lines.append("owner {host}, process {process}, since {since}".format_map(status.owner))
-    if status.ended:
-        when = format_seconds(time.time() - status.ended["time"])
-        lines.append(f"ended {when} ago with status {status.ended['status']}: {status.ended['why']}")
+    values, ended = status["values"], status["ended"]
+    share = f" of {status['of']} ({status['step'] / status['of']:.1%})" if status["of"] else ""
+    lines = [f"{status['run']}: {status['state']}, step {status['step']}{share}"]
+    if status["state"] == "silent":
+        lines.append(f"no sign of life for {format_seconds(status['silent'])}: it was killed, or its machine is away")
+    if status["owner"]:
+        lines.append("owner {host}, process {process}, since {since}".format_map(status["owner"]))
+    if ended:
+        ago = format_seconds(time.time() - ended["time"])
+        lines.append(f"ended {ago} ago with status {ended['status']}: {ended['why']}")
     for name in ("loss", "validation_loss"):
-        values = [record[name] for record in status.records if record.get(name) is not None]
-        if values:
-            lines.append(f"{name} {values[0]:.4g} {draw_curve(values)} {values[-1]:.4g}, least {min(values):.4g}")
-    if rate := status.last("step_seconds"):
-        left = f", {format_seconds(status.seconds_left)} left" if status.step < status.last_step else ""
-        lines.append(f"rate {rate:.3g} s/step, {status.last('samples_per_second'):.4g} samples/s{left}")
-    saved = ", ".join(map(str, status.checkpoints)) or "none"
-    lines.append(f"checkpoints {saved}")
-    if seconds := status.last("seconds"):
-        lines.append(f"time {format_account(seconds)}")
-    lines.append(f"starts {status.starts()}, of which {status.faults()} ended by a fault or a kill")
-    if memory := status.last("device_gigabytes"):
-        lines.append(f"memory {memory:.3g} GB at most on a device")
+        if losses := values[name]:
+            lines.append(f"{name} {losses[0]:.4g} {draw_curve(losses)} {losses[-1]:.4g}, least {min(losses):.4g}")
+    if values["step_seconds"]:
+        left = f", {status['left']} left" * bool(status["left"])
+        rate = f"{values['step_seconds'][-1]:.3g} s/step, {values['samples_per_second'][-1]:.4g} samples/s"
+        lines.append(f"rate {rate}{left}")
+    lines.append(f"checkpoints {', '.join(map(str, status['saved'])) or 'none'}")
+    if values["seconds"]:
+        lines.append(f"time {format_account(values['seconds'][-1])}")
+    lines.append("starts {starts}, of which {faults} ended by a fault or a kill".format_map(status))
+    if values["device_gigabytes"]:
+        lines.append(f"memory {values['device_gigabytes'][-1]:.3g} GB at most on a device")
     return "\n  ".join(lines)
 
 
-def format_table(statuses: Sequence[Status]) -> str:
+def format_table(statuses: Sequence[dict[str, Any]]) -> str:
     """A row for each run."""
-    rows = [["run", "state", "step", "of", "loss", "s/step", "left", "saved", "starts", "faults"]]
+    rows = []
     for status in statuses:
-        numbers = [status.last("loss"), status.last("step_seconds")]
-        loss, rate = ("" if number is None else f"{number:.4g}" for number in numbers)
-        going = status.step < status.last_step and math.isfinite(status.seconds_left)
-        left = format_seconds(status.seconds_left) if going else ""
-        row = [status.workdir, status.state, status.step, status.last_step or "", loss, rate, left]
-        rows.append([str(v) for v in (*row, (status.checkpoints or [""])[-1], status.starts(), status.faults())])
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows)
+        loss, rate = (f"{v[-1]:.4g}" if (v := status["values"][name]) else "" for name in ("loss", "step_seconds"))
+        rows.append(status | {"loss": loss, "s/step": rate, "saved": (status["saved"] or [""])[-1]})
+    return pd.DataFrame(rows, columns=COLUMNS).to_string(index=False)
 
 
 def make_parser() -> command_line.Parser:
@@ -161,8 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     while True:
         statuses = [read_status(path) for path in options.runs]
         text = describe(statuses[0]) if len(statuses) == 1 else format_table(statuses)
-        sys.stdout.write("\033[H\033[2J" * options.watch + text + "\n")
-        sys.stdout.flush()
+        print("\033[H\033[2J" * options.watch + text, flush=True)
         if not options.watch:
             return
         time.sleep(10)

@@ -55,6 +55,24 @@ def make_training(
     )
 
 
+def simulate_devices(number: int) -> None:
+    """Makes the CPU show `number` devices; before jax is used. Raises ValueError where it is too late."""
+    try:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", number)
+    except RuntimeError as error:
+        if jax.device_count() < number:
+            raise ValueError(f"jax shows {jax.device_count()} devices, not {number}, and was used already") from error
+
+
+def compile_step(settings: Settings, shape: ModelShape, channel_set: ChannelSet, mesh: Mesh) -> Any:
+    """The compiled training step of a config on a mesh, from descriptions of its arguments alone."""
+    with use_mesh(mesh):
+        training = make_training(settings, shape, channel_set, mesh)
+        arguments = describe_arguments(training, channel_set, mesh, batch_size=settings.training.batch_size)
+        return training.train_step.lower(*arguments).compile()
+
+
 def make_grid(lat: int, lon: int) -> Grid:
     """Equally spaced points, none at the poles."""
     return Grid(90 - (np.arange(lat) + 0.5) * 180 / lat, np.arange(lon) * 360 / lon)

@@ -18,23 +18,19 @@ XLA_FLAGS=--xla_force_host_platform_device_count=8. On several machines start on
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import Mesh
 
-from experiments import command_line, ends, evaluate, fits, forecast
-from weathermixer.archive.archive import Archive
+from experiments import command_line, ends, evaluate, forecast
 from weathermixer.archive.boxes import read_amplification
-from weathermixer.archive.frames import Frames, archive_frames
-from weathermixer.archive.loader import Batch, Batches, make_batches
-from weathermixer.archive.reference import Reference, describe_roles
-from weathermixer.archive.sampling import sample_leads, sample_starts, valid_starts, with_previous
+from weathermixer.archive.loader import Batch
+from weathermixer.archive.reference import describe_roles
 from weathermixer.parallel import distributed
 from weathermixer.parallel.mesh import check_divides, make_mesh, use_mesh
 from weathermixer.planning.account import account_step, format_account
@@ -43,10 +39,11 @@ from weathermixer.planning.work import parameters, train_flops
 from weathermixer.runs import build, fork
 from weathermixer.runs import workdir as workdirs
 from weathermixer.runs.owner import own_workdir
-from weathermixer.runs.record import Record, describe_archive, write_record
+from weathermixer.runs.record import describe_archive, write_record
 from weathermixer.runs.run import Run
+from weathermixer.runs.samples import Samples, find_samples
 from weathermixer.runs.settings import Settings
-from weathermixer.training.checkpoint import Checkpoints, open_checkpoints, saved_steps, software_versions
+from weathermixer.training.checkpoint import Checkpoints, open_checkpoints, software_versions
 from weathermixer.training.phases import Phases
 from weathermixer.training.state import TrainState, describe
 from weathermixer.training.telemetry import RunLog, open_log
@@ -72,168 +69,104 @@ def train(
     (`take_over` ends that one), or where processes were told different things; FloatingPointError where the loss is not
     finite; SystemExit(75) where the run was asked to stop, and is saved.
     """
+    phases = phases or Phases()
     if data and "://" not in data:
         data = os.path.abspath(os.path.expanduser(data))
     distributed.check_same(workdirs.flatten(settings.values()) | software_versions(), "the run")
     with own_workdir(workdir, take_over=take_over):
-        return _train(settings, workdir, data, accept_data, step, phases or Phases(), profile)
+        mesh = make_mesh(settings.mesh.data, settings.mesh.domain, settings.mesh.tensor)
+        parts = settings.training.accumulate
+        what = "batch_size" if parts == 1 else "batch_size / accumulate"
+        check_divides(mesh, **{what: ("batch", settings.training.batch_size // parts)})
+        workdirs.check_workdir(settings, workdir)
+        with phases("making data"):
+            archive = build.open_data(settings, data)
+        if settings.evaluation.final:
+            check_divides(mesh, **{"evaluation.batch_size": ("batch", settings.evaluation.batch_size)})
+            evaluate.check(settings, archive)
+        distributed.check_same(describe_archive(archive) | {"path": ""}, "the archive")  # which may differ by host
+        samples = find_samples(settings, workdir, archive, mesh, accept_data=accept_data)
+        with use_mesh(mesh), ends.failing(workdir), phases("computing"):
+            return _train(samples, workdir, data, step, phases, profile)
 
 
 def _train(
-    settings: Settings,
+    samples: Samples,
     workdir: pathlib.Path,
     data: str | None,
-    accept_data: bool,
     step: int | None,
     phases: Phases,
     profile: tuple[int, int] | None,
 ) -> Run:
-    mesh = make_mesh(settings.mesh.data, settings.mesh.domain, settings.mesh.tensor)
-    parts = settings.training.accumulate
-    what = "batch_size" if parts == 1 else "batch_size / accumulate"
-    check_divides(mesh, **{what: ("batch", settings.training.batch_size // parts)})
-    workdirs.check_workdir(settings, workdir)
-    with phases("making data"):
-        archive = build.open_data(settings, data)
-    if settings.evaluation.final:
-        check_divides(mesh, **{"evaluation.batch_size": ("batch", settings.evaluation.batch_size)})
-        evaluate.check(settings, archive)
-    distributed.check_same(describe_archive(archive) | {"path": ""}, "the archive")  # which may differ by host
-    record = workdirs.make_record(settings, workdir, archive, accept_data=accept_data)
-    if settings.training.init_from and not saved_steps(workdir / workdirs.CHECKPOINTS):
-        record = fork.fork_record(record, settings)
-    samples = Samples.find(settings, archive, record, mesh)
-    record = dataclasses.replace(record, length=samples.length)
-
-    with use_mesh(mesh), ends.failing(workdir), phases("computing"):
-        training = samples.make_training(rollout=1)
-        explained = fits.explained(settings, training.shape, mesh)
-        # the inner one: what fails is said before checkpoints are closed, which may wait for other processes
-        said: list[str] = []
-        with _open_checkpoints(settings, workdir, said.append) as checkpoints, ends.failing(workdir), explained:
-            phases.saving = checkpoints.saving
-            with phases("restoring"):
-                first_step = checkpoints.resume(step)
-                _check_first(first_step, training, record, archive, workdir)
-                state, born = _first_state(samples, training, checkpoints, first_step)
-                if born:
-                    record = dataclasses.replace(record, history=(*record.history, born))
-                    said.append(f"starts from the {born}")
-            workdirs.write_settings(settings, workdir, archive=data)
-            write_record(record, workdir, shape=training.shape)
-            with _open_log(settings, workdir, phases, first_step, training.steps) as log:
-                _introduce(log, samples)
-                for line in said:
-                    log.note(line)
-                log.note(f"{parameters(training.shape):,} parameters, steps {first_step} to {training.steps}")
-                for first, last, rollout in build.rollout_stages(settings, first_step, training.steps):
-                    stage_training = samples.make_training(rollout=rollout)
-                    stage = Stage(samples, stage_training, first, last, workdir, data, checkpoints, log, phases)
-                    state = stage.run(state, profile)
-                with phases("saving"):
-                    log.note(checkpoints.wait())
-                log.account(training.steps)
-    params = state.ema if settings.training.ema_decay else state.params
-    return Run(workdir, settings, record.reference, data, mesh, training.apply, params, training.steps)
+    settings, record, said = samples.settings, samples.record, []
+    options, training = settings.training, samples.make_training(rollout=1)
+    keep = dict(keep=options.keep_checkpoints, keep_every=options.keep_every, keep_hours=options.keep_hours)
+    keep |= dict(keep_best=options.keep_best, every=options.checkpoint_every, on_damage=options.on_damage)
+    hardware = find_device(jax.devices()[0].device_kind)
+    rates = dict(every=options.log_every, batch_size=options.batch_size)
+    rates["peak_flops"] = hardware and hardware.peak(build.compute_dtype(settings).name)
+    with (
+        open_checkpoints(workdir / workdirs.CHECKPOINTS, **keep, say=said.append) as checkpoints,
+        ends.failing(workdir),  # once more: said before checkpoints are closed, which may wait for other processes
+        ends.explained(settings, training.shape, samples.mesh),
+    ):
+        phases.saving = checkpoints.saving
+        with phases("restoring"):
+            first_step, state, origin = _begin(samples, training, checkpoints, step)
+        workdirs.write_settings(settings, workdir, archive=data)
+        record = dataclasses.replace(record, history=record.history + origin)
+        write_record(record, workdir, shape=training.shape)
+        with open_log(workdir, phases, first_step=first_step, last_step=training.steps, **rates) as log:
+            for line in (*_introduce(samples), *said, *(f"starts from the {parent}" for parent in origin)):
+                log.note(line)
+            log.note(f"{parameters(training.shape):,} parameters, steps {first_step} to {training.steps}")
+            for first, last, rollout in build.rollout_stages(settings, first_step, training.steps):
+                training = samples.make_training(rollout=rollout)
+                stage = Stage(samples, training, first, last, workdir, data, checkpoints, log, phases)
+                state = stage.run(state, profile)
+            with phases("saving"):
+                log.note(checkpoints.wait())
+            log.account(training.steps)
+    params = state.ema if options.ema_decay else state.params
+    return Run(workdir, settings, record.reference, data, samples.mesh, training.apply, params, training.steps)
 
 
-@dataclasses.dataclass(frozen=True)
-class Samples:
-    """What a run trains and validates on: an archive's times to start from, in the run's own numbers."""
+def _begin(
+    samples: Samples, training: build.Training, checkpoints: Checkpoints, step: int | None
+) -> tuple[int, TrainState, tuple[str, ...]]:
+    """(step, state, what it was made of) to go on from: of a checkpoint, of another run, or new.
 
-    settings: Settings
-    archive: Archive
-    reference: Reference
-    mesh: Mesh
-    starts: np.ndarray
-    held_out: np.ndarray
-    length: Any
-
-    @classmethod
-    def find(cls, settings: Settings, archive: Archive, record: Record, mesh: Mesh) -> "Samples":
-        """ValueError where a period holds none."""
-        longest = settings.training.longest_steps * archive.step_hours
-        starts, held_out = (
-            valid_starts(archive.times, getattr(settings.data, period), longest, step_hours=archive.step_hours)
-            for period in ("train", "validation")
-        )
-        if settings.model.history == 2:
-            starts, held_out = (
-                with_previous(archive.times, s, step_hours=archive.step_hours) for s in (starts, held_out)
-            )
-        length = workdirs.find_length(record, settings, len(starts))
-        return cls(settings, archive, record.reference, mesh, starts, held_out, length)
-
-    @property
-    def lead_hours(self) -> int:
-        return self.settings.training.lead_steps * self.archive.step_hours
-
-    @functools.cached_property
-    def frames(self) -> Frames:
-        return archive_frames(self.archive, self.reference, self.mesh)
-
-    def make_training(self, *, rollout: int) -> build.Training:
-        reference = self.reference
-        sizes = dict(latitude=reference.grid.latitude, longitudes=reference.grid.shape[1], starts=len(self.starts))
-        sizes |= dict(channel_set=reference.channel_set, tendency=reference.tendency, mesh=self.mesh)
-        return build.make_training(self.settings, **sizes, rollout=rollout, length=self.length)
-
-    def open(self, starts: np.ndarray, first_step: int, last_step: int, rollout: int) -> Batches:
-        options = dict(seed=self.settings.seed, batch_size=self.settings.training.batch_size)
-        options |= dict(lead_hours=self.lead_hours, rollout=rollout, history=self.settings.model.history)
-        options["leads"] = self.settings.training.leads
-        options |= dict(first_step=first_step, last_step=last_step, prefetch=self.settings.data.prefetch)
-        options |= dict(block=self.settings.data.block, on_error=self.settings.data.on_error)
-        return make_batches(self.archive, self.reference.channel_set, self.mesh, starts=starts, **options)
-
-    def look(self, starts: np.ndarray, step: int, rollout: int) -> None:
-        """Reads a step's samples again; ValueError, with channel and time, where one lacks values it should have."""
-        training = self.settings.training
-        options = dict(seed=self.settings.seed, step=step - 1, batch_size=training.batch_size)
-        chosen = sample_starts(starts, block=self.settings.data.block, **options)
-        steps = training.lead_steps * np.asarray(training.leads)[sample_leads(training.leads, **options)]
-        leads = [number * steps for number in range(1, rollout + 1)]
-        for offset in (0, *leads, *[-1] * (self.settings.model.history == 2)):
-            self.frames.read(chosen + offset)
-
-
-def _check_first(
-    first_step: int, training: build.Training, record: Record, archive: Archive, workdir: pathlib.Path
-) -> None:
-    """ValueError where a run that has done so many steps has nothing left to train."""
+    Raises ValueError where a run that has done so many steps has nothing left to train.
+    """
+    workdir, archive = checkpoints.directory.parent, samples.archive
+    first_step = checkpoints.resume(step)
     if first_step > training.steps:
         raise ValueError(f"{workdir} has done {first_step} steps: training.steps={training.steps} are fewer")
-    if first_step == training.steps and record.archive["checksum"] != archive.attributes.get("checksum"):
+    if first_step == training.steps and samples.record.archive["checksum"] != archive.attributes.get("checksum"):
         raise ValueError(
             f"{workdir} has done all of its {first_step} steps: on {archive.path} nothing is left to train; "
             f"train another from it: --workdir=NEW --config.training.init_from={workdir}"
         )
-
-
-def _first_state(
-    samples: Samples, training: build.Training, checkpoints: Checkpoints, first_step: int
-) -> tuple[TrainState, str]:
-    """(state, what it is born from) of a checkpoint, of another run, or new."""
     if first_step:
         target = describe(jax.eval_shape(training.initial_state), samples.mesh)
         state = checkpoints.restore(target, step=first_step)
         checkpoints.put_aside(first_step)
-        return state, ""
+        return first_step, state, ()
     if samples.settings.training.init_from:
-        return fork.fork_state(training, samples.settings, samples.reference.channel_set, samples.mesh)
-    return jax.jit(training.initial_state)(), ""
+        state, origin = fork.fork_state(training, samples.settings, samples.record.reference.channel_set, samples.mesh)
+        return 0, state, (origin,)
+    return 0, jax.jit(training.initial_state)(), ()
 
 
-def _introduce(log: RunLog, samples: Samples) -> None:
+def _introduce(samples: Samples) -> Iterator[str]:
     """The log's first lines: machine, data, and how much is read."""
-    archive, mesh, channel_set = samples.archive, samples.mesh, samples.reference.channel_set
-    log.note(f"{distributed.describe()}, mesh {dict(mesh.shape)}")
-    log.note(f"{archive.path}: {len(samples.starts)} training pairs of {len(channel_set.dynamic)} channels")
-    for line in describe_roles(samples.reference):
-        log.note(line)
-    excess = read_amplification(archive, channel_set, mesh, processes=[mesh.local_devices])
+    archive, mesh, reference = samples.archive, samples.mesh, samples.record.reference
+    yield f"{distributed.describe()}, mesh {dict(mesh.shape)}"
+    yield f"{archive.path}: {len(samples.starts)} training pairs of {len(reference.channel_set.dynamic)} channels"
+    yield from describe_roles(reference)
+    excess = read_amplification(archive, reference.channel_set, mesh, processes=[mesh.local_devices])
     made_for = f"domain={archive.attributes['domain']}, tensor={archive.attributes['tensor']}"
-    log.note(f"an archive for {made_for}: this process reads {excess:.2f} times the bytes that it needs")
+    yield f"an archive for {made_for}: this process reads {excess:.2f} times the bytes that it needs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,52 +182,55 @@ class Stage:
     checkpoints: Checkpoints
     log: RunLog
     phases: Phases
+    unseen: dict[int, tuple[jax.Array, jax.Array]] = dataclasses.field(default_factory=dict)  # of steps: see _check
 
     def run(self, state: TrainState, profile: tuple[int, int] | None) -> TrainState:
         """Trains; SystemExit where it is asked to stop, with the last step saved."""
-        settings, samples, log = self.samples.settings, self.samples, self.log
+        settings, samples, log, rollout = self.samples.settings, self.samples, self.log, self.training.rollout
         size = settings.training.batch_size * settings.training.members
         flops = float(train_flops(self.training.shape, batch=size, repeats=settings.training.lead_steps))
-        log.begin_stage(flops_per_step=self.training.rollout * flops)
-        guard = _Guard(self.checkpoints, lambda step: samples.look(samples.starts, step, self.training.rollout))
+        log.begin_stage(flops_per_step=rollout * flops)
+        hours = settings.training.lead_steps * samples.archive.step_hours
         train_step, step, stop = None, self.first, False
-        with self._open_batches() as batches:
+        with samples.open_batches(samples.starts, self.first, self.last, rollout=rollout) as batches:
+            about = f"steps {self.first} to {self.last}: forecasts of {rollout} x {hours} h"
+            log.note(f"{about}; reading takes at most {batches.host_bytes / 1e9:.3g} GB of host memory")
             steps = enumerate(log.watch(batches, account=batches.account), self.first + 1)
             with contextlib.suppress(distributed.Interrupted):
-                for step, batch in _traced(steps, profile, self.workdir / PROFILE):
+                for step, batch in self._traced(steps, profile):
                     if train_step is None:  # compiled here, so that the account tells what the compiler plans for
                         train_step = self._compile(state, batch)
                     state, metrics = train_step(state, batch, samples.frames.standardization)
                     if log.step(step, metrics):  # of the steps before: this one is still under way
-                        guard.check()
-                    guard.watch(step, metrics)
+                        self._check()
+                    self.unseen[step] = metrics["loss"], metrics["grad_norm"]
                     self.phases.alive()
                     log.note(self.checkpoints.saved())
                     if stop := distributed.preempted(step):
                         break
-                    save = step == self.last or step % settings.training.checkpoint_every == 0
-                    if save:
-                        self._save(step, state, guard)
+                    if save := step == self.last or step % settings.training.checkpoint_every == 0:
+                        self._save(step, state)
                     every = settings.evaluation.every
                     if every and (step == self.training.steps or step % every == 0):
                         with self.phases("evaluation" if save else "validation"):
-                            loss = self._validate(state)
+                            params = state.ema if settings.training.ema_decay else state.params
+                            loss = samples.validate(self.training, params, self.phases.alive)
                         log.record(step, {"validation_loss": loss})
                         self.checkpoints.rate(step, loss)
             for problem in batches.account().skipped:
                 log.note(f"skipped a sample: {problem}")
         if stop or step < self.last:
-            self._stop(step, state, guard)
+            self._stop(step, state)
         return state
 
-    def _open_batches(self) -> Batches:
-        samples, rollout = self.samples, self.training.rollout
-        batches = samples.open(samples.starts, self.first, self.last, rollout)
-        self.log.note(
-            f"steps {self.first} to {self.last}: forecasts of {rollout} x {samples.lead_hours} h; reading takes "
-            f"at most {batches.host_bytes / 1e9:.3g} GB of host memory"
-        )
-        return batches
+    def _traced(self, steps: Iterator[Any], profile: tuple[int, int] | None) -> Iterator[Any]:
+        """The same (step, batch); process 0 writes a trace of `count` steps, profile=(step, count), to the workdir."""
+        first, count = profile or (0, 0)
+        if self.first < first <= self.last and jax.process_index() == 0:
+            yield from itertools.islice(steps, first - 1 - self.first)
+            with jax.profiler.trace(self.workdir / PROFILE):
+                yield from itertools.islice(steps, count + 1)  # the one after them waits for the last
+        yield from steps
 
     def _compile(self, state: TrainState, batch: Batch) -> Callable:
         """The step, compiled; the log has the account of memory on the mesh, with the compiler's own below it."""
@@ -307,18 +243,18 @@ class Stage:
         self.log.note(format_account(entries, train_step))
         return train_step
 
-    def _save(self, step: int, state: TrainState, guard: "_Guard") -> None:
+    def _save(self, step: int, state: TrainState) -> None:
         with self.phases("saving"):
-            guard.check()
+            self._check()
             meta = {"config": self.samples.settings.values(), "archive": self.data}
             self.checkpoints.save(step, state, meta, force=True)
         self.log.account(step)
 
-    def _stop(self, step: int, state: TrainState, guard: "_Guard") -> None:
+    def _stop(self, step: int, state: TrainState) -> None:
         """Saves; raises SystemExit, but where nothing is left to train."""
         self.log.flush()
         if step:
-            self._save(step, state, guard)
+            self._save(step, state)
             with self.phases("saving"):
                 self.log.note(self.checkpoints.wait())
         said = f"asked to stop: {f'saved step {step}' if step else 'at step 0'}; the same command goes on from there"
@@ -328,100 +264,30 @@ class Stage:
                 ends.write_end(self.workdir, distributed.PREEMPTED, said)
             raise SystemExit(distributed.PREEMPTED)
 
-    def _validate(self, state: TrainState) -> float:
-        """The mean loss over some batches of the validation period, with the parameters that would forecast."""
-        settings, samples = self.samples.settings, self.samples
-        params = state.ema if settings.training.ema_decay else state.params
-        losses = []
-        with samples.open(samples.held_out, 0, settings.evaluation.batches, self.training.rollout) as batches:
-            for batch in batches:
-                losses.append(self.training.eval_loss(params, batch, samples.frames.standardization, None))
-                self.phases.alive()
-        for number, loss in enumerate(losses, 1):
-            if not math.isfinite(float(loss)):
-                samples.look(samples.held_out, number, self.training.rollout)
-        return sum(float(loss) for loss in losses) / len(losses)
+    def _check(self) -> None:
+        """Raises FloatingPointError naming the first bad step since the last look, and what is left to go on from.
 
-
-def _traced(steps: Iterator[Any], profile: tuple[int, int] | None, folder: pathlib.Path) -> Iterator[Any]:
-    """The same (step, batch); process 0 writes a trace of `count` of them, profile=(step, count), to a folder."""
-    first, count = profile or (0, 0)
-    tracing = False
-    try:
-        for step, batch in steps:
-            if step == first and jax.process_index() == 0:
-                jax.profiler.start_trace(folder)
-                tracing = True
-            yield step, batch
-            if tracing and step == first + count:  # which has waited for the one before it
-                jax.profiler.stop_trace()
-                tracing = False
-    finally:
-        if tracing:
-            jax.profiler.stop_trace()
-
-
-class _Guard:
-    """Notices a loss that is not finite without waiting for every step, and before such a state is saved."""
-
-    def __init__(self, checkpoints: Checkpoints, look: Callable[[int], None]):
-        self._checkpoints, self._look = checkpoints, look
-        self._unseen: dict[int, Any] = {}
-
-    def watch(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        self._unseen[step] = (metrics["loss"], metrics["grad_norm"])
-
-    def check(self) -> None:
-        """Raises FloatingPointError naming the first bad step since the last check, and what is left to go on from.
-
-        Where the step's data is at fault `look` raises ValueError, which names channel and time.
+        Not for every step, which would have to be waited for, but before a state is saved. Where the step's data is at
+        fault it is a ValueError, which names channel and time.
         """
-        for step, (loss, grad_norm) in jax.device_get(self._unseen).items():
-            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-                self._look(step)
-                raise FloatingPointError(
-                    f"step {step}: loss={loss}, grad_norm={grad_norm}. No value of its data is missing: lower "
-                    "--config.optimizer.peak_rate, lengthen --config.optimizer.warmup_epochs, or say "
-                    f"--config.model.compute_dtype=float32, {self._where_to_begin()}"
+        for step, (loss, grad_norm) in jax.device_get(self.unseen).items():
+            if math.isfinite(loss) and math.isfinite(grad_norm):
+                continue
+            self.samples.check(self.samples.starts, step, rollout=self.training.rollout)
+            saved, where = self.checkpoints.steps(), "in the same workdir: no checkpoint was saved before"
+            if saved:
+                where = (
+                    "in another run that starts here: --workdir=NEW "
+                    f"--config.training.init_from={self.workdir}@{saved[-1]} --config.training.init_moments=True; "
+                    f"there are {saved}: the last good checkpoint is step {saved[-1]}, or one before where its "
+                    "parameters have grown out of bounds already"
                 )
-        self._unseen.clear()
-
-    def _where_to_begin(self) -> str:
-        steps, workdir = self._checkpoints.steps(), self._checkpoints.directory.parent
-        if not steps:
-            return f"in the same workdir, {workdir}: no checkpoint was saved before"
-        return (
-            f"in another run that starts here: --workdir=NEW --config.training.init_from={workdir}@{steps[-1]} "
-            f"--config.training.init_moments=True; there are {steps}: the last good checkpoint is step {steps[-1]}, or "
-            "one before where its parameters have grown out of bounds already"
-        )
-
-
-def _open_checkpoints(settings: Settings, workdir: pathlib.Path, say: Callable[[str], None]) -> Checkpoints:
-    options = settings.training
-    return open_checkpoints(
-        workdir / workdirs.CHECKPOINTS,
-        every=options.checkpoint_every,
-        keep=options.keep_checkpoints,
-        keep_every=options.keep_every,
-        keep_hours=options.keep_hours,
-        keep_best=options.keep_best,
-        on_damage=options.on_damage,
-        say=say,
-    )
-
-
-def _open_log(settings: Settings, workdir: pathlib.Path, phases: Phases, first_step: int, last_step: int) -> RunLog:
-    hardware = find_device(jax.devices()[0].device_kind)
-    return open_log(
-        workdir,
-        phases,
-        first_step=first_step,
-        last_step=last_step,
-        every=settings.training.log_every,
-        batch_size=settings.training.batch_size,
-        peak_flops=hardware and hardware.peak(build.compute_dtype(settings).name),
-    )
+            raise FloatingPointError(
+                f"step {step}: loss={loss}, grad_norm={grad_norm}. No value of its data is missing: lower "
+                "--config.optimizer.peak_rate, lengthen --config.optimizer.warmup_epochs, or say "
+                f"--config.model.compute_dtype=float32, {where}"
+            )
+        self.unseen.clear()
 
 
 def make_parser() -> command_line.Parser:

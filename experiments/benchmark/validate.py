@@ -9,7 +9,7 @@ import dataclasses
 from collections import defaultdict
 from typing import Any
 
-from experiments import compiled, plan, synthetic
+from experiments import plan, synthetic
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.model.weathermixer import ModelShape
 from weathermixer.parallel.mesh import make_mesh
@@ -56,7 +56,7 @@ def small_settings(**changes: Any) -> Settings:
 def make_problem(settings: Settings, layout: Layout) -> Problem:
     shape, channel_set = synthetic.find_sizes(settings, data=None, grid=GRID)
     cpu, batch = find_hardware("cpu"), settings.training.batch_size
-    options = plan.step_options(settings, cpu, batch=batch, zero=settings.mesh.zero)
+    options = plan.step_options(settings, cpu, batch=batch)
     return Problem(settings, shape, channel_set, layout, options)
 
 
@@ -99,7 +99,7 @@ def expected_bytes(problem: Problem) -> dict[str, float]:
 def compile_text(problem: Problem) -> str:
     """The compiled training step, for simulated devices."""
     mesh = make_mesh(problem.layout.data, problem.layout.domain, problem.layout.tensor)
-    return compiled.compile_step(problem.settings, problem.shape, problem.channel_set, mesh).as_text()
+    return synthetic.compile_step(problem.settings, problem.shape, problem.channel_set, mesh).as_text()
 
 
 def compiled_bytes(text: str, problem: Problem) -> dict[str, float]:
@@ -117,7 +117,7 @@ def compiled_bytes(text: str, problem: Problem) -> dict[str, float]:
 
 def report() -> str:
     """A line per mesh: the formulae's bytes, the compiled step's, their ratio, and the class that is furthest off."""
-    compiled.simulate_devices(max(layout.devices for layout in LAYOUTS))
+    synthetic.simulate_devices(max(layout.devices for layout in LAYOUTS))
     lines = ["bytes received per device in one training step of a small model, formulae and compiled program:"]
     for layout in LAYOUTS:
         problem = make_problem(small_settings(), layout)

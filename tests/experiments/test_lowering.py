@@ -78,8 +78,8 @@ def lower(name, sizes):
     config.model.compute_dtype = "bfloat16"
     settings, mesh, layout = make_settings(config.to_dict()), make_abstract_mesh(*sizes), Layout(*sizes)
     shape, channel_set = synthetic.find_sizes(settings, data=None, grid=grid)
-    batch, zero = settings.training.batch_size, settings.mesh.zero
-    options = plan.step_options(settings, find_hardware("h200"), batch=batch, zero=zero)
+    batch = settings.training.batch_size
+    options = plan.step_options(settings, find_hardware("h200"), batch=batch)
     with jax.sharding.use_abstract_mesh(mesh):
         training = synthetic.make_training(settings, shape, channel_set, mesh)
         arguments = synthetic.describe_arguments(training, channel_set, mesh, batch_size=batch)

@@ -17,6 +17,8 @@ from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel import distributed
 from weathermixer.parallel.mesh import make_mesh, use_mesh
 from weathermixer.runs import run as runs
+from weathermixer.runs.record import Record
+from weathermixer.runs.samples import Samples
 from weathermixer.runs.settings import make_settings
 from weathermixer.training.checkpoint import saved_steps
 from weathermixer.training.telemetry import read_records
@@ -230,10 +232,10 @@ def test_a_missing_value_is_looked_for_in_every_target_of_a_rollout(tmp_path):
     settings = make_run_settings(training__batch_size=1)
     frames, starts = make_frames(archive, ChannelSet(archive.channels), make_mesh(1, 1, 1)), np.array([6])
     with use_mesh(frames.mesh):
-        samples = train.Samples(settings, archive, frames.reference, frames.mesh, starts, starts, None)
-        samples.look(starts, 1, 2)  # which is as far as the fault is not
+        samples = Samples(settings, archive, Record(frames.reference, {}), frames.mesh, starts, starts)
+        samples.check(starts, 1, rollout=2)  # which is as far as the fault is not
         with pytest.raises(ValueError, match="sea_surface_temperature at 2000-01-03T06:00 has 1 of 128"):
-            samples.look(starts, 1, 3)
+            samples.check(starts, 1, rollout=3)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,106 @@
+"""What a run trains and validates on: times of an archive to start from, and their batches in the run's own numbers."""
+
+import dataclasses
+import functools
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Int
+
+from weathermixer.archive.archive import Archive
+from weathermixer.archive.frames import Frames, archive_frames
+from weathermixer.archive.loader import Batches, make_batches
+from weathermixer.archive.sampling import sample_leads, sample_starts, valid_starts, with_previous
+from weathermixer.runs import build, fork
+from weathermixer.runs.record import Record
+from weathermixer.runs.settings import Settings
+from weathermixer.runs.workdir import CHECKPOINTS, find_length, make_record
+from weathermixer.training.checkpoint import saved_steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """The starts of a run's training and validation, as indices of the archive's times; `record` says its length."""
+
+    settings: Settings
+    archive: Archive
+    record: Record
+    mesh: Mesh
+    starts: Int[np.ndarray, " start"]
+    held_out: Int[np.ndarray, " held_out"]
+
+    @functools.cached_property
+    def frames(self) -> Frames:
+        return archive_frames(self.archive, self.record.reference, self.mesh)
+
+    def make_training(self, *, rollout: int) -> build.Training:
+        """What trains the run while forecasts are fed back so often."""
+        reference = self.record.reference
+        places = dict(latitude=reference.grid.latitude, longitudes=reference.grid.shape[1], mesh=self.mesh)
+        channels = dict(channel_set=reference.channel_set, tendency=reference.tendency)
+        length = dict(starts=len(self.starts), length=self.record.length)
+        return build.make_training(self.settings, **places, **channels, **length, rollout=rollout)
+
+    def open_batches(self, starts: np.ndarray, first_step: int, last_step: int, *, rollout: int) -> Batches:
+        """The batches of steps first_step ... last_step - 1."""
+        data, training = self.settings.data, self.settings.training
+        steps = dict(
+            first_step=first_step, last_step=last_step, batch_size=training.batch_size, seed=self.settings.seed
+        )
+        leads = dict(lead_hours=training.lead_steps * self.archive.step_hours, leads=training.leads, rollout=rollout)
+        reading = dict(prefetch=data.prefetch, block=data.block, on_error=data.on_error)
+        channel_set, history = self.record.reference.channel_set, self.settings.model.history
+        options = steps | leads | reading
+        return make_batches(self.archive, channel_set, self.mesh, starts=starts, history=history, **options)
+
+    def check(self, starts: np.ndarray, step: int, *, rollout: int) -> None:
+        """Reads a step's samples again; ValueError, with channel and time, where one lacks values it should have."""
+        training = self.settings.training
+        options = dict(seed=self.settings.seed, step=step - 1, batch_size=training.batch_size)
+        chosen = sample_starts(starts, block=self.settings.data.block, **options)
+        lead = training.lead_steps * np.asarray(training.leads)[sample_leads(training.leads, **options)]
+        for offset in (*(number * lead for number in range(rollout + 1)), *[-1] * (self.settings.model.history == 2)):
+            self.frames.read(chosen + offset)
+
+    def validate(self, training: build.Training, params: Any, alive: Callable[[], None]) -> float:
+        """The mean loss over some batches of the validation period; `alive` is called after each.
+
+        Raises as `check` does, where a loss is not finite.
+        """
+        losses = []
+        batches = self.settings.evaluation.batches
+        with self.open_batches(self.held_out, 0, batches, rollout=training.rollout) as batches:
+            for batch in batches:
+                losses.append(training.eval_loss(params, batch, self.frames.standardization, None))
+                alive()
+        for number, loss in enumerate(losses, 1):
+            if not math.isfinite(float(loss)):
+                self.check(self.held_out, number, rollout=training.rollout)
+        return sum(float(loss) for loss in losses) / len(losses)
+
+
+def find_samples(
+    settings: Settings, workdir: pathlib.Path, archive: Archive, mesh: Mesh, *, accept_data: bool = False
+) -> Samples:
+    """The samples that an archive has for the run in a workdir, a new one or one that goes on.
+
+    Raises ValueError where a period holds none, and as `make_record` and `fork_record` do.
+    """
+    record = make_record(settings, workdir, archive, accept_data=accept_data)
+    if settings.training.init_from and not saved_steps(workdir / CHECKPOINTS):
+        record = fork.fork_record(record, settings)
+    starts, held_out = (find_starts(settings, archive, name) for name in ("train", "validation"))
+    record = dataclasses.replace(record, length=find_length(record, settings, len(starts)))
+    return Samples(settings, archive, record, mesh, starts, held_out)
+
+
+def find_starts(settings: Settings, archive: Archive, period: str) -> Int[np.ndarray, " start"]:
+    """The starts of the samples in "train", "validation" or "test"; ValueError where there is none."""
+    step_hours, dates = archive.step_hours, getattr(settings.data, period)
+    lead_hours = settings.training.longest_steps * step_hours
+    starts = valid_starts(archive.times, dates, lead_hours, step_hours=step_hours)
+    return with_previous(archive.times, starts, step_hours=step_hours) if settings.model.history == 2 else starts
