@@ -19,7 +19,7 @@ def say(text: str) -> None:
 
 
 def main(workdir: str) -> None:
-    initialize(heartbeat_timeout_seconds=10)
+    initialize()
     mind_signals()
     mesh = make_mesh(1, 4, 1)
     say(f"joined: {describe()}")

@@ -11,7 +11,6 @@ TensorStore counts over the bytes needed, `disk` what the kernel fetched over th
 page cache (posix_fadvise) before each sample, which is then read alone. MB and GB are of the 16-bit values that arrive.
 """
 
-import argparse
 import contextlib
 import functools
 import itertools
@@ -21,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,19 +33,24 @@ from jax.sharding import Mesh
 
 from experiments import command_line
 from experiments.benchmark import weather
+from experiments.compiled import simulate_devices
 from weathermixer.archive import storage
 from weathermixer.archive.archive import Archive, open_archive
 from weathermixer.archive.boxes import Box, find_boxes, read_amplification
 from weathermixer.archive.layout import COMPRESSORS
 from weathermixer.archive.reader import Reader
-from weathermixer.fields.variables import Channel, ChannelSet
+from weathermixer.fields.variables import ChannelSet, group_by_variable
 from weathermixer.parallel.mesh import make_mesh
+from weathermixer.prepare.prepare import prepare_archive
+from weathermixer.sources.sources import Source, open_source
 
 DEVICES = 8
-MESHES = ((1, 1), (4, 1), (8, 1), (4, 2))
-MADE_FOR = ((1, 1), (8, 1), (4, 2), (8, 8))
+MESHES = ((1, 1), (4, 1), (8, 1), (4, 2))  # domain, tensor: whose devices' parts are read
+MADE_FOR = (8, 2)  # the largest mesh that the archives are made for
+MADE_FOR_OTHERS = ((1, 1), (8, 1), (4, 2), (8, 8))  # whose bytes are counted
 AHEAD = 2  # samples in flight beside the one that is waited for, as the training's loader has them
-ITEM_BYTES = 2
+FRAMES = 2 * (AHEAD + 1)
+SECONDS, ROUNDS = 0.3, 3  # how long a source reads at a time, and how often it is its turn
 LIMIT_SECONDS = 600  # that processes wait for each other
 COUNTERS = {
     "seconds": time.perf_counter,
@@ -59,76 +63,52 @@ COUNTERS = {
 def make_parser() -> command_line.Parser:
     """The command line's options."""
     parser = command_line.make_parser("experiments.benchmark loader", __doc__)
-    add, count = parser.add_argument, dict(type=command_line.integer(1), metavar="N")
     command_line.add_grid(parser, default=(720, 1440))
-    add("--channels", **count, default=72, help="default: 72")
-    add("--frames", **count, default=2 * (AHEAD + 1), help="times in the stores")
-    about = "the largest mesh that the archives are made for; default: 8,2"
-    add("--made-for", type=command_line.pair, default=(8, 2), metavar="DOMAIN,TENSOR", help=about)
-    about = "whose devices' parts are read, as 1,1:4,1; default: 1,1:4,1:8,1:4,2"
-    add("--meshes", type=meshes, default=MESHES, metavar="DOMAIN,TENSOR:...", help=about)
     about = "how many processes read at the same time; default: 1,4"
-    add("--processes", type=command_line.integers, default=(1, 4), metavar="N,...", help=about)
-    add("--seconds", type=command_line.positive, default=0.3, help="how long a source reads at a time; default: 0.3")
-    add("--rounds", **count, default=3, help="how often it is its turn; the median counts")
+    parser.add_argument("--processes", type=command_line.integers, default=(1, 4), metavar="N,...", help=about)
     about = "where the stores lie, deleted afterwards; default: the system's temporary folder"
-    add("--folder", type=Path, metavar="DIR", help=about)
-    add("--csv", type=command_line.output_file, metavar="FILE", help="the rows are written to this file")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help=about)
     return parser
-
-
-def meshes(text: str) -> tuple[tuple[int, ...], ...]:
-    """((1, 1), (4, 1)) from "1,1:4,1"."""
-    return tuple(command_line.pair(part) for part in text.split(":"))
 
 
 def main(argv: list[str] | None = None) -> pd.DataFrame:
     """Makes the stores in a temporary folder, measures, prints the tables; returns the rows."""
     args = make_parser().parse_args(argv)
-    most = max(domain * tensor for domain, tensor in args.meshes)
-    if max(args.processes) > most:
-        raise ValueError(f"--processes={max(args.processes)}: no mesh of --meshes has so many devices: at most {most}")
-    simulate_devices()
-    channels = weather.make_channels(args.channels)
+    if max(args.processes) > DEVICES:
+        raise ValueError(f"--processes={max(args.processes)}: the meshes have at most {DEVICES} devices, one for each")
+    simulate_devices(DEVICES)
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
-        folder = Path(name)
-        frames = list(weather.make_frames(args.frames, args.channels, args.grid))
+        folder, tables = Path(name), []
+        frames = weather.make_frames(FRAMES, len(weather.CHANNELS), args.grid)
+        weather.write_zarr(folder / "globe", frames, weather.CHANNELS, "auto")
+        source = open_source(folder / "globe")
         for compressor in COMPRESSORS:
-            weather.write_archive(folder / compressor, frames, channels, mesh=args.made_for, compressor=compressor)
-        weather.write_zarr(folder / "globe", frames[:2], channels, "auto")  # nothing of a pair is kept: one pair does
-        for path in sorted(folder.iterdir()):
-            size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-            print(f"{path.name}: {size / 1e6:.0f} MB", flush=True)
-        tables = []
+            make_archive(source, folder / compressor, MADE_FOR, compressor=compressor)
         for processes, cold in [*((count, False) for count in args.processes), (1, True)]:
-            tables.append(measure(folder, args, processes, cold=cold))
+            tables.append(measure(folder, processes, cold=cold, seconds=SECONDS, rounds=ROUNDS))
             print("\n" + tables[-1].to_string(index=False, float_format="{:.2f}".format, na_rep=""), flush=True)
-        rows = pd.concat(tables)
-        if args.csv:
-            rows.to_csv(args.csv, index=False)
         print("\nbytes read over bytes needed, by data x domain x tensor and by what the archive is made for")
-        print(report_amplification(folder / "made", frames[:1], channels))
-    return rows
+        print(report_amplification(source, folder / "made"))
+    return pd.concat(tables)
 
 
-def simulate_devices() -> None:
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", DEVICES)
+def make_archive(source: Source, path: Path, made_for: tuple[int, int], **options: Any) -> Archive:
+    """The source's archive for meshes up to (domain, tensor), a frame in each file."""
+    options |= dict(domain=made_for[0], tensor=made_for[1], times_per_shard=1, climatology=False)
+    return prepare_archive(source, path, **options)
 
 
-def measure(folder: Path, args: argparse.Namespace, processes: int, *, cold: bool) -> pd.DataFrame:
+def measure(folder: Path, processes: int, *, cold: bool, **options: Any) -> pd.DataFrame:
     """Rows of all meshes with at least so many devices, read by so many processes at the same time."""
-    cuts = [cut for cut in args.meshes if cut[0] * cut[1] >= processes]
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(processes, mp_context=context) as pool:
-        options = dict(cuts=cuts, seconds=args.seconds, rounds=args.rounds, cold=cold)
+        options |= dict(cuts=[cut for cut in MESHES if cut[0] * cut[1] >= processes], cold=cold)
         take_turns = functools.partial(_take_turns, folder=folder, together=manager.Barrier(processes), **options)
         turns = list(itertools.chain.from_iterable(pool.map(take_turns, range(processes))))
     found = pd.DataFrame(turns).groupby(["domain", "tensor", "source"], sort=False).median()
     rows = []
     for (domain, tensor, source), turn in found.iterrows():
-        here, ours = found.seconds[domain, tensor], source in COMPRESSORS
-        needed = 2 * args.channels * args.grid[0] * args.grid[1] * ITEM_BYTES / (domain * tensor)
+        here, ours, needed = found.seconds[domain, tensor], source in COMPRESSORS, turn.needed
         row = {"domain": domain, "tensor": tensor, "processes": processes, "cache": "cold" if cold else "warm"}
         row |= {"source": source, "MB/s": needed / turn.seconds / 1e6, "CPU s/GB": turn.cpu_seconds / needed * 1e9}
         row |= {"read": turn["read"] / needed if ours else None, "disk": turn["disk"] / needed}
@@ -142,10 +122,10 @@ def _take_turns(
     process: int, folder: Path, together: Any, cuts: Sequence[tuple[int, int]], seconds: float, rounds: int, cold: bool
 ) -> list[dict[str, Any]]:
     """One process's turns: what they took per sample."""
-    simulate_devices()
+    simulate_devices(DEVICES)
     turns = []
     for cut in cuts:
-        sources = open_sources(folder, make_mesh(1, *cut), process, ahead=0 if cold else AHEAD)
+        needed, sources = open_sources(folder, make_mesh(1, *cut), process, ahead=0 if cold else AHEAD)
         # the first turn fills the page cache, warms up, and tells how many samples take `seconds`
         counts = dict.fromkeys(sources, 1)
         for turn, (name, read) in itertools.product(range(rounds + 1), sources.items()):
@@ -153,7 +133,7 @@ def _take_turns(
             taken = _take_turn(read, counts[name], folder if cold else None)
             counts[name] = max(1, round(seconds / taken["seconds"]))
             if turn:
-                turns.append({"domain": cut[0], "tensor": cut[1], "source": name, **taken})
+                turns.append({"domain": cut[0], "tensor": cut[1], "source": name, "needed": needed, **taken})
     return turns
 
 
@@ -169,8 +149,8 @@ def _take_turn(read: Callable[[int], None], count: int, dropped: Path | None) ->
     return dict(zip(COUNTERS, totals / count))
 
 
-def open_sources(folder: Path, mesh: Mesh, process: int, *, ahead: int) -> dict[str, Callable[[int], None]]:
-    """What is compared, by name: functions that read so many samples, a pair of frames in a device's box each."""
+def open_sources(folder: Path, mesh: Mesh, process: int, *, ahead: int) -> tuple[int, dict[str, Callable[[int], None]]]:
+    """Bytes of a sample, a pair of frames in a device's box, and what is compared: functions that read so many."""
     device, sources = mesh.devices.ravel()[process], {}
     for name in COMPRESSORS:
         archive = open_archive(folder / name)
@@ -181,9 +161,10 @@ def open_sources(folder: Path, mesh: Mesh, process: int, *, ahead: int) -> dict[
         sources[name] = functools.partial(read_archive, reader, ahead=ahead)
         sources[f"{name}, raw"] = functools.partial(read_raw, frames, np.zeros((AHEAD + 1, 2, size), np.uint8))
     for name, chunks in (("xarray", None), ("xarray, dask", {})):
-        dataset, extents = xr.open_zarr(folder / "globe", chunks=chunks), weather.find_extents(archive.channels)
-        sources[name] = functools.partial(read_xarray, dataset, extents, box)
-    return sources
+        dataset, variables = xr.open_zarr(folder / "globe", chunks=chunks), group_by_variable(archive.channels)
+        sources[name] = functools.partial(read_xarray, dataset, variables, box)
+    values = (box.channels[1] - box.channels[0]) * (box.lats[1] - box.lats[0]) * archive.grid.shape[1]
+    return 2 * values * archive.store.dtype.numpy_dtype.itemsize, sources
 
 
 def _pairs(times: int, count: int) -> Iterator[int]:
@@ -230,26 +211,27 @@ def read_raw(frames: Sequence[tuple[Path, np.ndarray]], buffers: np.ndarray, cou
                 raise OSError(f"{path} could not be read whole")
 
 
-def read_xarray(dataset: xr.Dataset, extents: dict[str, tuple[int, int]], box: Box, count: int) -> None:
+def read_xarray(dataset: xr.Dataset, variables: Mapping[str, Sequence[int]], box: Box, count: int) -> None:
     """Loads the same box of pairs of frames through xarray and zarr-python, lazily indexed or through dask."""
     for first in _pairs(dataset.sizes["time"], count):
-        for name, (start, stop) in extents.items():
-            begin, end = max(start, box.channels[0]), min(stop, box.channels[1])
-            if begin < end:
+        for name, indices in variables.items():
+            inside = [level for level, index in enumerate(indices) if box.channels[0] <= index < box.channels[1]]
+            if inside:
                 part = dataset[name].isel(time=slice(first, first + 2), latitude=slice(*box.lats))
-                (part[:, begin - start : end - start] if "level" in part.dims else part).load()
+                (part[:, inside[0] : inside[-1] + 1] if "level" in part.dims else part).load()
 
 
-def report_amplification(folder: Path, frames: Sequence[np.ndarray], channels: tuple[Channel, ...]) -> str:
+def report_amplification(source: Source, folder: Path) -> str:
     """Bytes read over bytes needed, of the worst device: a row for each mesh, a column for each archive."""
-    table = pd.DataFrame()
-    for made_for in MADE_FOR:
-        path = folder / " x ".join(map(str, made_for))
-        archive = weather.write_archive(path, frames, channels, mesh=made_for, compressor="none")
+    table, some = pd.DataFrame(), source.narrow(slice(0, 2))
+    for made_for in MADE_FOR_OTHERS:
+        column = " x ".join(map(str, made_for))
+        archive = make_archive(some, folder / column, made_for)
         for domain, tensor in itertools.product((1, 2, 4, 8), repeat=2):
             if domain * tensor <= DEVICES:
                 mesh = make_mesh(-1, domain, tensor)
                 name = " x ".join(map(str, mesh.shape.values()))
-                table.loc[name, path.name] = read_amplification(archive, ChannelSet(channels), mesh)
+                channels = ChannelSet(archive.channels, multiple=tensor)
+                table.loc[name, column] = read_amplification(archive, channels, mesh)
     table["chunk = globe"] = [float(name.split(" x ")[1]) for name in table.index]  # channels alone can be chosen
     return table.to_string(float_format="{:.2f}".format)

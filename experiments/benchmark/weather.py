@@ -1,6 +1,5 @@
-"""Made-up weather on disk, as an archive and as a Zarr store: for the benchmarks of reading and preparing."""
+"""Made-up weather in a Zarr store: for the benchmarks of reading, preparing and forecasting."""
 
-import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,25 +9,14 @@ import numpy as np
 import xarray as xr
 
 from experiments.synthetic import make_grid
-from weathermixer.archive.archive import Archive, Statistics, open_archive
 from weathermixer.fields.grid import Grid
 from weathermixer.fields.ranges import plausible_range
-from weathermixer.fields.variables import LEVELS_HPA, Channel
-from weathermixer.prepare.writer import create_archive, publish, write_statistics
+from weathermixer.fields.variables import ERA5, Channel, group_by_variable
 
-SURFACE = ("mean_sea_level_pressure", "surface_pressure", "10m_u_component_of_wind", "10m_v_component_of_wind")
-UPPER = ("geopotential", "specific_humidity", "temperature", "u_component_of_wind", "v_component_of_wind")
+MORE = ("surface_pressure", "sea_surface_temperature", "sea_ice_cover")
+CHANNELS = (*ERA5.dynamic, *map(Channel, MORE))  # as many as the reference model has with its static fields
 FRAMES_MADE = 8  # the others are these again
 FIRST_TIME = np.datetime64("2000-01-01", "ns")
-
-
-def make_channels(count: int) -> tuple[Channel, ...]:
-    """As many variables on all 13 levels as there is room for, behind surface variables: ERA5's 69, or any number."""
-    levels = sorted(LEVELS_HPA)
-    upper = UPPER[: (count - 1) // len(levels)]
-    names = itertools.chain(SURFACE, (f"field{number}" for number in itertools.count()))
-    surface = itertools.islice(names, count - len(upper) * len(levels))
-    return (*map(Channel, surface), *itertools.starmap(Channel, itertools.product(upper, levels)))
 
 
 def make_frames(times: int, channels: int, grid: tuple[int, int]) -> Iterator[np.ndarray]:
@@ -56,21 +44,13 @@ def make_dataset(frame: np.ndarray, channels: Sequence[Channel], grid: Grid, tim
     """A frame's variables at one time; all that have levels have the same ones."""
     dataset = xr.Dataset(coords={"time": [time], "latitude": grid.latitude, "longitude": grid.longitude})
     dataset.time.encoding["units"] = "hours since 1970-01-01"
-    for name, (first, last) in find_extents(channels).items():
-        upper = channels[first].level_hpa is not None
-        if upper:
-            dataset.coords["level"] = [channel.level_hpa for channel in channels[first:last]]
-        dims = ("time", *["level"] * upper, "latitude", "longitude")
-        dataset[name] = (dims, frame[None, first:last] if upper else frame[[first]], {"units": channels[first].units})
+    for name, indices in group_by_variable(channels).items():
+        fields, dims = frame[indices], ()
+        if channels[indices[0]].level_hpa is not None:
+            dataset.coords["level"] = [channels[index].level_hpa for index in indices]
+            fields, dims = fields[None], ("level",)
+        dataset[name] = (("time", *dims, "latitude", "longitude"), fields, {"units": channels[indices[0]].units})
     return dataset
-
-
-def find_extents(channels: Sequence[Channel]) -> dict[str, tuple[int, int]]:
-    """First and last + 1 channel of each variable."""
-    extents: dict[str, tuple[int, int]] = {}
-    for index, channel in enumerate(channels):
-        extents[channel.variable] = (extents.get(channel.variable, (index, 0))[0], index + 1)
-    return extents
 
 
 def write_zarr(path: Path, frames: Iterable[np.ndarray], channels: Sequence[Channel], compressor: Any) -> None:
@@ -83,32 +63,6 @@ def write_zarr(path: Path, frames: Iterable[np.ndarray], channels: Sequence[Chan
         encoding = {name: {"chunks": array.shape, "compressors": compressor} for name, array in dataset.items()}
         first = dict(mode="w", zarr_format=2, consolidated=True, encoding=encoding)
         dataset.to_zarr(path, **(dict(append_dim="time") if number else first))
-
-
-def write_archive(
-    path: Path, frames: Sequence[np.ndarray], channels: Sequence[Channel], *, mesh: tuple[int, int], compressor: str
-) -> Archive:
-    """An archive of these frames, made for a mesh of up to (domain, tensor)."""
-    one = np.ones(len(channels))
-    store = create_archive(
-        path,
-        times=FIRST_TIME + np.arange(len(frames)) * np.timedelta64(6, "h"),
-        grid=make_grid(*frames[0].shape[1:]),
-        channels=channels,
-        static={},
-        scale=one,
-        offset=0 * one,
-        domain=mesh[0],
-        tensor=mesh[1],
-        times_per_shard=1,
-        attributes={"step_hours": 6, "source": "made up"},
-        compressor=compressor,
-    )
-    for time, frame in enumerate(frames):
-        store[time].write(frame.astype(np.float16)).result()
-    write_statistics(path, Statistics(0 * one, one, one, -one, one, np.zeros(len(channels), np.int64)))
-    publish(path)
-    return open_archive(path)
 
 
 def drop_from_page_cache(folder: Path) -> None:

@@ -13,7 +13,7 @@ import yaml
 
 from experiments.prepare import make_parser
 from weathermixer.parallel import distributed
-from weathermixer.parallel.places import find_place
+from weathermixer.parallel.joining import find_place
 
 LAUNCH = Path(__file__).parent.parent.parent / "launch"
 

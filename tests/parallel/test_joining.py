@@ -9,8 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from weathermixer.parallel import joining
-from weathermixer.parallel.joining import call_roll, name_processes
-from weathermixer.parallel.places import Place
+from weathermixer.parallel.joining import Place, call_roll, name_processes
 
 
 @pytest.fixture

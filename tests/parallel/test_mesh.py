@@ -4,7 +4,7 @@ import jax
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from weathermixer.parallel.mesh import AXES, LOGICAL_AXES, check_divides, gathered, make_mesh, resolve_sizes, spec, ways
+from weathermixer.parallel.mesh import AXES, LOGICAL_AXES, check_divides, make_mesh, resolve_sizes, spec, ways, without
 
 
 def test_the_mesh_has_three_explicit_axes_and_fills_the_devices():
@@ -36,8 +36,8 @@ def test_names_are_strict():
 
 
 def test_gathering_removes_axes_and_no_others():
-    assert gathered(("token_in", "token_out"), "tensor") == PartitionSpec("domain", None)
-    assert gathered(("embed_vector",), "domain") == PartitionSpec("tensor")
+    assert without(spec("token_in", "token_out"), "tensor") == PartitionSpec("domain", None)
+    assert without(spec("embed_vector"), "domain") == PartitionSpec("tensor")
 
 
 def test_every_kernel_is_cut_over_both_model_axes():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from weathermixer.parallel.places import Place, check_devices, find_place, first_host, tasks_per_node
+from weathermixer.parallel.joining import Place, check_devices, find_place, first_host, tasks_per_node
 
 ALONE = Place("node1:1234", 1, 0)
 GIVEN = {"JAX_COORDINATOR_ADDRESS": "host:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}

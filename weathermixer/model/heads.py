@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+from jax.nn.initializers import ones, zeros
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from weathermixer.model.elementwise import EPSILON
-from weathermixer.model.layers import constant_init, kernel_init, parameter
+from weathermixer.model.layers import kernel_init, parameter
 from weathermixer.parallel.mesh import LOGICAL_AXES, spec
 
 
@@ -132,13 +133,13 @@ class Blend(nnx.Module):
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
         vector, stacked = ("channel_vector",), ("stack", "channel_vector")
-        self.inner_scale = parameter(constant_init(1.0), rngs, vector, (channels,))
-        self.inner_bias = parameter(constant_init(0.0), rngs, vector, (channels,))
-        self.outer_scale = parameter(constant_init(1.0), rngs, stacked, (2, channels))
-        self.outer_bias = parameter(constant_init(0.0), rngs, stacked, (2, channels))
+        self.inner_scale = parameter(ones, rngs, vector, (channels,))
+        self.inner_bias = parameter(zeros, rngs, vector, (channels,))
+        self.outer_scale = parameter(ones, rngs, stacked, (2, channels))
+        self.outer_bias = parameter(zeros, rngs, stacked, (2, channels))
         names = ("stack", "channel_in", "channel_out")
         self.kernel = parameter(kernel_init(2 * channels), rngs, names, (2, channels, channels))
-        self.bias = parameter(constant_init(0.0), rngs, vector, (channels,))
+        self.bias = parameter(zeros, rngs, vector, (channels,))
 
     def __call__(
         self, decoded: Float[Array, "b c lat lon"], x: Float[Array, "b c lat lon"], predicted: Bool[np.ndarray, " c"]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.nn.initializers import ones, zeros
 from jax.sharding import reshard
 from jaxtyping import Array, Float, Key
 
@@ -32,15 +33,6 @@ def kernel_init(fan_in: int) -> Callable:
     return functools.partial(jax.random.uniform, minval=-bound, maxval=bound)
 
 
-def constant_init(value: float) -> Callable:
-    """The constant `value`."""
-
-    def init(key, shape, dtype, *, out_sharding):
-        return jnp.full(shape, value, dtype, out_sharding=out_sharding)
-
-    return init
-
-
 class Dense(nnx.Module):
     """An affine map of the channels, or of the tokens, of an activation.
 
@@ -57,7 +49,7 @@ class Dense(nnx.Module):
         names = kernel_names(over, self.schedule)
         bias = "token_vector" if over == "token" else "embed_vector"
         self.kernel = parameter(kernel_init(inputs), rngs, names, (inputs, outputs))
-        self.bias = parameter(constant_init(0.0), rngs, (bias,), (outputs,))
+        self.bias = parameter(zeros, rngs, (bias,), (outputs,))
 
     def __call__(self, x: Float[Array, "b t d"], *, finish: Callable = add_bias) -> Float[Array, "b t2 d2"]:
         """finish(x kernel, bias): an activation function that adds the bias itself saves writing the sum."""
@@ -82,7 +74,7 @@ class Circulant(nnx.Module):
         self.schedule = resolve_schedule(schedule, inputs, outputs, "token")
         names, shape = kernel_names("token", self.schedule), (inputs // columns, outputs // columns, columns)
         self.kernel = parameter(kernel_init(inputs), rngs, (*names, "stack"), shape)
-        self.bias = parameter(constant_init(0.0), rngs, ("token_vector",), shape[1:2])
+        self.bias = parameter(zeros, rngs, ("token_vector",), shape[1:2])
 
     def __call__(self, x: Float[Array, "b t d"], *, finish: Callable = add_bias) -> Float[Array, "b t2 d"]:
         """As Dense."""
@@ -123,9 +115,9 @@ class LayerNorm(nnx.Module):
     def __init__(self, embed: int, *, conditions: int = 0, rngs: nnx.Rngs):
         if conditions:
             names, shape = ("stack", "stack", "embed_vector"), (2, conditions, embed)
-            self.condition_kernel = parameter(constant_init(0.0), rngs, names, shape)
-        self.scale = parameter(constant_init(1.0), rngs, ("embed_vector",), (embed,))
-        self.bias = parameter(constant_init(0.0), rngs, ("embed_vector",), (embed,))
+            self.condition_kernel = parameter(zeros, rngs, names, shape)
+        self.scale = parameter(ones, rngs, ("embed_vector",), (embed,))
+        self.bias = parameter(zeros, rngs, ("embed_vector",), (embed,))
 
     def __call__(self, x: Float[Array, "b t d"], condition: Float[Array, "b n"] | None = None) -> Float[Array, "b t d"]:
         scale, bias = (reshard(p[...], spec("embed"))[None, None, :] for p in (self.scale, self.bias))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.nn.initializers import zeros
 from jaxtyping import Array, Float, Int, Key
 
 from weathermixer.model.elementwise import add_bias
@@ -14,7 +15,6 @@ from weathermixer.model.heads import Blend, Increment
 from weathermixer.model.layers import (
     Dense,
     LayerNorm,
-    constant_init,
     dense_bias,
     fold_key,
     kernel_init,
@@ -220,7 +220,7 @@ class WeatherMixer(nnx.Module):
         names = ("stack", *kernel_names("channel", self.decode_schedule))
         init = kernel_init(2 * shape.embed)
         self.decode_kernel = parameter(init, rngs, names, (2, shape.embed, shape.features))
-        self.decode_bias = parameter(constant_init(0.0), rngs, ("embed_vector",), (shape.features,))
+        self.decode_bias = parameter(zeros, rngs, ("embed_vector",), (shape.features,))
         if shape.head == "blend":
             self.head = Blend(shape.channels, rngs=rngs)
         else:

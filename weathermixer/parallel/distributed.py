@@ -26,10 +26,11 @@ from typing import Any, NoReturn
 import jax
 from jax._src.distributed import global_state  # the key-value store has no public name
 
-from weathermixer.parallel.joining import Waiting, call_roll, name_processes, say
-from weathermixer.parallel.places import check_devices, find_place
+from weathermixer.parallel.joining import Waiting, call_roll, check_devices, find_place, name_processes, say
 
 FINISHED, FAILED, FAULT, PREEMPTED, STUCK = 0, 1, 70, 75, 124
+JOIN_SECONDS = 900
+HEARTBEAT_SECONDS = 30  # where a process dies, the others stop after so long
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _ASKED, _STEPS, _LEFT = (f"weathermixer/{name}" for name in ("asked", "steps/", "left"))
 
@@ -44,16 +45,16 @@ class Interrupted(Exception):
     """A wait was left because the run is asked to stop."""
 
 
-def initialize(*, heartbeat_timeout_seconds: int = 30, initialization_timeout_seconds: int = 900) -> None:
+def initialize() -> None:
     """Joins this process with the others of its run; to be called once, before anything that looks for devices.
 
-    Where a process dies, the others stop after `heartbeat_timeout_seconds`. Raises ValueError where the environment
-    contradicts itself, or where one sees no GPU that its job has; TimeoutError, with those that are missing.
+    Raises ValueError where the environment contradicts itself, or where one sees no GPU that its job has; TimeoutError,
+    with those that are missing.
     """
     place = find_place(os.environ)
     if place is not None:
         say(f"process {place.process} of {place.processes} joins the run at {place.coordinator}")
-        call_roll(place, seconds=initialization_timeout_seconds)
+        call_roll(place, seconds=JOIN_SECONDS)
         jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM for itself; see mind_signals
         jax.distributed.initialize(
             place.coordinator,
@@ -61,8 +62,8 @@ def initialize(*, heartbeat_timeout_seconds: int = 30, initialization_timeout_se
             process_id=place.process,
             local_device_ids=place.devices,
             cluster_detection_method="deactivate",  # find_place has done it
-            heartbeat_timeout_seconds=heartbeat_timeout_seconds,
-            initialization_timeout=initialization_timeout_seconds,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            initialization_timeout=JOIN_SECONDS,
         )
         threading.Thread(target=_follow, name="other processes", daemon=True).start()
     try:

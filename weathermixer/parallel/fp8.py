@@ -43,6 +43,9 @@ class Quantized(NamedTuple):
     unit: Float[Array, ""]
 
 
+Operand = Array | Quantized
+
+
 def quantize(x: Float[Array, "m n"], axes: tuple[str, ...], *, first: int | None = None) -> Quantized:
     """A device's part of a matrix that is cut over `axes`; what is not finite shows as NaN.
 
@@ -90,11 +93,13 @@ def _write_tile(x, scale, straight, turned, *, shape, triton):
     triton.store(turned.at[columns, rows], narrow.T, mask=mask.T)
 
 
-def multiply(a: Quantized, b: Quantized, dims: tuple[int, int], dtype: jnp.dtype) -> Float[Array, "i o"]:
-    """The product of two matrices over a dimension of each, summed in float32 and rounded to `dtype`.
+def multiply(a: Operand, b: Operand, dims: tuple[int, int], dtype: jnp.dtype) -> Float[Array, "i o"]:
+    """The product of two matrices over a dimension of each; in 8-bit floats summed in float32, rounded to `dtype`.
 
     Widening and scaling are exact, and a GPU's compiler leaves them out: its product of 8-bit floats is told the units.
     """
+    if not isinstance(a, Quantized):
+        return lax.dot_general(a, b, (((dims[0],), (dims[1],)), ((), ())))
     first, second = (
         (x.straight if dim else x.turned).astype(dtype) * x.unit.astype(dtype)
         for x, dim in zip((a, b), dims, strict=True)

@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec, reshard
 from jaxtyping import Array, Float
 
 from weathermixer.parallel.fp8 import Quantized, multiply, quantize
-from weathermixer.parallel.mesh import AXES, LOGICAL_AXES, gathered, spec
+from weathermixer.parallel.mesh import AXES, LOGICAL_AXES, spec, without
 from weathermixer.parallel.rings import add, arrive, deliver, gather, in_order, part
 from weathermixer.parallel.schedule import SCHEDULES, Over, Schedule, kernel_names, moves_input
 
@@ -86,7 +86,7 @@ def mix(
 
 def _einsum(x, kernel, over, names):
     """The contraction in one line, its schedule left to the compiler: the reference."""
-    kernel = reshard(kernel.astype(x.dtype), gathered(names, Way.of(over, "scatter").across))
+    kernel = reshard(kernel.astype(x.dtype), without(spec(*names), Way.of(over, "scatter").across))
     return jnp.einsum(
         {"channel": "bti,io->bto", "token": "bid,io->bod"}[over], x, kernel, out_sharding=spec(*ACTIVATION)
     )
@@ -241,16 +241,10 @@ def _product(x, kernel, *, way, dtype, transposed=False):
     """x W over the mixed dimension of x, or x W^T."""
     contracted = 1 if transposed else 0
     if way.mixed == 0:
-        return _multiply(kernel, x, (contracted, 0), dtype)
-    return _multiply(x, kernel, (1, contracted), dtype)
+        return multiply(kernel, x, (contracted, 0), dtype)
+    return multiply(x, kernel, (1, contracted), dtype)
 
 
 def _outer(x, dy, way, dtype):
     """x^T dy: [i, o] from [i, n] and [o, n], or from [n, i] and [n, o]: summed over the dimension that is not mixed."""
-    return _multiply(x, dy, (way.free, way.free), dtype)
-
-
-def _multiply(a, b, dims, dtype):
-    if isinstance(a, Quantized):
-        return multiply(a, b, dims, dtype)
-    return lax.dot_general(a, b, (((dims[0],), (dims[1],)), ((), ())))
+    return multiply(x, dy, (way.free, way.free), dtype)

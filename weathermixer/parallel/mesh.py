@@ -129,11 +129,6 @@ def without(array_spec: PartitionSpec, *axes: str) -> PartitionSpec:
     return PartitionSpec(*map(keep, array_spec))
 
 
-def gathered(names: Sequence[str], *axes: str) -> PartitionSpec:
-    """The spec of an array with these logical names after it was gathered over the mesh `axes`."""
-    return without(spec(*names), *axes)
-
-
 def ways(mesh: Mesh | AbstractMesh, name: str) -> int:
     """How many parts a dimension with this logical name is cut into on `mesh`."""
     return math.prod(mesh.shape[axis] for axis in axes_of(LOGICAL_AXES[name]))
@@ -152,11 +147,6 @@ def instance_devices(mesh: Mesh | AbstractMesh) -> int:
 def cut_axes(array_spec: PartitionSpec) -> set[str]:
     """The mesh axes over which an array with this spec is cut."""
     return {axis for entry in array_spec for axis in axes_of(entry)}
-
-
-def part_shape(mesh: Mesh | AbstractMesh, array_spec: PartitionSpec, shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape of a device's part of an array with this spec."""
-    return NamedSharding(mesh, array_spec).shard_shape(tuple(shape))
 
 
 def indivisible(mesh: Mesh | AbstractMesh, **sizes: tuple[str, int]) -> list[str]:

@@ -19,9 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from weathermixer.parallel.fp8 import Quantized
-
-Operand = Array | Quantized
+from weathermixer.parallel.fp8 import Operand, Quantized
 
 
 def _each(operand: Operand, dim: int, f: Callable[[Array, int], Array]) -> Operand:

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, Mesh, PartitionSpec, reshard
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, reshard
 
-from weathermixer.parallel.mesh import LOGICAL_AXES, axes_of, cut_axes, instances, part_shape, without
+from weathermixer.parallel.mesh import LOGICAL_AXES, axes_of, cut_axes, instances, without
 
 ZERO = ("none", "moments", "parameters")
 OVER = LOGICAL_AXES["batch"]
@@ -26,7 +26,8 @@ def cut_spec(spec: PartitionSpec, shape: Sequence[int], mesh: Mesh | AbstractMes
     if OVER in cut_axes(spec):
         return spec
     entries = tuple(spec) + (None,) * (len(shape) - len(spec))
-    for dimension, (entry, size) in enumerate(zip(entries, part_shape(mesh, spec, shape), strict=True)):
+    part = NamedSharding(mesh, spec).shard_shape(tuple(shape))
+    for dimension, (entry, size) in enumerate(zip(entries, part, strict=True)):
         if size % instances(mesh) == 0:
             cut = (*axes_of(entry), OVER) if entry else OVER
             return PartitionSpec(*entries[:dimension], cut, *entries[dimension + 1 :])
