@@ -11,6 +11,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "weathermixer" / "__init__.
 DASK = ["distributed>=2025.2"]
 REGRID = ["xarray-regrid>=0.4.2"]
 NOTEBOOKS = ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"]
+TRACKERS = ["wandb>=0.25", "mlflow-skinny>=3.5"]
 GRIB = ["cfgrib>=0.9.15", "eccodes>=2.40"]
 CLOUD = ["fsspec>=2025.2", "aiohttp>=3.10", "gcsfs>=2025.2", "s3fs>=2025.2"]
 
@@ -62,6 +63,7 @@ setup(
         "cloud": CLOUD,
         "dask": DASK,
         "regrid": REGRID,
+        "trackers": TRACKERS,
         "test": [
             "pytest>=8.4",
             "pytest-timeout>=2.4",
@@ -78,6 +80,7 @@ setup(
             *GRIB,
             *CLOUD,
             *DASK,
+            *TRACKERS,
             *REGRID,
             *NOTEBOOKS,
         ],

@@ -39,7 +39,7 @@ def write_end(workdir: pathlib.Path, status: int, why: str, **more: Any) -> None
 
 @contextlib.contextmanager
 def failing(workdir: pathlib.Path) -> Iterator[None]:
-    """Records what raises within it. One of several processes says so, and ends at once with the others.
+    """Records what raises within it, each process in a file of its own. One of several ends at once with the others.
 
     Where that is left to whoever opened a checkpoint or a log, they wait in vain for the others first.
     """
@@ -48,7 +48,10 @@ def failing(workdir: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        report = functools.partial(write_end, workdir, traceback=traceback.format_exc())
+        trace = traceback.format_exc()
+        with contextlib.suppress(OSError), open(workdir / f"errors-{jax.process_index()}.txt", "a") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {socket.gethostname()}\n{trace}\n")
+        report = functools.partial(write_end, workdir, traceback=trace)
         if jax.process_count() > 1:
             distributed.leave(*command_line.explain(error, "train"), report)
         report(*command_line.judge(error))

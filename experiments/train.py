@@ -47,6 +47,7 @@ from weathermixer.training.checkpoint import Checkpoints, open_checkpoints, soft
 from weathermixer.training.phases import Phases
 from weathermixer.training.state import TrainState, describe
 from weathermixer.training.telemetry import RunLog, open_log
+from weathermixer.training.trackers import check_trackers
 
 PROFILE = "profile"
 
@@ -79,6 +80,7 @@ def train(
         what = "batch_size" if parts == 1 else "batch_size / accumulate"
         check_divides(mesh, **{what: ("batch", settings.training.batch_size // parts)})
         workdirs.check_workdir(settings, workdir)
+        check_trackers(settings.training.trackers)
         with phases("making data"):
             archive = build.open_data(settings, data)
         if settings.evaluation.final:
@@ -104,6 +106,7 @@ def _train(
     keep |= dict(keep_best=options.keep_best, every=options.checkpoint_every, on_damage=options.on_damage)
     hardware = find_device(jax.devices()[0].device_kind)
     rates = dict(every=options.log_every, batch_size=options.batch_size)
+    rates |= dict(trackers=options.trackers, settings=workdirs.flatten(settings.values()))
     rates["peak_flops"] = hardware and hardware.peak(build.compute_dtype(settings).name)
     with (
         open_checkpoints(workdir / workdirs.CHECKPOINTS, **keep, say=said.append) as checkpoints,

@@ -20,6 +20,7 @@ from weathermixer.archive.storage import kvstore_spec
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel.mesh import make_mesh
 from weathermixer.prepare.writer import create_archive, publish
+from weathermixer.sources.sources import open_source
 
 QUICK = {"http_request_retries": {"max_retries": 3, "initial_delay": "10ms", "max_delay": "20ms"}}
 S3 = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_NO_SIGN_REQUEST")
@@ -137,6 +138,7 @@ from weathermixer.archive.archive import open_archive
 from weathermixer.archive.loader import read_frames
 from weathermixer.parallel.mesh import make_mesh
 from weathermixer.fields.variables import ChannelSet
+from weathermixer.sources.sources import open_source
 archive = open_archive(sys.argv[1])
 frames = read_frames(archive, ChannelSet(archive.channels), make_mesh(1, 1, 1), np.array([2]))
 print(float(np.asarray(frames).astype("float64").sum()))
@@ -180,3 +182,12 @@ def test_an_archive_in_object_storage(make_archive, s3_bucket):
     assert account.bytes_read > 0 and account.frames_read == 2 * 2 * 3
     frames = read_frames(remote, ChannelSet(remote.channels), make_mesh(2, 1, 1), np.array([0, 9]))
     np.testing.assert_array_equal(np.asarray(frames), local.store.read().result()[[0, 9]])
+
+
+@pytest.mark.parametrize("path", ["s3://me:hidden@bucket/a", "https://host/a?X-Amz-Signature=hidden"])
+def test_an_address_with_a_secret_is_refused_without_showing_it(path):
+    with pytest.raises(ValueError, match=r"(bucket|host)/a was given with a user, password or token") as refused:
+        kvstore_spec(path)
+    assert "hidden" not in str(refused.value)
+    with pytest.raises(ValueError, match="leave them out"):
+        open_source(path)

@@ -35,9 +35,10 @@ def kvstore_spec(path: str | os.PathLike) -> Spec:
     s3:// follows the usual environment: AWS_ENDPOINT_URL, AWS_REGION (or AWS_DEFAULT_REGION), AWS_NO_SIGN_REQUEST=YES
     for public buckets, and the standard chain of credentials otherwise. Requests to remote stores that fail for a
     reason that passes, or stall, are sent again after 1, 2, 4 ... 32 s, 32 times (TensorStore's *_request_retries).
-    Raises ValueError for other schemes.
+    Raises ValueError for other schemes, and as `check_address` does.
     """
     path = os.fspath(path)
+    check_address(path)
     parts = urlsplit(path)
     folder = parts.path.strip("/") + "/" if parts.path.strip("/") else ""
     if "://" not in path or parts.scheme == "file":
@@ -54,6 +55,17 @@ def kvstore_spec(path: str | os.PathLike) -> Spec:
     if parts.scheme in ("http", "https"):
         return {"driver": "http", "base_url": f"{parts.scheme}://{parts.netloc}", "path": "/" + folder}
     raise ValueError(f"{path!r}: scheme {parts.scheme!r} is not known; use a file path, s3://, gs:// or http(s)://")
+
+
+def check_address(path: str) -> None:
+    """ValueError for an address with a password or a token in it: a run's log and checkpoints would keep them."""
+    parts = urlsplit(path)
+    if "://" in path and (parts.query or "@" in parts.netloc):
+        raise ValueError(
+            f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path} was given with a user, password or token: "
+            "leave them out, and give them as AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS "
+            "or in the files that these packages read; logs and checkpoints keep addresses"
+        )
 
 
 def _s3_options() -> Spec:

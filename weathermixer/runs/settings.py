@@ -21,6 +21,7 @@ from weathermixer.parallel.zero import ZERO
 from weathermixer.training.augment import AUGMENTATIONS
 from weathermixer.training.losses import CHANNEL_WEIGHTS, FORMS
 from weathermixer.training.optimizer import KINDS, RATES
+from weathermixer.training.trackers import TRACKERS
 
 
 def _setting(default: Any, choices: tuple = (), **bounds: int | float) -> Any:
@@ -157,6 +158,8 @@ class TrainingSettings:
     # of the parameters' moving average, which then is what forecasts; 0: none
     ema_decay: float = _setting(0.0, least=0, below=1)
     log_every: int = _setting(50, least=1)  # steps
+    # "wandb", "mlflow": who else takes the log's numbers; servers and keys as these packages want them told
+    trackers: tuple[str, ...] = _setting((), tuple(TRACKERS))
     checkpoint_every: int = _setting(1000, least=1)  # steps
     keep_checkpoints: int = _setting(3, least=1)  # the last so many, and besides, for ever:
     keep_every: int = _setting(0, least=0)  # those of every so many steps; 0: none
@@ -373,9 +376,10 @@ _KINDS = {
 
 
 def _check(name: str, value: Any, rules: Mapping[str, Any]) -> Any:
-    if rules.get("choices") and value not in rules["choices"]:
-        raise ValueError(f"{name}={value!r} is not one of {', '.join(map(str, rules['choices']))}")
     entries = value if type(value) is tuple else (value,)
+    for entry in entries if rules.get("choices") else ():
+        if entry not in rules["choices"]:
+            raise ValueError(f"{name}={entry!r} is not one of {', '.join(map(str, rules['choices']))}")
     if value == () and rules.get("least") == 0:
         return value
     if type(value) is dict:

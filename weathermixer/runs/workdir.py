@@ -33,6 +33,7 @@ FREE_TO_CHANGE = (
     "model.rematerialize",
     "model.schedule",
     "training.log_every",
+    "training.trackers",
     "training.checkpoint_every",
     "training.keep_checkpoints",
     "training.keep_every",

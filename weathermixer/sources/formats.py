@@ -94,6 +94,7 @@ def open_raw(
 def find_paths(spec: str) -> list[str]:
     """The files and stores that a spec names: itself, the matches of a glob, what lies in a folder that is no store."""
     if "://" in spec:
+        check_address(spec)
         return [spec]
     spec = os.path.expanduser(spec)
     if os.path.isdir(spec) and not any(os.path.exists(os.path.join(spec, name)) for name in _ZARR):

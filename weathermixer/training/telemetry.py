@@ -1,4 +1,4 @@
-"""The log of a run: one readable line, a JSON record and TensorBoard scalars for every so many steps.
+"""The log of a run: one readable line, a JSON record and the trackers' numbers for every so many steps and the last.
 
     with open_log(workdir, Phases(), first_step=0, last_step=1000, every=50, batch_size=8) as log:
         log.begin_stage(flops_per_step=1e12)
@@ -19,21 +19,20 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from weathermixer.parallel import distributed
 from weathermixer.training.phases import Phases, format_account
+from weathermixer.training.trackers import TRACKERS, TensorBoard, Tracker
 
 METRICS_FILE = "metrics.jsonl"
 LOG_FILE = "log.txt"
-TENSORBOARD_DIRECTORY = "tensorboard"
 FIRST_IN_LINE = ("loss", "grad_norm", "learning_rate")
 
 Batch = TypeVar("Batch")
@@ -48,6 +47,8 @@ def open_log(
     every: int,
     batch_size: int,
     peak_flops: float | None = None,
+    trackers: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
 ) -> "RunLog":
     """Opens WORKDIR/log.txt, metrics.jsonl and tensorboard/ to append; records after `first_step` are dropped.
 
@@ -55,15 +56,16 @@ def open_log(
         phases: go on from what the records say of the time until `first_step`.
         every: steps per line.
         peak_flops: peak of one device; None leaves the share of it out, as for a CPU.
+        trackers: names of training/trackers.py that take the numbers as well, and the run's flat `settings`.
 
     Raises ValueError where `workdir` cannot be written.
     """
     if every < 1:
         raise ValueError(f"log every={every} steps: must be at least 1")
-    log = RunLog(phases, first_step, every, batch_size, peak_flops)
+    log = RunLog(phases, first_step, last_step, every, batch_size, peak_flops)
     if jax.process_index() == 0:
         try:
-            log.open_files(Path(workdir), last_step)
+            log.open_files(Path(workdir), trackers, settings or {})
         except OSError as error:
             raise ValueError(f"cannot write the log to {workdir}: {error}; choose another workdir") from error
     return log
@@ -83,9 +85,17 @@ class Sent(NamedTuple):
 class RunLog:
     """A run's log, as open_log returns it; close it, or use it in a `with` block."""
 
-    def __init__(self, phases: Phases, first_step: int, every: int, batch_size: int, peak_flops: float | None):
+    def __init__(
+        self,
+        phases: Phases,
+        first_step: int,
+        last_step: int,
+        every: int,
+        batch_size: int,
+        peak_flops: float | None,
+    ):
         self._every, self._batch_size, self._peak_flops, self._flops = every, batch_size, peak_flops, 0.0
-        self._phases, self._first_step = phases, first_step
+        self._phases, self._first_step, self._last_step = phases, first_step, last_step
         self._compiled = False
         self._account: Any = None
         self._files = None
@@ -95,7 +105,7 @@ class RunLog:
         self._ended: float | None = None  # the step before; None where something else came between
         self._restart(first_step, time.perf_counter(), None)
 
-    def open_files(self, workdir: Path, last_step: int) -> None:
+    def open_files(self, workdir: Path, trackers: Sequence[str], settings: Mapping[str, Any]) -> None:
         """Starts writing: done on one process alone."""
         workdir.mkdir(parents=True, exist_ok=True)
         kept = _drop_records_after(workdir / METRICS_FILE, self._first_step)
@@ -104,12 +114,14 @@ class RunLog:
             self._phases.go_on(accounts[-1]["seconds"], until=accounts[-1]["time"])
         self._records = open(workdir / METRICS_FILE, "a", encoding="utf-8")
         self._text = open(workdir / LOG_FILE, "a", encoding="utf-8")
-        self._scalars = SummaryWriter(str(workdir / TENSORBOARD_DIRECTORY), purge_step=self._first_step + 1)
         # disable=None: a bar on a terminal, none in a file or a pipe
-        self._bar = tqdm(total=last_step, initial=self._first_step, disable=None, unit="step", dynamic_ncols=True)
-        self._files = (self._records, self._text, self._scalars, self._bar)
-        if not accounts:
-            self._append({"step": 0, "seconds": {}})  # from here on time is accounted for, also where the run is killed
+        self._bar = tqdm(total=self._last_step, initial=self._first_step, disable=None, unit="step", dynamic_ncols=True)
+        if not accounts:  # from here on time is accounted for, also where the run is killed
+            accounts.append(self._append({"step": 0, "seconds": {}}))
+        identity = f"{accounts[0]['time'] * 1e3:.0f}"  # the run's birth
+        self._trackers: list[Tracker] = [TensorBoard(workdir, self._first_step)]
+        self._trackers += [TRACKERS[name](workdir, identity, settings) for name in trackers]
+        self._files = (self._records, self._text, self._bar)
 
     def __enter__(self) -> "RunLog":
         return self
@@ -122,7 +134,7 @@ class RunLog:
     def close(self) -> None:
         """Closes the files; a second call does nothing."""
         self._ends.shutdown(wait=False)
-        for file in self._files or ():
+        for file in (*self._trackers, *self._files) if self._files else ():
             file.close()
         self._files = None
 
@@ -175,7 +187,7 @@ class RunLog:
             self._idle += idle
             self._phases.idle(idle)
         self._ended = ended
-        if sent.step % self._every:
+        if sent.step % self._every and sent.step != self._last_step:
             return None
         values = {name: float(value) for name, value in jax.device_get(dict(sent.metrics)).items()}
         values |= self._rates(sent.step, ended, sent.account)
@@ -243,14 +255,19 @@ class RunLog:
         if not self._files:
             return
         self._append({"step": step} | {n: value if math.isfinite(value) else None for n, value in values.items()})
-        for name, value in values.items():
-            self._scalars.add_scalar(name, value, step)
-        self._scalars.flush()
+        for tracker in self._trackers.copy():
+            try:
+                tracker.write(step, values)
+            except Exception as error:  # a server that is down ends no run of a week
+                self._trackers.remove(tracker)
+                self.note(f"{type(tracker).__name__} takes no more numbers of this start: {error}")
         self.note(line)
 
-    def _append(self, record: dict[str, Any]) -> None:
-        self._records.write(json.dumps(record | {"time": round(time.time(), 3)}) + "\n")
+    def _append(self, record: dict[str, Any]) -> dict[str, Any]:
+        record = record | {"time": round(time.time(), 3)}
+        self._records.write(json.dumps(record) + "\n")
         self._records.flush()
+        return record
 
 
 def format_line(step: int, values: Mapping[str, float]) -> str:
