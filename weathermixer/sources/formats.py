@@ -17,7 +17,7 @@ import netCDF4
 import xarray as xr
 import zarr
 
-from weathermixer.archive.storage import cache_folder
+from weathermixer.archive.storage import cache_folder, check_address
 from weathermixer.sources.coordinates import rename_dimensions
 from weathermixer.sources.grib import is_grib, open_grib
 from weathermixer.sources.netcdf3 import check_length
