@@ -21,8 +21,9 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import zarr
 
-from tests.running import make_data, read_until, train
+from tests.running import ROOT, make_data, read_until, train
 from tests.servers import serve
 from weathermixer.parallel import distributed
 from weathermixer.training.telemetry import read_records
@@ -157,9 +158,49 @@ def failing_store(trial: Trial):
     return trial.start(f"--data={url}/archive"), distributed.FINISHED
 
 
+def missing_values(trial: Trial):
+    """A frame whose values are missing ends the run before such a state is saved; then the frame is there again."""
+    shard = trial.data / "archive/fields/c/1/0/0/0"
+    kept = shard.read_bytes()
+    fields = zarr.open_array(trial.data / "archive/fields", mode="r+")
+    fields[trial.rng.randrange(10, 20), 0] = np.nan
+    run = trial.start()
+    said = run.communicate(timeout=END_SECONDS)[0]
+    shard.write_bytes(kept)
+    assert "2m_temperature" in said, said
+    return run, 1
+
+
+def clock_jumps(trial: Trial):
+    """Two hours forward or back in mid-run, then kill -9: heartbeats, goodput and the owner's age use clocks."""
+    folder = trial.workdir.with_name(f"{trial.workdir.name}-clock")
+    folder.mkdir()
+    jump = trial.rng.choice([-7200, 7200])
+    (folder / "sitecustomize.py").write_text(
+        "import time\n"
+        "real, start = time.time, time.time()\n"
+        f"time.time = lambda: real() + {jump} * (real() > start + 6)\n"
+    )
+    run = trial.start("--config.training.checkpoint_every=3", PYTHONPATH=f"{ROOT}:{folder}")
+    trial.at_some_step(run)
+    os.kill(trial.rng.choice(trial.pids()), signal.SIGKILL)
+    return run, None
+
+
 KINDS: dict[str, Callable] = {
     kind.__name__: kind
-    for kind in (killed, asked, asked_early, full_disk, stopped, other_processes, unreadable, failing_store)
+    for kind in (
+        killed,
+        asked,
+        asked_early,
+        full_disk,
+        stopped,
+        other_processes,
+        unreadable,
+        failing_store,
+        missing_values,
+        clock_jumps,
+    )
 }
 
 
@@ -173,7 +214,7 @@ def try_fault(kind: str, trial: Trial, expected: dict[int, dict[int, float]]) ->
     run, status = KINDS[kind](trial)
     since = time.monotonic()
     try:
-        said = run.communicate(timeout=END_SECONDS)[0]
+        said = "" if run.stdout.closed else run.communicate(timeout=END_SECONDS)[0]
         seconds = time.monotonic() - since
     except subprocess.TimeoutExpired:
         seconds = float("inf")
