@@ -33,7 +33,7 @@ from jax.sharding import Mesh
 
 from experiments import command_line
 from experiments.benchmark import weather
-from experiments.compiled import simulate_devices
+from experiments.synthetic import simulate_devices
 from weathermixer.archive import storage
 from weathermixer.archive.archive import Archive, open_archive
 from weathermixer.archive.boxes import Box, find_boxes, read_amplification
