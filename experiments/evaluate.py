@@ -172,6 +172,8 @@ def make_parser() -> command_line.Parser:
     add("--grids", type=command_line.words, metavar="GRID,...", help=about)
     add("--by", choices=GROUPS, help="take forecasts that start in each season, or at each hour, apart")
     add("--spectra", action="store_true", help="zonal power spectra too, in the netCDF file")
+    about = "of --forecast: SEEPS of precipitation too, by WeatherBench 2's --climatology with its thresholds"
+    add("--seeps", action="store_true", help=about)
     add(
         "--output",
         metavar="FILE",
@@ -205,8 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     about |= {"regions": options.regions, "grids": options.grids, "by": options.by, "output": options.output}
     about |= {"spectra": True} if options.spectra else {}
     if options.run is not None:
-        if options.climatology:
-            parser.error("--climatology: that of a run is its data's own, or made of its training period")
+        if options.climatology or options.seeps:
+            parser.error("--climatology, --seeps: of a run alone it is its data's own, or made of its training period")
         score(*open_run(options, scored=True), **about, batch_size=options.batch_size, max_starts=options.max_starts)
         return
     if options.data is None:
@@ -215,6 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     about |= {
         "truth": options.data,
         "climatology": options.climatology,
+        "seeps": options.seeps,
         "mesh": make_mesh(*(options.mesh or (1, 1, 1))),
     }
     about["readings"] = {name: getattr(options, name) for name in ("select", "rename", "units")}

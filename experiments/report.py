@@ -39,10 +39,11 @@ from weathermixer.training.telemetry import LOG_FILE, METRICS_FILE
 from weathermixer.verification import charts, figures
 from weathermixer.verification.evaluation import BASELINES
 from weathermixer.verification.metrics import compute_metrics
-from weathermixer.verification.scores import READ_AS, digits
-from weathermixer.verification.significance import compare, join_scores
+from weathermixer.verification.scores import READ_AS, count_samples, describe_scores, tabulate
+from weathermixer.verification.significance import join_scores
 
 REPORT_FILE = "report.html"
+INTERVALS = "Intervals: 95 %, block bootstrap over starts; * where the paired t-test says p &lt; 0.05."
 PLACE = (50.0, 10.0)  # degrees north and east, of the time series
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
@@ -195,21 +196,22 @@ def _compare(scores: Mapping[str, xr.Dataset], channel: str) -> str:
     options = dict(join="inner", data_vars="minimal", coords="minimal", compat="override", combine_attrs="override")
     whole = xr.concat(parts, "source", **options)
     joined = whole.isel({dim: 0 for dim in ("grid", "region") if dim in whole.dims})  # of these the first
-    shown = compute_metrics(joined)
-    pairs = [(other, first) for other in others] or [(first, name) for name in kept if name == "climatology"]
-    text = [f"<p>{html.escape(_question(joined))}</p>", table(_rows(shown, joined, pairs))]
-    for one, other in pairs:
+    joined = joined.assign(compute_metrics(joined))
+    against = "climatology" if "climatology" in kept else None
+    about = ". ".join([*describe_scores(joined), count_samples(joined), ""])
+    text = [f"<p>{html.escape(about)}{INTERVALS}</p>", table(_rows(joined, against))]
+    for one, other in [(other, first) for other in others] or [(first, against)] * bool(against):
         about = f"RMSE of {one} against {other}, by variable, level and lead: blue is better, hatched may be chance."
         text.append(picture(charts.draw_scorecard(whole, one, other), about))
     for metric in ("rmse", "acc"):
-        about = f"{metric.upper()} over lead time: {', '.join(map(str, shown.source.values))}."
-        if metric in shown:
-            text.append(picture(charts.draw_scores(shown, metric=metric), about))
+        about = f"{metric.upper()} over lead time: {', '.join(map(str, joined.source.values))}."
+        if metric in joined:
+            text.append(picture(charts.draw_scores(joined, metric=metric), about))
     if all("spectrum" in each for each in scores.values()):
         powers = [each.spectrum.sel(source=["model"]).assign_coords(source=[name]) for name, each in scores.items()]
         spectra = xr.concat(powers, "source", join="inner", coords="minimal", compat="override")
         spectra = spectra.to_dataset().assign(spectrum_truth=scores[first].spectrum_truth)
-        lead = int(shown.lead_hours[-1])
+        lead = int(joined.lead_hours[-1])
         about = f"Zonal power spectra of {channel} at {lead} h: {', '.join(scores)} and the analyses."
         text.append(picture(charts.draw_spectra(spectra, channel=channel, lead_hours=lead), about))
     else:
@@ -217,36 +219,14 @@ def _compare(scores: Mapping[str, xr.Dataset], channel: str) -> str:
     return "\n".join(text)
 
 
-def _question(joined: xr.Dataset) -> str:
-    about = joined.attrs
-    counts = ", ".join(f"{n} at {lead} h" for lead, n in zip(joined.lead_hours.values, joined.samples.values))
-    lines = [
-        f"{about['mode']} forecasts from {about['first_start']} to {about['last_start']} UTC: {counts}",
-        f"climatology: {about['climatology']}",
-        *about["notes"].splitlines(),
-        f"intervals: 95 %, block bootstrap over starts; * where the paired t-test says p < {charts.LEVEL}",
-    ]
-    return ". ".join(lines) + "."
-
-
-def _rows(shown: xr.Dataset, joined: xr.Dataset, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """A row for each channel and lead: differences with intervals, all sources' RMSE, ACC and bias of the forecasts."""
-    rows = shown.stack(row=("channel", "lead_hours"))
-    factor, units = zip(*(READ_AS.get(unit, (1.0, unit)) for unit in rows.units.values))
-    columns = {"channel": rows.short.values, "unit": units, "lead / h": rows.lead_hours.values}
-    for one, other in pairs:
-        found = compare(joined, one, other).stack(row=("channel", "lead_hours"))
-        percent = (100 / rows.rmse.sel(source=other).values * found[["difference", "low", "high"]].to_array().values).T
-        stars = np.where(found.p_value < charts.LEVEL, "*", "")
-        texts = ["{:+.1f} [{:+.1f}, {:+.1f}]{}".format(*numbers, star) for numbers, star in zip(percent, stars)]
-        columns[f"{one} against {other}, %"] = texts
-    for name in shown.source.values:
-        of_one = rows.sel(source=name)
-        columns[f"RMSE {name}"] = [digits(value) for value in factor * of_one.rmse.values]
-        if name not in BASELINES:
-            columns[f"bias {name}"] = [digits(value) for value in factor * of_one.bias.values]
-            columns |= {f"ACC {name}": [f"{value:.3f}" for value in of_one.acc.values]} if "acc" in of_one else {}
-    return pd.DataFrame(columns)
+def _rows(scores: xr.Dataset, against: str | None) -> pd.DataFrame:
+    """What the tables of scores say, a row for each channel and lead."""
+    leads, units = scores.lead_hours.values, [READ_AS.get(unit, (1.0, unit))[1] for unit in scores.units.values]
+    rows = {"channel": np.repeat(scores.short.values, len(leads)), "unit": np.repeat(units, len(leads))}
+    rows["lead / h"] = np.tile(leads, scores.sizes["channel"])
+    for what, columns in tabulate(scores, against).items():
+        rows |= {f"{what}: {name}": texts.T.ravel() for name, texts in columns.items()}
+    return pd.DataFrame(rows)
 
 
 def _draw_maps(run: Run, scores: xr.Dataset, data: str | None, channel: str, count: int) -> str:

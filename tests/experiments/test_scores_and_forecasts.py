@@ -59,7 +59,7 @@ def test_score_takes_what_is_not_given_from_the_config(run, capsys):
     # 28 times from the 9th to the 15th, the last valid time being the 15th, 18 h
     assert scores.samples.values.tolist() == [27, 24] and scores.attrs["first_start"] == "2020-01-09T00"
     table = capsys.readouterr().out
-    assert "z500" in table and "24 h (24 samples)" in table
+    assert "z500" in table and "24 at 24 h" in table
     found = json.loads((run.path / "scores.json").read_text())
     assert (
         found["rmse"]["model"]["geopotential_500"]

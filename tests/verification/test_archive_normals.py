@@ -10,7 +10,7 @@ from tests.sources.written_sources import make_dataset
 from weathermixer.archive.archive import open_archive
 from weathermixer.archive.reference import make_reference
 from weathermixer.fields.variables import ChannelSet
-from weathermixer.parallel.mesh import make_mesh
+from weathermixer.parallel.mesh import make_mesh, use_mesh
 from weathermixer.prepare.prepare import prepare_archive
 from weathermixer.sources.sources import open_source
 from weathermixer.verification.climatologies import open_normals
@@ -34,8 +34,9 @@ def archive(tmp_path_factory):
 @pytest.mark.parametrize("mesh_shape", [(1, 1, 1), (2, 2, 2), (1, 4, 2), (4, 1, 2)])
 def test_it_is_what_the_archive_holds(archive, mesh_shape):
     times = np.array(["2019-01-01T00", "2020-02-29T12", "2020-12-31T12", "2031-07-04T00"], "datetime64[ns]")
-    normals = open_normals(archive, make_reference(archive, CHANNELS))
-    fields = normals.at(times, make_mesh(*mesh_shape))
+    normals = open_normals(archive, make_reference(archive, CHANNELS), mesh := make_mesh(*mesh_shape))
+    with use_mesh(mesh):
+        fields = normals.at(times)
     assert fields.shape == (4, 8, 4, 6) and fields.dtype == np.float32
     values = np.asarray(fields)
     np.testing.assert_array_equal(values[:, 5:], 0)
@@ -50,16 +51,16 @@ def test_it_is_what_the_archive_holds(archive, mesh_shape):
 
 
 def test_it_knows_which_times_it_is_the_mean_of(archive):
-    normals = open_normals(archive, make_reference(archive, CHANNELS))
+    normals = open_normals(archive, make_reference(archive, CHANNELS), make_mesh(1, 1, 1))
     assert normals.description.startswith("the archive's of 2019 to 2020-06, by hour")
     assert normals.holds_any(np.array(["2020-06-30T12", "2020-09-01"], "datetime64[ns]"))
     assert not normals.holds_any(np.array(["2018-12-31T12", "2020-07-01T00"], "datetime64[ns]"))
     assert dataclasses.replace(normals, period=None).holds_any(np.array(["1950-01-01"], "datetime64[ns]"))
-    with pytest.raises(ValueError, match=r"climatology has the hours \[0, 12\], not \[6\]"):
-        normals.at(np.array(["2020-01-01T06"], "datetime64[ns]"), make_mesh(1, 1, 1))
+    with pytest.raises(ValueError, match=r"climatology of .* has nothing for 2020-01-01T06: its hours are \[0, 12\]"):
+        normals.at(np.array(["2020-01-01T06"], "datetime64[ns]"))
 
 
 def test_an_archive_without_one(make_archive):
     archive = make_archive()
     reference = make_reference(archive, ChannelSet(archive.channels))
-    assert open_normals(open_archive(archive.path), reference) is None
+    assert open_normals(open_archive(archive.path), reference, make_mesh(1, 1, 1)) is None

@@ -13,7 +13,7 @@ CHANNELS = ChannelSet.make(surface=["2m_temperature", "10m_u_component_of_wind"]
 
 def physical(archive, climatology, times, mesh):
     with use_mesh(mesh):
-        fields = np.asarray(climatology.at(times, mesh), np.float64)
+        fields = np.asarray(climatology.at(times), np.float64)
     statistics = archive.statistics
     return fields * statistics.std[:, None, None] + statistics.mean[:, None, None]
 

@@ -59,7 +59,7 @@ def test_the_table_holds_each_sources_rmse_and_the_ratio_to_the_better_baseline(
     assert humidity[0][1:4] == ["g/kg", "0.300", "1.500"]
     # RMSE of three leads, of the fourth, then bias and ACC of all
     assert humidity[2][:6] == ["q500", "g/kg", "-0.030", "0.500", "-0.060", "0.500"]
-    assert "6 h (33 samples)" in table and "2020-01-09T18" in table
+    assert "33 at 6 h, 30 at 24 h" in table and "2020-01-09T18" in table
 
 
 def test_json_holds_every_score(scores, tmp_path):

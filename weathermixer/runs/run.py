@@ -35,7 +35,7 @@ from weathermixer.runs.workdir import CHECKPOINTS, read_settings
 from weathermixer.sources.sources import Source
 from weathermixer.training.checkpoint import name_leaves, open_checkpoints
 from weathermixer.training.state import describe
-from weathermixer.verification.climatologies import Climatology, Normals, make_climatology, open_normals
+from weathermixer.verification.climatologies import Calendar, Climatology, make_climatology, open_normals
 from weathermixer.verification.evaluation import Forecaster, evaluate, model_forecaster
 
 MOST_STARTS_AT_A_TIME = 8
@@ -271,8 +271,8 @@ class Run:
 
     def _choose_climatology(
         self, data: Archive | Source, frames: Frames, scored: np.ndarray, *, batch_size: int, progress: bool
-    ) -> Climatology | Normals | None:
-        normals = open_normals(data, self.reference) if isinstance(data, Archive) else None
+    ) -> Climatology | Calendar | None:
+        normals = open_normals(data, self.reference, self.mesh) if isinstance(data, Archive) else None
         if normals and not normals.holds_any(frames.times[scored]):
             return normals
         if normals and jax.process_index() == 0:

@@ -2,11 +2,13 @@
 
 It is held as a few coefficient fields per hour instead of a field per hour and day (1464 of them: 420 GB at 0.25
 degrees), so it stays on the mesh, is cut like any field, and is fitted in one pass over the training period. An archive
-may bring those fields itself, in WeatherBench 2's definition (`Normals`): they are read for the times that are asked.
+or another file may bring those fields itself, in WeatherBench 2's definition: they are read for the times that are
+asked.
 """
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,7 @@ from weathermixer.archive.archive import CLIMATOLOGY, Archive
 from weathermixer.archive.frames import Frames
 from weathermixer.archive.reference import Reference
 from weathermixer.archive.sampling import days_of_year, find_times, in_period
-from weathermixer.fields.variables import ChannelSet
+from weathermixer.archive.standardization import make_standardization
 from weathermixer.parallel.mesh import sharding, spec, use_mesh
 
 DAYS_PER_YEAR = 365.2425
@@ -46,10 +48,10 @@ class Climatology:
         seasons = f" with {self.harmonics} annual harmonics" if self.harmonics else ""
         return f"mean of the training period by hour of day{seasons}"
 
-    def at(self, times: np.ndarray, mesh: Mesh) -> Float[Array, "b n lat lon"]:
+    def at(self, times: np.ndarray) -> Float[Array, "b n lat lon"]:
         """The standardized climatology at these times, a global array cut like a batch of fields."""
         terms = climatology_terms(times, hours=self.hours, harmonics=self.harmonics)
-        return _combine(_on_mesh(terms, mesh), self.coefficients)
+        return _combine(_on_mesh(terms, self.coefficients.sharding.mesh), self.coefficients)
 
 
 def climatology_terms(times: np.ndarray, *, hours: tuple[int, ...], harmonics: int) -> Float[np.ndarray, "time term"]:
@@ -134,101 +136,82 @@ def _combine(terms: Array, coefficients: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Calendar:
-    """A climatology by day and hour that another data set is: frames of the days of the year CALENDAR_YEAR."""
+    """A climatology that is held by hour and day: frames of the days of the year CALENDAR_YEAR.
+
+    `period` is the first and last date of the times that it is the mean of; None: not known, or all.
+    """
 
     frames: Frames
+    description: str
+    period: tuple[str, str] | None = None
 
-    @property
-    def description(self) -> str:
-        return f"{self.frames.name}, by hour of day and day of year"
+    def holds_any(self, times: np.ndarray) -> bool:
+        """Whether some of these times are among those that it is the mean of."""
+        return self.period is None or bool(in_period(times, self.period).any())
 
-    def at(self, times: np.ndarray, mesh: Mesh) -> Float[Array, "b n lat lon"]:
+    def at(self, times: np.ndarray) -> Float[Array, "b n lat lon"]:
         """The standardized climatology at these times; ValueError for a day or an hour that it does not have."""
         hours = times - times.astype("datetime64[D]")
         days = (days_of_year(times) - 1) * np.timedelta64(1, "D")
         found = find_times(self.frames.times, np.datetime64(f"{CALENDAR_YEAR}-01-01", "ns") + days + hours)
         if (found < 0).any():
-            raise ValueError(f"the climatology {self.frames.name} has nothing for {times[found < 0][0]:.13}")
+            has = np.unique(self.frames.times.astype("datetime64[h]").astype(int) % 24).tolist()
+            raise ValueError(f"{self.frames.name} has nothing for {times[found < 0][0]:.13}: its hours are {has}")
         return self.frames.read(found)
 
 
 def as_calendar(climatology: xr.Dataset) -> list[xr.Dataset]:
     """A WeatherBench 2 climatology [hour, dayofyear, ...] by the times of CALENDAR_YEAR, a piece for each hour."""
-    start, day = np.datetime64(f"{CALENDAR_YEAR}-01-01", "ns"), np.timedelta64(1, "D")
     pieces = []
     for hour in climatology.hour.values:
-        times = start + (climatology.dayofyear.values - 1) * day + int(hour) * np.timedelta64(1, "h")
-        piece = climatology.sel(hour=hour, drop=True).rename(dayofyear="time").assign_coords(time=times)
+        piece = climatology.sel(hour=hour, drop=True).rename(dayofyear="time")
+        piece = piece.assign_coords(time=_calendar_times(climatology.dayofyear.values, [int(hour)]))
         piece.encoding = climatology.encoding
         pieces.append(piece)
     return pieces
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Normals:
-    """WeatherBench 2's climatology of an archive; fields [hour, day, lat, lon] in SI units, one per dynamic channel.
+def _calendar_times(days: np.ndarray, hours: Sequence[int]) -> np.ndarray:
+    """Times of CALENDAR_YEAR, ascending: each of these days of the year at each of the hours."""
+    start, day, hour = np.datetime64(f"{CALENDAR_YEAR}-01-01", "ns"), np.timedelta64(1, "D"), np.timedelta64(1, "h")
+    return (start + (days[:, None] - 1) * day + np.array(hours) * hour).ravel()
 
-    `period` is the first and last date of the times that it is the mean of; None: all of the archive's.
+
+def open_normals(archive: Archive, reference: Reference, mesh: Mesh) -> Calendar | None:
+    """Opens the climatology that `prepare` put into an archive, for a model; None where there is none.
+
+    Each process reads its boxes of the fields [hour, day, lat, lon] in SI units; only dynamic channels have any.
     """
-
-    channel_set: ChannelSet
-    fields: tuple[storage.Array, ...]
-    hours: tuple[int, ...]
-    period: tuple[str, str] | None
-    mean: Float[np.ndarray, " channel"]
-    std: Float[np.ndarray, " channel"]
-
-    @property
-    def description(self) -> str:
-        of = " of " + " to ".join(self.period) if self.period else ""
-        return f"the archive's{of}, by hour of day and day of year over 61 days, as WeatherBench 2's"
-
-    def holds_any(self, times: np.ndarray) -> bool:
-        """Whether some of these times of the archive are among those that it is the mean of."""
-        return self.period is None or bool(in_period(times, self.period).any())
-
-    def at(self, times: np.ndarray, mesh: Mesh) -> Float[Array, "b n lat lon"]:
-        """The standardized climatology at these times, cut like a batch of fields; static and padding channels zero.
-
-        Raises ValueError for a time whose hour of day it does not have.
-        """
-        hours = (times - times.astype("datetime64[D]")) // np.timedelta64(1, "h")
-        if unknown := sorted(set(hours.tolist()) - set(self.hours)):
-            raise ValueError(f"the archive's climatology has the hours {list(self.hours)}, not {unknown}")
-        entries = list(zip(np.searchsorted(self.hours, hours).tolist(), (days_of_year(times) - 1).tolist()))
-
-        def read(box: tuple[slice, ...]) -> np.ndarray:
-            rows, channels, lats, lons = (range(size)[part] for part, size in zip(box, shape))
-            values = np.zeros((len(rows), len(channels), len(lats), len(lons)), np.float32)
-            wanted = [n for n in channels if n < len(self.fields)]
-            reads = [[self.fields[n][entries[row]][lats.start : lats.stop].read() for n in wanted] for row in rows]
-            for row, futures in zip(values, reads):
-                for n, field, future in zip(wanted, row, futures):
-                    field[:] = (future.result() - self.mean[n]) / self.std[n]
-            return values
-
-        shape = (len(times), self.channel_set.size, *self.fields[0].shape[2:])
-        return jax.make_array_from_callback(shape, sharding(mesh, "batch", "channel", "lat", "lon"), read)
-
-
-def open_normals(archive: Archive, reference: Reference) -> Normals | None:
-    """Opens the climatology that `prepare` put into an archive, for a model; None where there is none."""
-    channel_set = reference.channel_set
     folder = storage.join(archive.path, CLIMATOLOGY)
     if storage.read_json(storage.open_folder(folder), "zarr.json") is None:
         return None
-    levels = None
-    if any(channel.level_hpa is not None for channel in channel_set.dynamic):
+    channels, fields = reference.channel_set, []
+    if any(channel.level_hpa is not None for channel in channels.dynamic):
         levels = storage.read_array(storage.join(folder, "level")).result().tolist()
-    fields = []
-    for channel in channel_set.dynamic:
+    for channel in channels.dynamic:
         field = storage.open_array(storage.join(folder, channel.variable))
         fields.append(field if channel.level_hpa is None else field[:, :, levels.index(channel.level_hpa)])
-    return Normals(
-        channel_set=channel_set,
-        fields=tuple(fields),
-        hours=tuple(storage.read_array(storage.join(folder, "hour")).result().tolist()),
-        period=archive.attributes["statistics_period"] and tuple(archive.attributes["statistics_period"]),
-        mean=reference.mean,
-        std=reference.std,
-    )
+    hours = storage.read_array(storage.join(folder, "hour")).result().tolist()
+
+    def read_stored(indices: Int[np.ndarray, " b"]) -> Float[Array, "b n lat lon"]:
+        shape = (len(indices), channels.size, *reference.grid.shape)
+
+        def read(box: tuple[slice, ...]) -> np.ndarray:
+            values = np.zeros([len(range(size)[part]) for part, size in zip(box, shape)], np.float32)
+            reads = []
+            for row, index in zip(values, indices[box[0]]):
+                day, hour = divmod(index, len(hours))
+                for out, field in zip(row, fields[box[1]]):
+                    reads.append((out, field[hour, day][box[2]].read()))
+            for out, future in reads:
+                out[:] = future.result()
+            return values
+
+        return jax.make_array_from_callback(shape, sharding(mesh, "batch", "channel", "lat", "lon"), read)
+
+    period = archive.attributes["statistics_period"] and tuple(archive.attributes["statistics_period"])
+    times = _calendar_times(np.arange(1, fields[0].shape[1] + 1), hours)
+    name, of = f"the climatology of {archive.path}", " of " + " to ".join(period) if period else ""
+    frames = Frames(name, name, times, reference, mesh, make_standardization(reference, mesh), read_stored)
+    about = f"the archive's{of}, by hour of day and day of year over 61 days, as WeatherBench 2's"
+    return Calendar(frames, about, period)

@@ -5,7 +5,7 @@ A forecaster is what gives forecasts: `model_forecaster` makes one of a model; r
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,12 @@ from tqdm import tqdm
 from weathermixer.archive.frames import Frames
 from weathermixer.archive.inputs import find_missing
 from weathermixer.archive.sampling import find_times
-from weathermixer.archive.standardization import Standardization
+from weathermixer.archive.standardization import Standardization, to_physical
 from weathermixer.fields.regridding import conservative_weights, equiangular_grid
 from weathermixer.forecasting.rollout import Apply, batches, check_leads, make_advance, rollout
 from weathermixer.parallel.mesh import check_divides, sharding, use_mesh
 from weathermixer.verification import statistics
-from weathermixer.verification.climatologies import Calendar, Climatology, Normals
+from weathermixer.verification.climatologies import Calendar, Climatology
 from weathermixer.verification.metrics import compute_metrics
 from weathermixer.verification.regions import region_names, region_weights
 from weathermixer.verification.table import BANDS, Table
@@ -32,6 +32,14 @@ from weathermixer.verification.table import BANDS, Table
 # single forecast [b n lat lon] or of an ensemble's members [number b n lat lon]
 Forecaster = Callable[[Int[np.ndarray, " b"], Array], Iterator[Float[Array, "*number b n lat lon"]]]
 BASELINES = ("persistence", "climatology")
+
+
+class Thresholds(NamedTuple):
+    """Of SEEPS (statistics.seeps), by the time that is valid; NaN on channels that are no precipitation."""
+
+    heavy: Calendar
+    share: Float[Array, "n lat lon"]
+    dry: Float[Array, " n"]
 
 
 def model_forecaster(
@@ -84,11 +92,12 @@ def evaluate(
     starts: Int[np.ndarray, " start"],
     lead_hours: Sequence[int],
     batch_size: int,
-    climatology: Climatology | Normals | Calendar | None,
+    climatology: Climatology | Calendar | None,
     baselines: bool = True,
     regions: Sequence[str] | None = None,
     grids: Sequence[str] | None = None,
     spectra: bool = False,
+    seeps: Thresholds | None = None,
     land: Float[np.ndarray, "lat lon"] | None = None,
     until: np.datetime64 | None = None,
     progress: bool = False,
@@ -105,6 +114,7 @@ def evaluate(
       grids: "native" and coarser ones such as "64x32" (latitudes last, as WeatherBench 2 names them), which forecasts
         and analyses are brought to conservatively; None: the native one.
       spectra: zonal power spectra of three latitude bands too.
+      seeps: what precipitation is judged by for SEEPS, on the native grid (runs/comparison.py opens WeatherBench 2's).
       land: the land-sea mask, for regions with _land and _sea.
 
     Where a channel lacks values, points count that start, valid time and climatology have, the same for all sources,
@@ -144,10 +154,11 @@ def evaluate(
                 # a sample without a target is given its own start in its place, and does not count
                 indices = np.where(counted, valid[lead, chosen], starts[chosen])
                 target = frames.read(indices)
-                normal = None if climatology is None else climatology.at(times[indices], frames.mesh)
+                normal = None if climatology is None else climatology.at(times[indices])
                 if baselines:
                     predictions = (*predictions, state, normal)
-                found = _statistics(predictions, state, target, normal, frames.standardization, places, bands)
+                limits = seeps and seeps._replace(heavy=seeps.heavy.at(times[indices]))
+                found = _statistics(predictions, state, target, normal, frames.standardization, places, bands, limits)
                 table.put(chosen, lead, counted, jax.device_get(found))
             bar.update(int(real.sum()))
     attributes = {
@@ -209,7 +220,7 @@ def _place_grid(frames: Frames, name: str, regions: Sequence[str], land: np.ndar
 
 
 @jax.jit
-def _statistics(predictions, state, target, climatology, s: Standardization, places, bands) -> dict[str, list]:
+def _statistics(predictions, state, target, climatology, s: Standardization, places, bands, seeps) -> dict[str, list]:
     """All sources' statistics, replicated: {"sources": [grid][source], "counted": [grid]}; a prediction may be None."""
     masks = [find_missing(x, s) for x in (state, target, climatology) if x is not None] if s.fill is not None else []
     missing = functools.reduce(jnp.logical_or, masks) if masks else None
@@ -226,6 +237,12 @@ def _statistics(predictions, state, target, climatology, s: Standardization, pla
         truth, normal = bring(target), None if climatology is None else bring(climatology)
         options = {"weights": weights, "scale": s.std, "missing": gaps}
         found["sources"].append([_source_statistics(x, bring, truth, normal, options) for x in predictions])
+        if seeps is not None and matrices is None:
+            limits = dict(seeps._asdict(), weights=weights, missing=gaps)
+            for x, of_source in zip(predictions, found["sources"][-1]):
+                if x is not None:
+                    amounts = (to_physical(field, s) for field in (x if x.ndim == 4 else x.mean(axis=0), target))
+                    of_source["seeps"] = statistics.seeps(*amounts, **limits)
     if bands is not None:
         fields = [x[0] if x is not None and x.ndim == 5 else x for x in (*predictions, target)]
         found["spectrum"] = [None if x is None else statistics.zonal_power(x, bands, scale=s.std) for x in fields]

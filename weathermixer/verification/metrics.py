@@ -56,6 +56,7 @@ METRICS = {
         "activity of the forecast over that of the analysis",
         False,
     ),
+    "seeps": Metric(("seeps",), lambda x: x, "stable equitable error in probability space", False),
     "crps": Metric(("crps_skill", "crps_spread"), _fair_score, "fair CRPS"),
     "spread": Metric(("variance",), np.sqrt, "root of the mean variance of the members"),
     "spread_skill": Metric(

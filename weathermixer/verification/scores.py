@@ -3,10 +3,11 @@
 import json
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from weathermixer.verification.evaluation import BASELINES
@@ -23,6 +24,7 @@ READ_AS = {
 COLUMNS = 120  # of a terminal
 PARTS = (*GROUPS, "grid", "region")  # dimensions that scores may have more, of each of which there are tables
 SHORT = {"persistence": "persist", "climatology": "climat"}
+Columns = Mapping[str, np.ndarray]  # heading -> texts [lead, channel]
 
 
 def format_scores(scores: xr.Dataset) -> str:
@@ -34,28 +36,64 @@ def format_scores(scores: xr.Dataset) -> str:
 
     >>> run = weathermixer.open_run("runs/quickstart")
     >>> scores = run.evaluate("dry.archive", period=("2000-01-17", "2000-01-18"), lead_hours=[6])
-    >>> print("\\n".join(weathermixer.format_scores(scores).splitlines()[2:5]))
-    RMSE             |         6 h (7 samples)
-                     |   model persist  climat   ratio
-    t850           K | ...
+    >>> print("\\n".join(weathermixer.format_scores(scores).splitlines()[3:6]))
+               6 h (7 samples)
+    RMSE                 model persistence climatology ratio
+    t850 K   ...
     """
-    about = scores.attrs
-    lines = [
-        f"{about['mode']} forecasts from {about['first_start']} to {about['last_start']} UTC, "
-        f"steps of {about['step_hours']} h; climatology: {about['climatology']}",
-        *about["notes"].splitlines(),
-    ]
+    lines = describe_scores(scores)
     parts = [dim for dim in PARTS if dim in scores.rmse.dims]
     for index in np.ndindex(*(scores.sizes[dim] for dim in parts)):
         part = scores.isel(dict(zip(parts, index, strict=True)))
         for group in [dim for dim in parts if dim in GROUPS]:
             part = part.isel(time=getattr(part.time.dt, group).values == part[group].item())
             part["samples"] = part.counted.any("channel").sum("time")
-        if parts:
-            lines += ["", ", ".join(f"{dim} {part[dim].item()}" for dim in parts)]
-        with np.errstate(divide="ignore", invalid="ignore"):  # a perfect baseline, or none
-            lines += _tables(part)
+        lines += ["", ", ".join([*(f"{dim} {part[dim].item()}" for dim in parts), count_samples(part)])]
+        for what, columns in tabulate(part).items():
+            lines += _format_table(part, what, columns)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def describe_scores(scores: xr.Dataset) -> list[str]:
+    """Lines that say of what they are."""
+    about = scores.attrs
+    forecasts = f"{about['mode']} forecasts from {about['first_start']} to {about['last_start']} UTC"
+    climatology = f"steps of {about['step_hours']} h; climatology: {about['climatology']}"
+    return [f"{forecasts}, {climatology}", *about["notes"].splitlines()]
+
+
+def count_samples(scores: xr.Dataset) -> str:
+    """How many starts count at each lead, as a line."""
+    counts = zip(scores.lead_hours.values, scores.samples.values)
+    return "samples: " + ", ".join(f"{count} at {lead} h" for lead, count in counts)
+
+
+def tabulate(scores: xr.Dataset, against: str | None = None) -> dict[str, Columns]:
+    """What tables say, by their titles: RMSE of all sources, bias and ACC of each forecast, differences in RMSE.
+
+    Differences are those of the further forecasts to the first; of a single one to the source `against`.
+    """
+    names = scores.source.values.tolist()
+    forecasts = [name for name in names if name not in BASELINES]
+    scores = scores.transpose("source", ..., "lead_hours", "channel")
+    factors = np.array([READ_AS.get(unit, (1.0, unit))[0] for unit in scores.units.values])
+    rmse, bias = (dict(zip(names, values * factors)) for values in (scores.rmse.values, scores.bias.values))
+    tables = {"RMSE": {name: _texts(digits, rmse[name]) for name in names}}
+    if len(forecasts) == 1 and len(names) > 1:
+        best = np.where(np.isfinite(rest := [rmse[name] for name in names[1:]]), rest, np.inf).min(axis=0)
+        with np.errstate(divide="ignore", invalid="ignore"):  # a perfect baseline, or none
+            tables["RMSE"]["ratio"] = _texts("{:.2f}".format, rmse[forecasts[0]] / best)
+    for name in forecasts:
+        tables[f"of {name}"] = {"bias": _texts(digits, bias[name])}
+        tables[f"of {name}"] |= {"ACC": _texts("{:.3f}".format, scores.acc.sel(source=name).values)}
+    pairs = [(name, forecasts[0]) for name in forecasts[1:]] or [(forecasts[0], against)] * bool(against)
+    for one, other in pairs:
+        found = compare(scores, one, other).transpose(..., "lead_hours", "channel")
+        with np.errstate(divide="ignore", invalid="ignore"):
+            percent = [100 * found[key].values * factors / rmse[other] for key in ("difference", "low", "high")]
+        stars = np.where(found.p_value.values < 0.05, "*", "")
+        tables[f"{one}, %"] = {f"RMSE to {other}": _texts(_interval, *percent, stars)}
+    return tables
 
 
 def write_scores(scores: xr.Dataset, path: str | os.PathLike) -> None:
@@ -90,58 +128,28 @@ def _nest(field: xr.DataArray, dims: Sequence[str]) -> Any:
     return {str(name): _nest(field.isel({dims[0]: n}), dims[1:]) for n, name in enumerate(names)}
 
 
-def _tables(scores: xr.Dataset) -> list[str]:
-    names = scores.source.values.tolist()
-    forecasts = [name for name in names if name not in BASELINES]
-    scores = scores.transpose("source", ..., "lead_hours", "channel")
-    factors = np.array([READ_AS.get(unit, (1.0, unit))[0] for unit in scores.units.values])
-    rmse, bias = scores.rmse.values * factors, scores.bias.values * factors
-    columns = [(SHORT.get(name, name), _texts(digits, x)) for name, x in zip(names, rmse)]
-    if len(forecasts) == 1 and len(names) > 1:
-        best = np.where(np.isfinite(rmse[1:]), rmse[1:], np.inf).min(axis=0)  # there may be no climatology
-        columns.append(("ratio", _texts("{:.2f}".format, rmse[0] / best)))
-    leads = scores.lead_hours.values
-    titles = [f"{lead} h ({count} samples)" for lead, count in zip(leads, scores.samples.values)]
-    lines = _blocks(scores, "RMSE", titles, columns)
-    titles = [f"{lead} h" for lead in leads]
-    signed = np.isfinite(bias).any(axis=tuple(range(bias.ndim - 1)))  # the length of a wind's error has no sign
-    for number, name in enumerate(forecasts):
-        columns = [("bias", _texts(digits, bias[number])), ("ACC", _texts("{:.3f}".format, scores.acc.values[number]))]
-        columns = [(title, texts[..., signed]) for title, texts in columns]
-        whose = "of the model" if len(forecasts) == 1 else f"of {name}"
-        lines += _blocks(scores.isel(channel=signed), whose, titles, columns)
-    for name in forecasts[1:]:
-        found = compare(scores, name, forecasts[0]).transpose(..., "lead_hours", "channel")
-        percent = [100 * found[key].values / scores.rmse.values[0] for key in ("difference", "low", "high")]
-        stars = np.where(found.p_value.values < 0.05, "*", " ")
-        lines += _blocks(
-            scores, f"{name}, %", titles, [(f"RMSE to {forecasts[0]}".rjust(26), _texts(_interval, *percent, stars))]
-        )
-    return lines
-
-
 def _interval(difference: float, low: float, high: float, star: str) -> str:
     return f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]{star}" if np.isfinite(low) else f"{difference:+.1f}{star}"
 
 
 def _texts(form: Callable[..., str], *values: np.ndarray) -> np.ndarray:
-    return np.array([form(*x) for x in zip(*map(np.ravel, values))], object).reshape(np.shape(values[0]))
+    with np.errstate(invalid="ignore"):
+        return np.vectorize(form, otypes=[object])(*values)
 
 
-def _blocks(
-    scores: xr.Dataset, what: str, titles: Sequence[str], columns: Sequence[tuple[str, np.ndarray]]
-) -> list[str]:
-    """A table of rows by channel and columns (name, texts [lead, channel]) by lead, as many leads abreast as fit."""
-    widths = [max(8, len(name) + 1) for name, _ in columns]
-    abreast, lines = max(1, (COLUMNS - 16) // (sum(widths) + 2)), []
-    for first in range(0, len(titles), abreast):
-        leads = range(first, min(first + abreast, len(titles)))
-        head = "".join(f"{name:>{width}}" for (name, _), width in zip(columns, widths))
-        lines += ["", " |".join([f"{what:16}"] + [f"{titles[lead]:^{sum(widths)}}" for lead in leads])]
-        lines.append(" |".join([f"{'':16}"] + [head] * len(leads)))
-        for n, (short, unit) in enumerate(zip(scores.short.values, scores.units.values)):
-            cells = ["".join(f"{x[lead, n]:>{width}}" for (_, x), width in zip(columns, widths)) for lead in leads]
-            lines.append(" |".join([f"{short:8}{READ_AS.get(unit, (1, unit))[1]:>8}", *cells]))
+def _format_table(scores: xr.Dataset, what: str, columns: Columns) -> list[str]:
+    """A table of rows by channel and columns by lead, as many leads abreast as fit."""
+    units = [READ_AS.get(unit, (1, unit))[1] for unit in scores.units.values]
+    rows = pd.MultiIndex.from_arrays([scores.short.values, units])
+    columns = {SHORT.get(name, name): texts for name, texts in columns.items()}
+    width = sum(max(len(name), *map(len, texts.ravel())) + 1 for name, texts in columns.items())
+    abreast, lines = max(1, (COLUMNS - 20) // width), []
+    for first in range(0, scores.sizes["lead_hours"], abreast):
+        leads = list(enumerate(scores.lead_hours.values))[first : first + abreast]
+        table = {(f"{lead} h", name): texts[n] for n, lead in leads for name, texts in columns.items()}
+        frame = pd.DataFrame(table, index=rows).rename_axis(columns=[what, ""])
+        there = (frame != "nan").any(axis=1)  # the length of a wind's error has no sign
+        lines += ["", *frame[there].to_string(sparsify=True).splitlines()]
     return lines
 
 

@@ -23,7 +23,8 @@ STATISTICS = {
     "anomaly_covariance": "area-weighted mean product of the anomalies of forecast and analysis",
     "squared_anomaly": "area-weighted mean squared anomaly of the forecast",
     "squared_target_anomaly": "area-weighted mean squared anomaly of the analysis",
-    # of ensembles
+    # of precipitation, and of ensembles
+    "seeps": "area-weighted mean stable equitable error in probability space, where dry times are a tenth to 0.85",
     "crps_skill": "area-weighted mean absolute error of the members",
     "crps_spread": "area-weighted mean absolute difference of two members",
     "variance": "area-weighted mean variance of the members",
@@ -32,6 +33,8 @@ STATISTICS = {
     "energy_spread": "mean distance of two members, the root of the area-weighted mean square",
 }
 SINGLE = 7  # the first so many are those of single forecasts
+# precipitation of which SEEPS is defined, and the amount in m that a dry time stays below (WeatherBench 2)
+DRY = {"total_precipitation_6hr": 1e-4, "total_precipitation_24hr": 2.5e-4}
 
 
 def region_mean(
@@ -84,6 +87,33 @@ def field_statistics(
         "squared_anomaly": own * square,
         "squared_target_anomaly": of_target * square,
     }
+
+
+def seeps(
+    prediction: Fields,
+    target: Fields,
+    heavy: Fields,
+    share: Float[Array, "n lat lon"],
+    *,
+    dry: Float[Array, " n"],
+    weights: Weights,
+    missing: Bool[Array, "b n lat lon"] | None = None,
+) -> Float[Array, "b n region"]:
+    """SEEPS of amounts in m that are dry, light or heavy (Rodwell et al. 2010, as WeatherBench 2 has it).
+
+        A[cost(forecast, truth)],   cost = 1/2 [0,               1 / (1 - p),   4 / (1 - p)]     p: `share` of dry times
+                                               [1 / p,           0,             3 / (1 - p)]
+                                               [1/p + 3/(2 + p), 3 / (2 + p),   0          ]
+
+    over points where p is between 0.1 and 0.85; dry is below `dry`, heavy from `heavy` on, the season's threshold.
+    """
+    p, dry = share[None], dry[None, :, None, None]
+    cost = (0, 1 / (1 - p), 4 / (1 - p)), (1 / p, 0, 3 / (1 - p)), (1 / p + 3 / (2 + p), 3 / (2 + p), 0)
+    (x, y) = (((f < dry), (f > dry) & (f < heavy), f >= heavy) for f in (prediction, target))
+    found = sum(cost[i][j] / 2 * (x[i] & y[j]) for i in range(3) for j in range(3))
+    outside = jnp.broadcast_to(~((p > 0.1) & (p < 0.85)), found.shape)
+    found = jnp.where(jnp.isnan(prediction), jnp.nan, found)
+    return region_mean(found, weights, outside if missing is None else outside | missing)
 
 
 def ensemble_statistics(
