@@ -25,6 +25,7 @@ from numcodecs import Blosc
 
 from experiments import command_line
 from experiments.benchmark import weather
+from weathermixer.fields.variables import ERA5
 from weathermixer.prepare.prepare import prepare_archive
 from weathermixer.prepare.shards import make_shards
 from weathermixer.prepare.sizes import plan_archive
@@ -38,27 +39,26 @@ CORES = len(os.sched_getaffinity(0))
 def make_parser() -> command_line.Parser:
     """The command line's options."""
     parser = command_line.make_parser("experiments.benchmark prepare", __doc__)
-    add, count = parser.add_argument, dict(type=command_line.integer(1), metavar="N")
     command_line.add_grid(parser, default=(720, 1440))
-    add("--channels", **count, default=69, help="default: 69")
     about = f"times in the source, {FRAMES_PER_WORKER} for each worker at most are prepared; default: 8 for each core"
-    add("--frames", **count, default=FRAMES_PER_WORKER * CORES, help=about)
+    options = dict(type=command_line.integer(1), default=FRAMES_PER_WORKER * CORES, metavar="N")
+    parser.add_argument("--frames", **options, help=about)
     default = tuple(sorted({1, min(2, CORES), min(4, CORES), CORES}))
     about = "how many make it; default: 1, 2, 4 and all cores"
-    add("--workers", type=command_line.integers, default=default, metavar="N,...", help=about)
+    parser.add_argument("--workers", type=command_line.integers, default=default, metavar="N,...", help=about)
     about = "where source and archive lie, deleted afterwards; default: the system's temporary folder"
-    add("--folder", type=Path, metavar="DIR", help=about)
+    parser.add_argument("--folder", type=Path, metavar="DIR", help=about)
     return parser
 
 
 def main(argv: list[str] | None = None) -> pd.DataFrame:
     """Makes a source in a temporary folder, prepares it with one worker and more; prints and returns the table."""
-    args = make_parser().parse_args(argv)
+    args, channels = make_parser().parse_args(argv), ERA5.dynamic
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
-        frames = weather.make_frames(args.frames, args.channels, args.grid)
-        weather.write_zarr(folder / "source.zarr", frames, weather.make_channels(args.channels), Blosc("lz4", 5))
-        source, size = open_source(folder / "source.zarr"), 4e-6 * args.channels * args.grid[0] * args.grid[1]
+        frames = weather.make_frames(args.frames, len(channels), args.grid)
+        weather.write_zarr(folder / "source.zarr", frames, channels, Blosc("lz4", 5))
+        source, size = open_source(folder / "source.zarr"), 4e-6 * len(channels) * args.grid[0] * args.grid[1]
         print(f"{args.frames} frames of {size:.0f} MB, {CORES} cores", flush=True)
         rows = []
         for count in args.workers:

@@ -1,12 +1,11 @@
 """Draws what spreading a training step over up to 1024 devices costs each of them, for four schemes, by closed formula.
 
-  python -m experiments.benchmark scaling --output=scaling.png [--csv=scaling.csv] [--size=3.2b] [--validate]
+  python -m experiments.benchmark scaling --output=scaling.png [--size=3.2b] [--validate]
 
-Strong scaling divides a batch of --batch-size samples over more and more devices; weak scaling has --samples-per-device
-of them for each device. For every device count each scheme is laid out so that a device receives the fewest bytes: ours
-on any mesh that divides the model, its channels padded where that helps; the published 2- and 4-way scheme;
-Megatron-style tensor parallelism; FSDP; and beside them the least that any distribution of the products can exchange
-(weathermixer/planning/baselines.py).
+Strong scaling divides a batch of eight samples over more and more devices; weak scaling has a sample for each device.
+For every device count each scheme is laid out so that a device receives the fewest bytes: ours on any mesh that divides
+the model, its channels padded where that helps; the published 2- and 4-way scheme; Megatron-style tensor parallelism;
+FSDP; and beside them the least that any distribution of the products can exchange (weathermixer/planning/baselines.py).
 
 --validate compiles a small model's gradient on meshes of up to 8 simulated devices and sets the bytes that its
 collectives receive beside the formula's.
@@ -30,6 +29,7 @@ from weathermixer.planning.meshes import Layout, StepOptions, misfits
 from weathermixer.planning.plan import layouts
 
 COUNTS = [2**power for power in range(11)]
+SAMPLES = 8  # of a step, strong scaling
 STYLES = {  # name in the figure, colour, marker
     "ours": ("ours, any mesh", "#0b6e99", "o"),
     "published": ("published, 1-, 2- or 4-way", "#d9730d", "s"),
@@ -47,13 +47,10 @@ PANELS = {
 def make_parser() -> command_line.Parser:
     """The command line's options."""
     parser = command_line.make_parser("experiments.benchmark scaling", __doc__)
-    add, file = parser.add_argument, dict(type=command_line.output_file, metavar="FILE")
-    add("--size", default="3.2b", choices=sorted(SIZES), help="of the published model, as in --config=reference:SIZE")
-    add("--batch-size", type=command_line.integer(1), default=8, metavar="N", help="samples of a step, strong scaling")
-    about = "in weak scaling; below 1 instances span devices; default: 1"
-    add("--samples-per-device", type=command_line.positive, default=1.0, metavar="N", help=about)
-    add("--output", **file, default=Path("scaling.png"), help="image of the figure; default: scaling.png")
-    add("--csv", **file, help="the rows are written to this file")
+    add, about = parser.add_argument, "of the published model, as in --config=reference:SIZE; default: 3.2b"
+    add("--size", default="3.2b", choices=sorted(SIZES), help=about)
+    about = "image of the figure; default: scaling.png"
+    add("--output", type=command_line.output_file, default=Path("scaling.png"), metavar="FILE", help=about)
     add("--validate", action="store_true", help="count the bytes of compiled programs as well")
     return parser
 
@@ -61,15 +58,13 @@ def make_parser() -> command_line.Parser:
 def main(argv: list[str] | None = None) -> pd.DataFrame:
     """Computes, prints, draws and, where asked for, validates; returns the rows."""
     args = make_parser().parse_args(argv)
-    rows = scaling_rows(ModelShape(**SIZES[args.size]), args.batch_size, args.samples_per_device)
+    rows = scaling_rows(ModelShape(**SIZES[args.size]))
     print("GB received per device and step (GB held) on the mesh\n" + format_rows(rows))
-    if args.csv:
-        rows.to_csv(args.csv, index=False)
     draw(
         rows,
         args.output,
-        f"One training step of the {args.size} model, bfloat16 products. Strong: {args.batch_size} samples; weak: "
-        f"{args.samples_per_device:g} per device. Each scheme on its mesh that receives least.",
+        f"One training step of the {args.size} model, bfloat16 products. Strong: {SAMPLES} samples; weak: one per "
+        "device. Each scheme on its mesh that receives least.",
     )
     print(f"figure: {args.output}")
     if args.validate:
@@ -79,24 +74,25 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     return rows
 
 
-def scaling_rows(shape: ModelShape, batch: int, samples_per_device: float) -> pd.DataFrame:
+def scaling_rows(shape: ModelShape) -> pd.DataFrame:
     """A row per way of scaling, device count and scheme: the mesh, and each device's share of the step."""
     rows = []
     for way in ("strong", "weak"):
         for devices in COUNTS:
-            samples = batch if way == "strong" else max(1, round(devices * samples_per_device))
-            options = StepOptions(batch=samples)
-            shares = {scheme: best(scheme, shape, devices, options) for scheme in STYLES if scheme != "lower bound"}
-            shares["lower bound"] = ("", Share(lower_bound(shape, devices, options), 0.0, 0.0))
-            for scheme, (mesh, share) in ((scheme, found) for scheme, found in shares.items() if found):
-                row = {"scaling": way, "devices": devices, "batch": samples, "scheme": scheme, "mesh": mesh}
-                row |= {"received_gb": share.received / 1e9, "held_gb": share.held / 1e9, "tflop": share.flops / 1e12}
-                rows.append(row)
+            options = StepOptions(batch=SAMPLES if way == "strong" else devices)
+            for scheme in STYLES:
+                mesh, share = best(scheme, shape, devices, options) or ("", None)
+                if share:
+                    row = {"scaling": way, "devices": devices, "batch": options.batch, "scheme": scheme, "mesh": mesh}
+                    sizes = {"received_gb": share.received / 1e9, "held_gb": share.held / 1e9}
+                    rows.append(row | sizes | {"tflop": share.flops / 1e12})
     return pd.DataFrame(rows)
 
 
 def best(scheme: str, shape: ModelShape, devices: int, options: StepOptions) -> tuple[str, Share] | None:
     """The scheme's way to spread the step that receives the fewest bytes, or None where it has none."""
+    if scheme == "lower bound":
+        return "", Share(lower_bound(shape, devices, options), 0.0, 0.0)
     candidates = []
     for layout in layouts(devices):
         ways, instances = layout.instance, layout.data

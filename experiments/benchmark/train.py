@@ -1,13 +1,14 @@
 """Times the whole training step on synthetic data, on the devices that are here.
 
-  python -m experiments.benchmark train --mesh=1,2,1 --steps=40 --csv=steps.csv
+  python -m experiments.benchmark train --mesh=1,2,1 --steps=40
   python -m experiments.benchmark train --data=era5.archive
 
-The defaults are the 16-TFLOP model of Jigsaw's scaling study at 0.25 degrees, one sample: forward, backward, clipping
-by the global norm and Adam, with float32 parameters and moments. Other settings are fields of a config, such as
---config.model.schedule=scatter. State and batch stay on the devices, so that nothing but the step is timed. A GPU under
-its power limit slows down within a second: the median is of the warm state. On several NVIDIA GPUs of one host,
-XLA_FLAGS=--xla_gpu_collective_permute_mode=peer sends chunks by copy engines.
+The defaults are the 16-TFLOP model of Jigsaw's scaling study at 0.25 degrees, a sample for each instance: forward,
+backward, clipping by the global norm and Adam, with float32 parameters and moments. Other settings are fields of a
+config, such as --config.model.schedule=scatter or --config.training.batch_size=2. State and batch stay on the devices,
+so that nothing but the step is timed. A GPU under its power limit slows down within a second: the median is of the warm
+state. On several NVIDIA GPUs of one host, XLA_FLAGS=--xla_gpu_collective_permute_mode=peer sends chunks by copy
+engines.
 
 With --data the same compiled step is timed a second time, each step on a batch of its own that is read as in training:
 fed_ms, and fed_ms over step_ms, which is what reading costs.
@@ -53,7 +54,6 @@ def make_parser() -> command_line.Parser:
     parser.set_defaults(config="base")
     command_line.add_grid(parser, default=(720, 1440))
     add("--embed", **count, default=4896, help="features of a token, and hidden ones of channel mixing; default: 4896")
-    add("--batch-size", **count, help="samples per step, all instances together; default: one per instance")
     add("--mesh", type=command_line.mesh, default=(1, 1, 1), metavar=command_line.MESH, help="default: 1,1,1")
     about = "of activations and products; default: bfloat16"
     add("--compute-dtype", default="bfloat16", choices=("bfloat16", "float32", "fp8"), help=about)
@@ -61,14 +61,12 @@ def make_parser() -> command_line.Parser:
     command_line.add_data(parser, "its grid, channels and batches, for a second timing; default: ERA5's channels")
     add("--steps", **count, default=40, help="default: 40")
     add("--device", default="h200", choices=sorted(HARDWARE), help="whose peak the share is of; default: h200")
-    add("--csv", type=command_line.output_file, metavar="FILE", help="the row is added to this file")
     add("--hlo", type=command_line.output_file, metavar="FILE", help="the compiled program is written to this file")
-    add("--profile", metavar="DIR", help="a profile of three steps is written to this directory")
     return parser
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Compiles and times one setting, prints its row and adds it to the CSV file; returns the row."""
+    """Compiles and times one setting; prints and returns its row."""
     args = make_parser().parse_args(argv)
     mesh = make_mesh(*args.mesh)
     settings = make_run_settings(args, mesh)
@@ -94,17 +92,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         row = make_row(settings, shape, mesh, compiled.memory_analysis(), seconds, device=args.device)
         if args.data:
             row |= time_fed_steps(compiled, state, fields[1], batches, bare=seconds)
-        elif args.profile:
-            with jax.profiler.trace(args.profile):
-                for _ in range(3):
-                    state, metrics = compiled(state, *fields)
-                jax.block_until_ready(metrics)
     transfers = hidden_transfers(text)
     row["hidden_transfers"] = f"{sum(products > 0 for _, products in transfers)}/{len(transfers)}"
-    table = pd.DataFrame([row])
-    print(table.to_string(index=False))
-    if args.csv:
-        table.to_csv(args.csv, mode="a", header=not args.csv.exists(), index=False)
+    print(pd.DataFrame([row]).to_string(index=False))
     return row
 
 
@@ -115,7 +105,7 @@ def make_run_settings(args: argparse.Namespace, mesh: Mesh) -> Settings:
         "model.embed_hidden": args.embed,
         "model.compute_dtype": args.compute_dtype,
         "mesh.zero": args.zero,
-        "training.batch_size": args.batch_size or mesh.devices.shape[0],
+        "training.batch_size": mesh.devices.shape[0],
         "data.channel_multiple": mesh.devices.shape[2],
     }
     given = {name.removeprefix("config."): value for name, value in vars(args).items() if name.startswith("config.")}

@@ -15,7 +15,7 @@ from weathermixer.model.weathermixer import ModelShape
 from weathermixer.parallel.mesh import make_mesh
 from weathermixer.planning.hardware import find_hardware
 from weathermixer.planning.hlo import Collective, collectives
-from weathermixer.planning.meshes import Group, Layout, StepOptions
+from weathermixer.planning.meshes import Layout, StepOptions
 from weathermixer.planning.traffic import step_transfers
 from weathermixer.planning.work import contractions
 from weathermixer.runs.settings import Settings, make_settings
@@ -55,50 +55,41 @@ def small_settings(**changes: Any) -> Settings:
 
 def make_problem(settings: Settings, layout: Layout) -> Problem:
     shape, channel_set = synthetic.find_sizes(settings, data=None, grid=GRID)
-    cpu, batch = find_hardware("cpu"), settings.training.batch_size
-    options = plan.step_options(settings, cpu, batch=batch)
+    options = plan.step_options(settings, find_hardware("cpu"), batch=settings.training.batch_size)
     return Problem(settings, shape, channel_set, layout, options)
 
 
 def classify(found: Collective, problem: Problem) -> str:
     """The class of a collective: the name of the transfers that it belongs to (expected_bytes)."""
-    shape, layout, options = problem.shape, problem.layout, problem.options
-    in_tensor = max(found.group) - min(found.group) < layout.tensor
-    over_data = max(found.group) - min(found.group) >= layout.instance
+    shape, layout = problem.shape, problem.layout
+    reach, products = max(found.group) - min(found.group), contractions(shape)
     if found.elements == 1:
         return SCALARS
+    if reach >= layout.instance:
+        kernels = {c.kernel // c.operands // layout.instance for c in products if c.name != "blend"}
+        sums = "gradients over data" if found.elements in kernels else "vectors"
+        return "parameters over data" if found.kind == "all-gather" else sums
     if "shard_map" in found.origin and found.kind != "all-reduce":
-        return ring_class(layout.contracted("channel" if in_tensor else "token"), layout)
-    if over_data:
-        kernels = {c.kernel // c.operands // layout.instance for c in contractions(shape) if c.name != "blend"}
-        if found.kind == "all-gather":
-            return "parameters over data"
-        return "gradients over data" if found.elements in kernels else "vectors"
-    if not in_tensor:
-        return "vectors"
-    instance = options.batch // layout.data
+        return f"contractions over {'tensor' if reach < layout.tensor else 'domain'}"
+    instance = problem.options.batch // layout.data
     points = instance * shape.grid[0] * shape.grid[1] // layout.domain
     classes = {instance * shape.tokens // layout.domain: "norms", points: "head's norms"}
     classes |= {points * shape.channels: "head", points * shape.channels // layout.tensor: "head"}
-    return classes.get(found.elements, "vectors")
-
-
-def ring_class(group: Group, layout: Layout) -> str:
-    return f"contractions over {'tensor' if group == layout.contracted('channel') else 'domain'}"
+    return classes.get(found.elements, "vectors") if reach < layout.tensor else "vectors"
 
 
 def expected_bytes(problem: Problem) -> dict[str, float]:
     """Bytes that a device receives by class, by the formulae."""
     expected: dict[str, float] = defaultdict(float)
     for transfer in step_transfers(problem.shape, problem.layout, problem.options):
-        in_contraction = ": " in transfer.name
-        expected[ring_class(transfer.group, problem.layout) if in_contraction else transfer.name] += transfer.bytes
+        axis = "tensor" if transfer.group == problem.layout.contracted("channel") else "domain"
+        expected[f"contractions over {axis}" if ": " in transfer.name else transfer.name] += transfer.bytes
     return dict(expected)
 
 
 def compile_text(problem: Problem) -> str:
     """The compiled training step, for simulated devices."""
-    mesh = make_mesh(problem.layout.data, problem.layout.domain, problem.layout.tensor)
+    mesh = make_mesh(*dataclasses.astuple(problem.layout))
     return synthetic.compile_step(problem.settings, problem.shape, problem.channel_set, mesh).as_text()
 
 

@@ -10,7 +10,7 @@ from experiments.benchmark.__main__ import main
 
 @pytest.mark.parametrize("workers", ["1", pytest.param("1,2", marks=pytest.mark.slow)])
 def test_rows_and_table(tmp_path, capsys, workers):
-    options = ["--grid=16,32", "--channels=8", "--frames=10", f"--workers={workers}", f"--folder={tmp_path}"]
+    options = ["--grid=16,32", "--frames=10", f"--workers={workers}", f"--folder={tmp_path}"]
     rows = prepare.main(options)
     best = rows["CPU s/GB"].min()
     for row in rows.to_dict("records"):

@@ -106,9 +106,9 @@ def test_values_may_be_words_of_their_own():
         ("parity", ["--config=quickstart", "--mesh=1,3,1"], 1, "not divisible by domain=3"),
         ("plan", ["--transfers=nowhere.hlo"], 1, "No such file or directory: 'nowhere.hlo'"),
         ("benchmark.__main__", ["speed"], 2, "invalid choice: 'speed' (choose from"),
-        ("benchmark.loader", ["--meshes=1,1:4"], 2, "--meshes: '4': give two positive integers"),
-        ("benchmark.loader", ["--meshes=1,1:2,1", "--processes=4"], 1, "no mesh of --meshes has so many devices"),
-        ("benchmark.scaling", ["--samples-per-device=-1"], 2, "'-1': give a number of more than 0"),
+        ("benchmark.loader", ["--processes=1,0"], 2, "--processes: '1,0': give positive integers"),
+        ("benchmark.loader", ["--processes=16"], 1, "--processes=16: the meshes have at most 8 devices"),
+        ("benchmark.scaling", ["--size=7b"], 2, "invalid choice: '7b' (choose from"),
         ("benchmark.train", ["--embed=0"], 2, "--embed: '0': give an integer of at least 1"),
     ],
 )  # fmt: skip
