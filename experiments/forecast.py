@@ -43,7 +43,6 @@ from weathermixer.parallel import distributed
 from weathermixer.parallel.mesh import use_mesh, ways
 from weathermixer.runs.data import Data
 from weathermixer.runs.run import Run
-from weathermixer.verification.figures import draw_forecast, save_animation
 
 FORECAST_FILE = "forecast.zarr"
 PLOT_FILE = "forecast.png"
@@ -138,6 +137,8 @@ def _draw(run: Run, frames: Frames, forecast: xr.Dataset, plot: pathlib.Path, in
     known = np.isfinite(truth).any()
     if jax.process_index():
         return
+    from weathermixer.verification.figures import draw_forecast, save_animation  # here: matplotlib, for pictures alone
+
     options = dict(grid=run.reference.grid, channel=channel, start=start)
     options["land"] = run.reference.static.get("land_sea_mask")
     plot.parent.mkdir(parents=True, exist_ok=True)

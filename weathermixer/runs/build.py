@@ -22,11 +22,8 @@ from weathermixer.model.weathermixer import ModelShape, WeatherMixer
 from weathermixer.parallel import fp8
 from weathermixer.parallel.distributed import wait_for_all
 from weathermixer.parallel.mesh import use_mesh
-from weathermixer.prepare.prepare import prepare_archive
 from weathermixer.runs.settings import Settings
 from weathermixer.simulation import record as simulation
-from weathermixer.simulation.simulate import simulate
-from weathermixer.sources.sources import open_source
 from weathermixer.training.losses import make_loss_weights
 from weathermixer.training.optimizer import make_learning_rate, make_optimizer
 from weathermixer.training.state import TrainState, make_state
@@ -64,6 +61,11 @@ def open_data(settings: Settings, data: str | None) -> Archive:
                 fcntl.flock(lock, fcntl.LOCK_EX)
             if not path.exists():
                 print(f"making {path}, once", flush=True)
+                # only here: what makes data takes as long to import as all else together
+                from weathermixer.prepare.prepare import prepare_archive
+                from weathermixer.simulation.simulate import simulate
+                from weathermixer.sources.sources import open_source
+
                 prepare_archive(open_source(simulate(cache / f"simulation-{name}.zarr") if simulated else source), path)
     wait_for_all(f"{path} is made")  # by the first process
     return open_archive(path)

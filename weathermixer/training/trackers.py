@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from tensorboardX import SummaryWriter
-
 TENSORBOARD_DIRECTORY = "tensorboard"
 PROJECT = "weathermixer"
 
@@ -28,6 +26,8 @@ class TensorBoard:
     """Events in WORKDIR/tensorboard; those after `first_step` of an earlier start are purged."""
 
     def __init__(self, workdir: Path, first_step: int):
+        from tensorboardX import SummaryWriter
+
         self._writer = SummaryWriter(str(workdir / TENSORBOARD_DIRECTORY), purge_step=first_step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

@@ -8,9 +8,9 @@ and GraphCast do; the bootstrap draws blocks of consecutive starts.
 from collections.abc import Mapping
 
 import numpy as np
-import scipy.stats
 import xarray as xr
 from jaxtyping import Float
+from scipy.special import stdtr, stdtrit
 
 from weathermixer.verification.metrics import METRICS, mean_statistics
 
@@ -60,8 +60,8 @@ def compare(scores: xr.Dataset, one: str, other: str, *, metric: str = "rmse", s
         difference = values[0] - values[1]
         error, count = _standard_error(influences[0] - influences[1], scores.time.values)
         t = np.abs(difference) / error
-        half = error * scipy.stats.t.ppf(0.975, count - 1)
-        p = xr.apply_ufunc(lambda t, count: 2 * scipy.stats.t.sf(t, count - 1), t.where(difference != 0, 0), count)
+        half = error * stdtrit(count - 1, 0.975)
+        p = xr.apply_ufunc(lambda t, count: 2 * stdtr(count - 1, -t), t.where(difference != 0, 0), count)
     low, high = _bootstrap(pair, metric, np.random.default_rng(seed))
     found = {"difference": difference, "standard_error": error, "p_value": p, "low": low, "high": high}
     about = {"metric": metric, "one": one, "other": other, "draws": DRAWS}
