@@ -50,6 +50,7 @@ from weathermixer.training.telemetry import RunLog, open_log
 from weathermixer.training.trackers import check_trackers
 
 PROFILE = "profile"
+COMPILED = "compiled"
 
 
 def train(
@@ -73,6 +74,9 @@ def train(
     phases = phases or Phases()
     if data and "://" not in data:
         data = os.path.abspath(os.path.expanduser(data))
+    if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:
+        # a restart then compiles nothing; programs for one CPU may not run on another
+        jax.config.update("jax_compilation_cache_dir", str(workdir / COMPILED))
     distributed.check_same(workdirs.flatten(settings.values()) | software_versions(), "the run")
     with own_workdir(workdir, take_over=take_over):
         mesh = make_mesh(settings.mesh.data, settings.mesh.domain, settings.mesh.tensor)

@@ -290,3 +290,16 @@ def test_a_corrupt_chunk_stops_the_run_with_its_time(archive, tmp_path):
     settings = make_run_settings(data__train=("2000-01-01", "2000-01-10"), training__steps=12, evaluation__every=0)
     with pytest.raises(ValueError, match=r"2000-01-\d\d"):
         train.train(settings, tmp_path / "run", str(broken))
+
+
+def test_on_a_gpu_what_was_compiled_is_kept_in_the_workdir(monkeypatch, tmp_path):
+    kept = jax.config.jax_compilation_cache_dir
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    try:
+        for before, after in ((None, str(tmp_path / "run" / "compiled")), ("elsewhere", "elsewhere")):
+            jax.config.update("jax_compilation_cache_dir", before)
+            with pytest.raises(ValueError, match="no data of its own"):
+                train.train(make_settings({}), tmp_path / "run")
+            assert jax.config.jax_compilation_cache_dir == after
+    finally:
+        jax.config.update("jax_compilation_cache_dir", kept)
