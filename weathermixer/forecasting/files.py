@@ -23,7 +23,7 @@ from jaxtyping import Int
 
 from weathermixer.archive import storage
 from weathermixer.fields.variables import Channel
-from weathermixer.forecasting.forecasts import Forecast, describe_variables, find_level, find_rows
+from weathermixer.forecasting.forecasts import Forecast, find_place
 from weathermixer.forecasting.grib import write_grib
 from weathermixer.parallel.distributed import wait_for_all
 
@@ -57,16 +57,14 @@ class ForecastWriter:
         self._partial = self._path.with_name(self._path.name + ".partial")
         self._progress = self._path.with_name(self._path.name + ".partial.json")  # which starts are finished in it
         self._description, self._channels = description, channels
-        identity = [description.to_dict(), [channel.name for channel in channels], rows, maker]
+        identity = [description.coords.to_dataset().to_dict(), description.attrs]
+        identity += [[channel.name for channel in channels], rows, maker]
         self._identity = hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()
         self._finished = self._begin()
         wait_for_all("forecast store is there")
-        sizes = description.sizes
         self._arrays = {
-            name: storage.create_array(
-                self._partial / name, _metadata(dims, [sizes[dim] for dim in dims], about, rows=rows), sync=False
-            )
-            for name, (dims, about) in describe_variables(description, channels).items()
+            name: storage.create_array(self._partial / name, _metadata(array, rows=rows), sync=False)
+            for name, array in description.data_vars.items()
         }
 
     @property
@@ -101,7 +99,7 @@ class ForecastWriter:
             with xr.open_zarr(self._partial, consolidated=False, chunks=None) as dataset:
                 found = dataset.load()
         if jax.process_index() == 0:
-            _publish(self._partial, self._path, list(describe_variables(self._description, self._channels)))
+            _publish(self._partial, self._path, list(self._description.data_vars))
             self._progress.unlink()
         wait_for_all("forecasts are published")
         if self._path.suffix == ".nc":
@@ -119,7 +117,8 @@ class ForecastWriter:
             if self._partial.exists():
                 shutil.rmtree(self._partial)
             self._partial.parent.mkdir(parents=True, exist_ok=True)
-            self._description.to_zarr(self._partial, mode="w", zarr_format=3, consolidated=False)
+            places = self._description.drop_vars(self._description.data_vars)
+            places.to_zarr(self._partial, mode="w", zarr_format=3, consolidated=False)
             self._finished = []
             self._mark([])
         return []
@@ -130,11 +129,10 @@ class ForecastWriter:
         for part in parts:
             rows, first, lats = (index.indices(2**62)[0] for index in part.index[:3])
             values = np.asarray(part.data)  # [row, channel, lat, lon] of this device
-            places = zip(*find_rows(self._description, starts[rows : rows + values.shape[0]]), strict=True)
-            for row, place in enumerate(places):
+            band = slice(lats, lats + values.shape[2])
+            for row, start in enumerate(starts[rows : rows + values.shape[0]]):
                 for n, channel in enumerate(self._channels[first : first + values.shape[1]]):
-                    band = slice(lats, lats + values.shape[2])
-                    index = (*map(int, place), lead, *find_level(self._description, channel), band)
+                    index = (*find_place(self._description, channel, int(start), lead), band)
                     futures.append(storage.write_part(self._arrays[channel.variable], index, values[row, n]))
         return starts, lead, futures
 
@@ -160,39 +158,35 @@ class ForecastWriter:
             new.replace(self._progress)
 
 
-def _metadata(dims: Sequence[str], shape: Sequence[int], attributes: dict[str, str], *, rows: int) -> dict[str, Any]:
+def _metadata(array: xr.DataArray, *, rows: int) -> dict[str, Any]:
+    chunk = [*[1] * (array.ndim - 2), rows, array.shape[-1]]
     return {
-        "shape": list(shape),
+        "shape": list(array.shape),
         "data_type": "float32",
         "fill_value": "NaN",
-        "chunk_grid": {
-            "name": "regular",
-            "configuration": {"chunk_shape": [*[1] * (len(shape) - 2), rows, shape[-1]]},
-        },
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
         "codecs": [storage.BYTES],
-        "dimension_names": list(dims),
-        "attributes": attributes,
+        "dimension_names": list(array.dims),
+        "attributes": array.attrs,
     }
 
 
-def write_netcdf(forecasts: xr.Dataset, path: pathlib.Path) -> None:
-    """Writes forecasts to a netCDF file, lightly compressed, whole or not at all."""
-    file = path.with_name(path.name + ".partial.nc")
-    encoding = {name: {"zlib": True, "complevel": 1, "_FillValue": np.float32("nan")} for name in forecasts.data_vars}
-    forecasts.drop_encoding().to_netcdf(file, encoding=encoding)
-    file.replace(path)
-
-
 def _publish(partial: pathlib.Path, path: pathlib.Path, variables: list[str]) -> None:
-    if path.suffix != ".zarr":
-        with xr.open_zarr(partial, consolidated=False, chunks=None) as dataset:
-            (write_netcdf if path.suffix == ".nc" else write_grib)(dataset[variables], path)
-        shutil.rmtree(partial)
+    if path.suffix == ".zarr":
+        with warnings.catch_warnings():
+            # a convention that the v3 specification does not name yet; xarray looks for it all the same
+            warnings.filterwarnings("ignore", message="Consolidated metadata")
+            zarr.consolidate_metadata(partial)
+        if path.exists():
+            shutil.rmtree(path)
+        partial.rename(path)
         return
-    with warnings.catch_warnings():
-        # a convention that the v3 specification does not name yet; xarray looks for it all the same
-        warnings.filterwarnings("ignore", message="Consolidated metadata")
-        zarr.consolidate_metadata(partial)
-    if path.exists():
-        shutil.rmtree(path)
-    partial.rename(path)
+    with xr.open_zarr(partial, consolidated=False, chunks=None) as dataset:
+        if path.suffix == ".grib2":
+            write_grib(dataset[variables], path)
+        else:
+            file = path.with_name(path.name + ".partial.nc")
+            packing = {"zlib": True, "complevel": 1, "_FillValue": np.float32("nan")}
+            dataset[variables].drop_encoding().to_netcdf(file, encoding=dict.fromkeys(variables, packing))
+            file.replace(path)
+    shutil.rmtree(partial)

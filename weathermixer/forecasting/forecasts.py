@@ -1,8 +1,7 @@
 """Forecasts of many starts and leads, computed one after another and gathered in memory in WeatherBench 2's form.
 
 Dimensions are time (the start), number (the member, of ensembles), prediction_timedelta, level, latitude, longitude, in
-SI units. A variable has all
-levels of any variable; where the model has none of it at a level, its values are missing.
+SI units. A variable has all levels of any variable; where the model has none of it at a level, its values are missing.
 """
 
 import itertools
@@ -28,7 +27,6 @@ from weathermixer.parallel.mesh import check_divides, use_mesh
 # (positions of the starts, position of the lead, fields in SI units, cut over the mesh): a batch's first rows are those
 # of the starts, of an ensemble of (start, member), members running fastest; the first channels are the dynamic ones
 Forecast = tuple[Int[np.ndarray, " start"], int, Float[Array, "b n lat lon"]]
-LEVEL = "level"
 
 
 def make_forecast(
@@ -100,75 +98,54 @@ def describe_forecasts(
     attributes: Mapping[str, str],
     members: int | None = None,
 ) -> xr.Dataset:
-    """Forecasts without their fields: coordinates with CF attributes; levels ascend in hPa, as in WeatherBench 2."""
+    """Forecasts without values: all are missing, and take no memory; levels ascend in hPa, as in WeatherBench 2."""
     hours = {"dtype": "int64", "units": "hours"}
     since = {"dtype": "int64", "units": "hours since 1970-01-01", "calendar": "proleptic_gregorian"}
     start = {
         "standard_name": "forecast_reference_time",
         "long_name": "time of the analysis that the forecast starts from",
     }
-    coords = {
-        "time": ("time", np.asarray(times, "datetime64[ns]"), start, since),
-        # from 1, as ECMWF's perturbed members: its 0 is the control, which none of these is
-        **({} if members is None else {"number": ("number", 1 + np.arange(members), {"standard_name": "realization"})}),
-        "prediction_timedelta": (
-            "prediction_timedelta",
-            np.asarray(lead_hours, "timedelta64[h]").astype("timedelta64[ns]"),
-            {"standard_name": "forecast_period", "long_name": "lead time"},
-            hours,
-        ),
-        "latitude": ("latitude", grid.latitude, {"units": "degrees_north", "standard_name": "latitude"}),
-        "longitude": ("longitude", grid.longitude, {"units": "degrees_east", "standard_name": "longitude"}),
-    }
+    leads = np.asarray(lead_hours, "timedelta64[h]").astype("timedelta64[ns]")
+    lead = {"standard_name": "forecast_period", "long_name": "lead time"}
+    coords = {"time": ("time", np.asarray(times, "datetime64[ns]"), start, since)}
+    if members is not None:  # from 1, as ECMWF's perturbed members: its 0 is the control, which none of these is
+        coords["number"] = ("number", 1 + np.arange(members), {"standard_name": "realization"})
+    coords["prediction_timedelta"] = ("prediction_timedelta", leads, lead, hours)
+    rows = tuple(coords)
     levels = sorted({channel.level_hpa for channel in channels if channel.level_hpa is not None})
     if levels:
         about = {"units": "hPa", "standard_name": "air_pressure", "positive": "down", "axis": "Z"}
-        coords[LEVEL] = (LEVEL, np.array(levels, np.int64), about)
+        coords["level"] = ("level", np.array(levels, np.int64), about)
+    for name, unit in (("latitude", "degrees_north"), ("longitude", "degrees_east")):
+        coords[name] = (name, getattr(grid, name), {"units": unit, "standard_name": name})
     about = {"Conventions": "CF-1.10", "source": f"weathermixer {weathermixer.__version__}", **attributes}
-    return xr.Dataset(coords=coords, attrs=about)
-
-
-def describe_variables(
-    description: xr.Dataset, channels: Sequence[Channel]
-) -> dict[str, tuple[tuple[str, ...], dict[str, str]]]:
-    """(dimensions, CF attributes) of each variable of a forecast."""
-    variables, rows = {}, ("time", "number") if "number" in description.sizes else ("time",)
+    forecasts = xr.Dataset(coords=coords, attrs=about)
     for channel in channels:
         known = VARIABLES.get(channel.variable)
-        attributes = {"long_name": channel.variable.replace("_", " "), "units": channel.units}
-        level = () if channel.level_hpa is None else (LEVEL,)
-        variables[channel.variable] = (
-            (*rows, "prediction_timedelta", *level, "latitude", "longitude"),
-            attributes | ({"standard_name": known.standard_name} if known else {}),
-        )
-    return variables
+        about = {"long_name": channel.variable.replace("_", " "), "units": channel.units}
+        about |= {"standard_name": known.standard_name} if known else {}
+        dims = (*rows, *(() if channel.level_hpa is None else ("level",)), "latitude", "longitude")
+        missing = np.broadcast_to(np.float32(np.nan), [forecasts.sizes[dim] for dim in dims])
+        forecasts[channel.variable] = (dims, missing, about)
+    return forecasts
 
 
-def find_rows(description: xr.Dataset, rows: Int[np.ndarray, " b"]) -> tuple[Int[np.ndarray, " b"], ...]:
-    """The indices of rows in a forecast's array: of the start, and of an ensemble's member."""
+def find_place(description: xr.Dataset, channel: Channel, rows: int | Int[np.ndarray, " b"], lead: int) -> tuple:
+    """The index of a channel in its variable's array; rows are starts, of an ensemble (start, member)."""
     number = description.sizes.get("number")
-    return (rows // number, rows % number) if number else (rows,)
-
-
-def find_level(description: xr.Dataset, channel: Channel) -> tuple[int, ...]:
-    """The index of a channel's level in a forecast's array, none at the surface: goes between its lead and latitude."""
-    if channel.level_hpa is None:
-        return ()
-    return (description.indexes[LEVEL].get_loc(channel.level_hpa),)
+    level = () if channel.level_hpa is None else (description.indexes["level"].get_loc(channel.level_hpa),)
+    return (*((rows // number, rows % number) if number else (rows,)), lead, *level)
 
 
 def collect_forecast(forecasts: Iterable[Forecast], description: xr.Dataset, channels: Sequence[Channel]) -> xr.Dataset:
     """Gathers forecasts as they come into a dataset in memory; every process has all of it."""
-    variables = describe_variables(description, channels)
-    arrays = {
-        name: np.full([description.sizes[dim] for dim in dims], np.nan, np.float32)
-        for name, (dims, _) in variables.items()
-    }
+    found = description.copy(deep=True)
     for starts, lead, fields in forecasts:
-        whole, rows = gather(fields), find_rows(description, starts)
+        whole = gather(fields)
         for n, channel in enumerate(channels):
-            arrays[channel.variable][(*rows, lead, *find_level(description, channel))] = whole[: len(starts), n]
-    return description.assign({name: (dims, arrays[name], about) for name, (dims, about) in variables.items()})
+            place = find_place(description, channel, starts, lead)
+            found[channel.variable].values[place] = whole[: len(starts), n]
+    return found
 
 
 def gather(fields: Float[Array, "b n lat lon"]) -> Float[np.ndarray, "b n lat lon"]:
