@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from tests.sources.written_sources import frames_of, make_dataset, write_zarr
+from tests.sources.written_sources import frames_of, make_dataset, write_grib, write_zarr
 from weathermixer.archive.archive import open_archive
 from weathermixer.archive.verify import verify_archive
 from weathermixer.prepare import shards
@@ -77,6 +77,30 @@ def test_files_on_s3(tmp_path, s3_bucket, monkeypatch):
     np.testing.assert_array_equal(source.read([0]), frames_of(changed, source.channels)[:1])
     with pytest.raises(ValueError, match="no file at s3://weather/era6/"):
         open_source(f"{s3_bucket}/era6/*.nc")
+
+
+def test_a_grib_file_on_s3(tmp_path, s3_bucket, monkeypatch):
+    pytest.importorskip("cfgrib", reason="no cfgrib: pip install 'weathermixer[grib]'")
+    import s3fs
+
+    monkeypatch.setenv("WEATHERMIXER_CACHE", str(tmp_path / "cache"))
+    dataset = make_dataset(levels=(500,))[["temperature"]].isel(time=slice(0, 3))
+    where = {"latitude": dataset.latitude.values, "longitude": dataset.longitude.values}
+    values = dataset.temperature.values[:, 0]
+    fields = [("t", values[n], dataset.time.values[n], 500, {}) for n in range(3)]
+    write_grib(tmp_path / "a.grib", fields, **where)
+    (tmp_path / "cut.grib").write_bytes((tmp_path / "a.grib").read_bytes()[:-50])
+    for name in ("a.grib", "cut.grib"):
+        s3fs.S3FileSystem().put(str(tmp_path / name), f"{s3_bucket}/gfs/{name}")
+    remote, local = open_source(f"{s3_bucket}/gfs/a.grib"), open_source(tmp_path / "a.grib")
+    np.testing.assert_array_equal(remote.times, dataset.time.values)
+    np.testing.assert_array_equal(remote.read(slice(None)), local.read(slice(None)))
+    np.testing.assert_allclose(remote.read(slice(None))[:, 0], values, atol=1e-6 * np.ptp(values))
+    assert f"read from a copy in the cache, fetched once: {s3_bucket}/gfs/a.grib" in remote.account
+    assert not [path for path in tmp_path.rglob("*") if path.suffix == ".idx"]  # nothing is written beside it
+    with pytest.raises(ValueError, match=f"{s3_bucket}/gfs/cut.grib cannot be read as GRIB") as error:
+        open_source(f"{s3_bucket}/gfs/cut.grib")
+    assert str(tmp_path) not in str(error.value)
 
 
 def test_a_bucket_that_is_not_there(s3_bucket):

@@ -28,9 +28,8 @@ def select_entry(pieces: Sequence[xr.Dataset], name: str, value: str) -> list[xr
         entries = _entries(piece, name)
         offered |= dict.fromkeys(entries)
         numbers = [_as_number(entry) for entry in entries]
-        if value in entries or _as_number(value) in numbers:
-            index = entries.index(value) if value in entries else numbers.index(_as_number(value))
-            kept.append(piece.isel({name: index}) if name in piece.dims else piece)
+        if _as_number(value) in numbers:
+            kept.append(piece.isel({name: numbers.index(_as_number(value))}) if name in piece.dims else piece)
             found = True
     if not offered:
         there = sorted({str(dim) for piece in pieces for dim in piece.dims})
