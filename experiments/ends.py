@@ -17,7 +17,7 @@ import jax
 from jax.sharding import Mesh
 
 from experiments import command_line, plan
-from weathermixer.model.weathermixer import ModelShape
+from weathermixer.model.shape import ModelShape
 from weathermixer.parallel import distributed
 from weathermixer.planning.hardware import Hardware, find_device, find_hardware
 from weathermixer.planning.memory import memory_parts

@@ -26,7 +26,7 @@ import pandas as pd
 
 from experiments import command_line, synthetic
 from weathermixer.fields.variables import ChannelSet
-from weathermixer.model.weathermixer import ModelShape
+from weathermixer.model.shape import ModelShape
 from weathermixer.parallel.mesh import make_mesh
 from weathermixer.planning.account import format_bytes
 from weathermixer.planning.hardware import HARDWARE, Hardware, find_hardware

@@ -18,7 +18,7 @@ from weathermixer.archive.standardization import Standardization, place_roles
 from weathermixer.fields.forcings import TERMS
 from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import ERA5, ChannelSet, parse_channel
-from weathermixer.model.weathermixer import ModelShape
+from weathermixer.model.shape import ModelShape
 from weathermixer.parallel.mesh import sharding, use_mesh
 from weathermixer.runs import build
 from weathermixer.runs.settings import Settings

@@ -37,7 +37,7 @@ _PUBLIC = {
     "make_reference": "archive.reference",
     "make_standardization": "archive.standardization",
     # the model
-    "ModelShape": "model.weathermixer",
+    "ModelShape": "model.shape",
     "WeatherMixer": "model.weathermixer",
     # runs
     "Settings": "runs.settings",

@@ -23,7 +23,7 @@ import pandas as pd
 
 from experiments import command_line
 from experiments.configs.reference import SIZES
-from weathermixer.model.weathermixer import ModelShape
+from weathermixer.model.shape import ModelShape
 from weathermixer.planning.baselines import PUBLISHED, Share, fsdp, lower_bound, megatron, ours, published
 from weathermixer.planning.meshes import Layout, StepOptions, misfits
 from weathermixer.planning.plan import layouts

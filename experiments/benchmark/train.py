@@ -32,7 +32,7 @@ from weathermixer.archive.reference import make_reference
 from weathermixer.archive.sampling import valid_starts
 from weathermixer.archive.standardization import Standardization, make_standardization
 from weathermixer.fields.variables import ChannelSet
-from weathermixer.model.weathermixer import ModelShape
+from weathermixer.model.shape import ModelShape
 from weathermixer.parallel.mesh import make_mesh, use_mesh
 from weathermixer.parallel.zero import ZERO
 from weathermixer.planning.hardware import HARDWARE, find_hardware

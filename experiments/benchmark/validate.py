@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments import plan, synthetic
 from weathermixer.fields.variables import ChannelSet
-from weathermixer.model.weathermixer import ModelShape
+from weathermixer.model.shape import ModelShape
 from weathermixer.parallel.mesh import make_mesh
 from weathermixer.planning.hardware import find_hardware
 from weathermixer.planning.hlo import Collective, collectives

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from tests.model.test_weathermixer import fields, make
-from weathermixer.model.layers import Circulant
+from weathermixer.model.layers import Dense
 from weathermixer.model.weathermixer import ModelShape
 from weathermixer.parallel.mesh import make_mesh, sharding, use_mesh
 from weathermixer.parallel.schedule import SCHEDULES
@@ -31,7 +31,7 @@ def test_a_layer_is_a_convolution_along_longitude(sizes, schedule):
     mesh, rng = make_mesh(*sizes), np.random.default_rng(0)
     x = rng.standard_normal((2, 8 * 6, 4)).astype(np.float32)
     with use_mesh(mesh):
-        layer = Circulant(48, 24, columns=6, schedule=schedule, rngs=nnx.Rngs(0))
+        layer = Dense(48, 24, over="token", columns=6, schedule=schedule, rngs=nnx.Rngs(0))
         layer.bias[...] = jax.device_put(rng.standard_normal(4).astype(np.float32), layer.bias[...].sharding)
         y = nnx.jit(lambda layer, x: layer(x))(layer, jax.device_put(x, sharding(mesh, "batch", "token", "embed")))
     expected = by_fourier(*(np.asarray(value, np.float64) for value in (x, layer.kernel[...], layer.bias[...])))

@@ -1,4 +1,4 @@
-"""Layers on cut arrays: parameters born sharded, dense and circulant layers, LayerNorm, dropout."""
+"""Layers on cut arrays: parameters born sharded, dense layers, LayerNorm, dropout."""
 
 import functools
 import math
@@ -39,53 +39,50 @@ class Dense(nnx.Module):
         over="channel":  y[b,t,o] = sum_i x[b,t,i] kernel[i,o] + bias[o]
         over="token":    y[b,o,d] = sum_i x[b,i,d] kernel[i,o] + bias[o]
 
-    Parameters: kernel [inputs, outputs], bias [outputs] (the transpose of a PyTorch Linear's weight, and its bias). How
-    the kernel is cut follows from its schedule, what it computes does not.
-    """
-
-    def __init__(self, inputs: int, outputs: int, *, over: Over, schedule: Schedule, rngs: nnx.Rngs, fp8: bool = False):
-        self.over, self.fp8 = over, fp8
-        self.schedule = resolve_schedule(schedule, inputs, outputs, over)
-        names = kernel_names(over, self.schedule)
-        bias = "token_vector" if over == "token" else "embed_vector"
-        self.kernel = parameter(kernel_init(inputs), rngs, names, (inputs, outputs))
-        self.bias = parameter(zeros, rngs, (bias,), (outputs,))
-
-    def __call__(self, x: Float[Array, "b t d"], *, finish: Callable = add_bias) -> Float[Array, "b t2 d2"]:
-        """finish(x kernel, bias): an activation function that adds the bias itself saves writing the sum."""
-        y = mix(x, self.kernel[...], over=self.over, schedule=self.schedule, fp8=self.fp8)
-        return finish(y, dense_bias(self.bias[...], self.over))
-
-
-class Circulant(nnx.Module):
-    """An affine map of the tokens that is the same wherever longitude begins: dense over rows, circulant along them.
+    With `columns`, tokens of a row, it is circulant along longitude, the same wherever that begins:
 
         y[b, (r, j), d] = sum_{s, l} x[b, (s, l), d] kernel[s, r, (j - l) mod columns] + bias[r]
 
-    Tokens are (row, column), so `inputs` and `outputs` are whole numbers of rows. Parameters: kernel [rows of inputs,
-    rows of outputs, offset], bias [rows of outputs]: as many as Dense's over its columns. A band of rows of the kernel
-    is made dense where it lies, and contracted as any other: products and what travels are those of Dense.
+    Tokens are (row, column), so `inputs` and `outputs` are whole numbers of rows. A band of rows of the kernel is made
+    dense where it lies, and contracted as any other: products and what travels are the same.
+
+    Parameters: kernel [inputs, outputs], bias [outputs] (the transpose of a PyTorch Linear's weight, and its bias);
+    with columns [rows of inputs, rows of outputs, offset] and [rows of outputs]. How the kernel is cut follows from its
+    schedule, what it computes does not.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, *, columns: int, schedule: Schedule, rngs: nnx.Rngs, fp8: bool = False
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        over: Over,
+        schedule: Schedule,
+        rngs: nnx.Rngs,
+        fp8: bool = False,
+        columns: int = 1,
     ):
-        self.columns, self.fp8 = columns, fp8
-        self.schedule = resolve_schedule(schedule, inputs, outputs, "token")
-        names, shape = kernel_names("token", self.schedule), (inputs // columns, outputs // columns, columns)
-        self.kernel = parameter(kernel_init(inputs), rngs, (*names, "stack"), shape)
-        self.bias = parameter(zeros, rngs, ("token_vector",), shape[1:2])
+        self.over, self.fp8, self.columns = over, fp8, columns
+        self.schedule = resolve_schedule(schedule, inputs, outputs, over)
+        names, shape = kernel_names(over, self.schedule), (inputs // columns, outputs // columns)
+        names, shape = (names, shape) if columns == 1 else ((*names, "stack"), (*shape, columns))
+        self.kernel = parameter(kernel_init(inputs), rngs, names, shape)
+        self.bias = parameter(zeros, rngs, ("token_vector" if over == "token" else "embed_vector",), shape[1:2])
 
-    def __call__(self, x: Float[Array, "b t d"], *, finish: Callable = add_bias) -> Float[Array, "b t2 d"]:
-        """As Dense."""
-        kernel, columns = self.kernel[...].astype(x.dtype), self.columns
-        # [s, l, r, j]: from a column l the offsets are turned by l
-        dense = jnp.stack([jnp.roll(kernel, column, axis=-1) for column in range(columns)], axis=1)
-        size = dense.shape[0] * columns, dense.shape[2] * columns
-        dense = jnp.reshape(dense, size, out_sharding=spec(*kernel_names("token", self.schedule)))
-        y = mix(x, dense, over="token", schedule=self.schedule, fp8=self.fp8)
-        bias = jnp.broadcast_to(self.bias[...][:, None], (len(self.bias[...]), columns))
-        return finish(y, dense_bias(bias.reshape(-1), "token"))
+    def __call__(self, x: Float[Array, "b t d"], *, finish: Callable = add_bias) -> Float[Array, "b t2 d2"]:
+        """finish(x kernel, bias): an activation function that adds the bias itself saves writing the sum."""
+        kernel, bias, columns = self.kernel[...], self.bias[...], self.columns
+        if columns > 1:  # [s, l, r, j]: from a column l the offsets are turned by l
+            kernel = kernel.astype(x.dtype)
+            turned = jnp.stack([jnp.roll(kernel, column, axis=-1) for column in range(columns)], axis=1)
+            size, cut = (
+                (kernel.shape[0] * columns, kernel.shape[1] * columns),
+                spec(*kernel_names("token", self.schedule)),
+            )
+            kernel = jnp.reshape(turned, size, out_sharding=cut)
+            bias = jnp.broadcast_to(bias[:, None], (len(bias), columns)).reshape(-1)
+        y = mix(x, kernel, over=self.over, schedule=self.schedule, fp8=self.fp8)
+        return finish(y, dense_bias(bias, self.over))
 
 
 def resolve_schedule(schedule: Schedule, inputs: int, outputs: int, over: Over) -> Schedule:

@@ -8,7 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from weathermixer.model.elementwise import gelu
-from weathermixer.model.layers import Circulant, Dense, LayerNorm, dropout, fold_key
+from weathermixer.model.layers import Dense, LayerNorm, dropout, fold_key
+from weathermixer.model.shape import ModelShape
 from weathermixer.parallel.schedule import Schedule
 
 
@@ -33,31 +34,18 @@ class MixerBlock(nnx.Module):
     """h = h + TokenMLP(LN(h));  h = h + ChannelMLP(LN(h)).
 
     Parameters: token_norm, token_mlp (tokens -> token_hidden -> tokens), channel_norm, channel_mlp (embed ->
-    embed_hidden -> embed). Token mixing is circulant along rows of `circulant` tokens; 0: dense.
+    embed_hidden -> embed).
     """
 
-    def __init__(
-        self,
-        *,
-        tokens: int,
-        embed: int,
-        token_hidden: int,
-        embed_hidden: int,
-        circulant: int,
-        conditions: int,
-        schedule: Schedule,
-        fp8: bool,
-        dropout_rate: float,
-        rngs: nnx.Rngs,
-    ):
-        options = dict(schedule=schedule, fp8=fp8, rngs=rngs)
-        over_tokens, over_channels = (functools.partial(Dense, over=over, **options) for over in ("token", "channel"))
-        if circulant:
-            over_tokens = functools.partial(Circulant, columns=circulant, **options)
-        self.token_norm = LayerNorm(embed, conditions=conditions, rngs=rngs)
-        self.token_mlp = Mlp(over_tokens, tokens, token_hidden, dropout_rate=dropout_rate)
-        self.channel_norm = LayerNorm(embed, conditions=conditions, rngs=rngs)
-        self.channel_mlp = Mlp(over_channels, embed, embed_hidden, dropout_rate=dropout_rate)
+    def __init__(self, shape: ModelShape, *, schedule: Schedule, fp8: bool, rngs: nnx.Rngs):
+        layer = functools.partial(Dense, schedule=schedule, fp8=fp8, rngs=rngs)
+        over_tokens = functools.partial(layer, over="token", columns=max(shape.circulant, 1))
+        over_channels = functools.partial(layer, over="channel")
+        rate = shape.dropout_rate
+        self.token_norm = LayerNorm(shape.embed, conditions=shape.conditions, rngs=rngs)
+        self.token_mlp = Mlp(over_tokens, shape.tokens, shape.token_hidden, dropout_rate=rate)
+        self.channel_norm = LayerNorm(shape.embed, conditions=shape.conditions, rngs=rngs)
+        self.channel_mlp = Mlp(over_channels, shape.embed, shape.embed_hidden, dropout_rate=rate)
 
     def __call__(
         self, h: Float[Array, "b t d"], key: Key[Array, ""] | None, condition: Float[Array, "b n"] | None = None

@@ -13,7 +13,7 @@ and the least that any 2-D distribution of the products' operands can exchange.
 import dataclasses
 import math
 
-from weathermixer.model.weathermixer import ModelShape
+from weathermixer.model.shape import ModelShape
 from weathermixer.planning.memory import activation_bytes, memory_parts, temporary_bytes
 from weathermixer.planning.meshes import Layout, StepOptions, executed_flops
 from weathermixer.planning.traffic import step_transfers

@@ -4,7 +4,7 @@ State, gradients and batch are exact: each array is cut over all devices of the 
 backward pass and temporaries depend on the compiler; their formulae count the arrays that differentiation needs.
 """
 
-from weathermixer.model.weathermixer import ModelShape
+from weathermixer.model.shape import ModelShape
 from weathermixer.planning.meshes import Layout, StepOptions
 from weathermixer.planning.work import FLOAT32, STORED, block_kernels, contractions, parameters
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
-from weathermixer.model.weathermixer import ModelShape
+from weathermixer.model.shape import ModelShape
 from weathermixer.parallel.mesh import indivisible, make_abstract_mesh
 from weathermixer.parallel.schedule import Schedule
 from weathermixer.parallel.zero import ZERO

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from weathermixer.model.weathermixer import ModelShape
+from weathermixer.model.shape import ModelShape
 from weathermixer.planning.hardware import Hardware
 from weathermixer.planning.memory import memory_parts
 from weathermixer.planning.meshes import Layout, StepOptions, misfits

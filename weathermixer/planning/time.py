@@ -5,7 +5,7 @@ From the shares of the machine's peaks that timed steps reached (hardware.py, me
 
 import dataclasses
 
-from weathermixer.model.weathermixer import ModelShape
+from weathermixer.model.shape import ModelShape
 from weathermixer.planning.hardware import Hardware
 from weathermixer.planning.meshes import Layout, StepOptions
 from weathermixer.planning.traffic import Transfer, read_bytes, step_transfers

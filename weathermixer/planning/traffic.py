@@ -6,7 +6,7 @@ the sum of gradients over instances and the reading of samples.
 
 import dataclasses
 
-from weathermixer.model.weathermixer import ModelShape
+from weathermixer.model.shape import ModelShape
 from weathermixer.parallel.schedule import Schedule, choose_schedule, moves_input
 from weathermixer.planning.meshes import Group, Layout, StepOptions
 from weathermixer.planning.work import FLOAT32, STORED, Contraction, block_parameters, contractions, parameters

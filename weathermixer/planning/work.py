@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from weathermixer.model.weathermixer import ModelShape
+from weathermixer.model.shape import ModelShape
 
 FLOAT32, STORED = 4, 2  # bytes of a number: of parameters and sums; in the archive
 

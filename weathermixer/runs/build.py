@@ -18,7 +18,8 @@ import weathermixer
 from weathermixer.archive.archive import FORMAT_VERSION, Archive, open_archive
 from weathermixer.archive.storage import cache_folder
 from weathermixer.fields.variables import Channel, ChannelSet
-from weathermixer.model.weathermixer import ModelShape, WeatherMixer
+from weathermixer.model.shape import ModelShape
+from weathermixer.model.weathermixer import WeatherMixer
 from weathermixer.parallel import fp8
 from weathermixer.parallel.distributed import wait_for_all
 from weathermixer.parallel.mesh import use_mesh

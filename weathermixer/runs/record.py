@@ -20,7 +20,7 @@ from weathermixer.archive.archive import Archive
 from weathermixer.archive.reference import Reference
 from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import Channel, ChannelSet
-from weathermixer.model.weathermixer import ModelShape
+from weathermixer.model.shape import ModelShape
 from weathermixer.training.checkpoint import software_versions
 from weathermixer.training.checksums import CHECKSUMS_FILE, check_files, write_checksums
 

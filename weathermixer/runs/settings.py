@@ -15,7 +15,7 @@ from typing import Any, get_args
 import numpy as np
 
 from weathermixer.forecasting.rollout import MODES, PRESCRIBED
-from weathermixer.model.weathermixer import HEADS, REMATERIALIZE, TOKEN_MIXING
+from weathermixer.model.shape import HEADS, REMATERIALIZE, TOKEN_MIXING
 from weathermixer.parallel.schedule import SCHEDULES
 from weathermixer.parallel.zero import ZERO
 from weathermixer.training.augment import AUGMENTATIONS
