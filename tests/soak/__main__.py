@@ -212,9 +212,10 @@ def try_fault(kind: str, trial: Trial, expected: dict[int, dict[int, float]]) ->
     """One disturbed run, to its end."""
     processes, workdir = trial.processes, trial.workdir
     run, status = KINDS[kind](trial)
+    limit = 4 * END_SECONDS if status == distributed.FINISHED else END_SECONDS  # this one has all its steps to do
     since = time.monotonic()
     try:
-        said = "" if run.stdout.closed else run.communicate(timeout=END_SECONDS)[0]
+        said = "" if run.stdout.closed else run.communicate(timeout=limit)[0]
         seconds = time.monotonic() - since
     except subprocess.TimeoutExpired:
         seconds = float("inf")
@@ -233,7 +234,7 @@ def try_fault(kind: str, trial: Trial, expected: dict[int, dict[int, float]]) ->
         wrong = sum(
             not np.isclose(found.get(step, np.nan), loss, rtol=1e-2) for step, loss in expected[processes].items()
         )
-    good = again.returncode == 0 and not wrong and seconds < END_SECONDS and status in (None, run.returncode)
+    good = again.returncode == 0 and not wrong and seconds < limit and status in (None, run.returncode)
     if not good:
         print(
             f"--- {kind}, {processes} processes, {workdir}\n{said[-3000:]}\n--- again\n{more[-3000:]}", file=sys.stderr
