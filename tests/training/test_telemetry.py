@@ -83,6 +83,7 @@ def test_rates_are_those_of_the_steps_since_the_last_line(tmp_path, clock):
     assert values == {
         "loss": 1.0,
         "step_seconds": 0.5,
+        "seconds_left": 1.5,  # three steps more
         "samples_per_second": 8.0,
         "tflops_per_device": 8e9 / jax.device_count() / 0.5 / 1e12,
         "share_of_peak": 8e9 / jax.device_count() / 0.5 / 1e12,
@@ -201,6 +202,7 @@ def test_the_line():
         "tflops_per_device": 412.0,
         "share_of_peak": 0.4166,
         "idle_seconds": 0.0005,
+        "seconds_left": 5400.0,
         "gigabytes_read": 12.44,
         "gigabytes_needed": 20.0,
         "gigabytes_read_per_second": 2.31,
@@ -208,7 +210,7 @@ def test_the_line():
     }
     assert format_line(1200, values) == (
         "step 1200  loss 0.1235  52.1 ms/step  153.2 samples/s  412 TFLOP/s per device (41.7% of peak)  "
-        "idle 0.5 ms (1.0%)  read 12.4 GB for 20 GB needed (2.31 GB/s)"
+        "idle 0.5 ms (1.0%)  1 h 30 min left  read 12.4 GB for 20 GB needed (2.31 GB/s)"
     )
 
 

@@ -28,7 +28,7 @@ import jax
 from tqdm import tqdm
 
 from weathermixer.parallel import distributed
-from weathermixer.training.phases import Phases, format_account
+from weathermixer.training.phases import Phases, format_account, format_seconds
 from weathermixer.training.trackers import TRACKERS, TensorBoard, Tracker
 
 METRICS_FILE = "metrics.jsonl"
@@ -235,6 +235,7 @@ class RunLog:
         seconds = now - self._since
         rates = {
             "step_seconds": seconds / steps,
+            "seconds_left": seconds / steps * (self._last_step - step),
             "samples_per_second": self._batch_size * steps / seconds,
             "tflops_per_device": self._flops * steps / seconds / 1e12,
         }
@@ -282,6 +283,8 @@ def format_line(step: int, values: Mapping[str, float]) -> str:
         share = f" ({values.pop('share_of_peak'):.1%} of peak)" if "share_of_peak" in values else ""
         rates.append(f"{values.pop('tflops_per_device'):.3g} TFLOP/s per device{share}")
         rates.append(f"idle {_seconds(idle)} ({idle / seconds:.1%})")
+    if left := values.pop("seconds_left", 0):
+        rates.append(f"{format_seconds(left)} left")
     if "device_gigabytes" in values:
         rates.append(f"{values.pop('device_gigabytes'):.3g} GB of device memory at most")
     if "gigabytes_read" in values:
