@@ -31,7 +31,7 @@ def get_config():
 def make_data(folder: Path) -> Path:
     """A new folder with config.py, archive (ten days on 8 x 16 points, four shards) and source.zarr, two channels."""
     folder.mkdir(exist_ok=True)
-    channels = ChannelSet.make(["2m_temperature"], ["geopotential"], [500, 850], static=["land_sea_mask"])
+    channels = ChannelSet.from_names(["2m_temperature", "geopotential_500", "geopotential_850"], ["land_sea_mask"])
     rng = np.random.default_rng(0)
     fields = rng.standard_normal((len(TIMES), 3, 8, 16)).cumsum(axis=0).astype(np.float32)
     static = {"land_sea_mask": rng.random((8, 16)).astype(np.float32)}

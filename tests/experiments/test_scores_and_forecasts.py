@@ -23,7 +23,9 @@ from weathermixer.runs.run import Run, spread
 from weathermixer.runs.settings import Settings
 from weathermixer.sources.sources import open_source
 
-CHANNELS = ChannelSet.make(["2m_temperature"], ["geopotential"], [500, 850], static=["land_sea_mask"], multiple=4)
+CHANNELS = ChannelSet.from_names(
+    ["2m_temperature", "geopotential_500", "geopotential_850"], ["land_sea_mask"], multiple=4
+)
 TIMES = np.datetime64("2020-01-01T00", "ns") + np.arange(60) * np.timedelta64(6, "h")
 
 

@@ -25,7 +25,9 @@ from weathermixer.training.telemetry import read_records
 
 STEPS = 6
 CUT = dict(mesh__domain=2, mesh__tensor=2, model__head="blend")
-CHANNELS = ChannelSet.make(["2m_temperature"], ["geopotential", "temperature"], [500, 850], static=["land_sea_mask"])
+CHANNELS = ChannelSet.from_names(
+    ["2m_temperature", "geopotential_500", "geopotential_850", "temperature_500", "temperature_850"], ["land_sea_mask"]
+)
 TIMES = np.datetime64("2000-01-01T00", "ns") + np.arange(40) * np.timedelta64(6, "h")
 
 

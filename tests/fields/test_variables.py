@@ -22,7 +22,9 @@ def test_the_published_set():
 
 
 def test_padding_fills_up_to_the_multiple():
-    channels = ChannelSet.make(["2m_temperature"], ["geopotential"], [500, 850], static=["land_sea_mask"], multiple=8)
+    channels = ChannelSet.from_names(
+        ["2m_temperature", "geopotential_500", "geopotential_850"], ["land_sea_mask"], multiple=8
+    )
     assert channels.size == 8
     np.testing.assert_array_equal(channels.pad([1.0, 2.0, 3.0], fill=9.0), [1, 2, 3, 9, 9, 9, 9, 9])
     assert channels.predicted.tolist() == [True] * 3 + [False] * 5
@@ -35,9 +37,9 @@ def test_sets_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="at least one dynamic channel"):
         ChannelSet(())
     with pytest.raises(ValueError, match=r"named twice: \['2m_temperature'\]"):
-        ChannelSet.make(["2m_temperature", "2m_temperature"])
+        ChannelSet.from_names(["2m_temperature", "2m_temperature"])
     with pytest.raises(ValueError, match="channel multiple=0"):
-        ChannelSet.make(["2m_temperature"], multiple=0)
+        ChannelSet.from_names(["2m_temperature"], multiple=0)
 
 
 def test_roles_have_their_places():

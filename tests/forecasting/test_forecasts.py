@@ -21,7 +21,9 @@ from weathermixer.forecasting.forecasts import collect_forecast, describe_foreca
 from weathermixer.parallel.mesh import make_mesh, sharding
 
 # levels descend, as in the published order; files have them ascend
-CHANNELS = ChannelSet.make(["2m_temperature"], ["geopotential", "temperature"], [850, 500], multiple=6)
+CHANNELS = ChannelSet.from_names(
+    ["2m_temperature", "geopotential_850", "geopotential_500", "temperature_850", "temperature_500"], multiple=6
+)
 GRID = make_grid(8, 12)
 TIMES = np.datetime64("2020-12-01T00", "ns") + np.arange(6) * np.timedelta64(6, "h")
 LEADS = [6, 12, 18]

@@ -8,7 +8,7 @@ from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel.mesh import make_mesh, use_mesh
 from weathermixer.verification.climatologies import climatology_terms, make_climatology
 
-CHANNELS = ChannelSet.make(surface=["2m_temperature", "10m_u_component_of_wind"])
+CHANNELS = ChannelSet.from_names(["2m_temperature", "10m_u_component_of_wind"])
 
 
 def physical(archive, climatology, times, mesh):

@@ -13,10 +13,7 @@ from weathermixer.parallel.mesh import make_mesh
 from weathermixer.verification.climatologies import make_climatology
 from weathermixer.verification.evaluation import evaluate, model_forecaster, valid_indices
 
-CHANNELS = ChannelSet.make(
-    surface=["2m_temperature"], upper=["geopotential"], levels_hpa=[500], static=["land_sea_mask"]
-)
-CHANNELS = ChannelSet(CHANNELS.dynamic, CHANNELS.static, multiple=4)
+CHANNELS = ChannelSet.from_names(["2m_temperature", "geopotential_500"], ["land_sea_mask"], multiple=4)
 HOURS = np.setdiff1d(np.arange(44), [29]) * 6  # one time is missing
 TIMES = np.datetime64("2020-03-01T00", "ns") + HOURS * np.timedelta64(1, "h")
 TRAINING, STARTS, LEADS = np.arange(20), np.arange(20, 43), (6, 24, 60)

@@ -11,7 +11,7 @@ from weathermixer.verification.metrics import compute_metrics
 from weathermixer.verification.scores import digits, format_scores, write_scores
 from weathermixer.verification.table import Table
 
-CHANNELS = ChannelSet.make(["10m_u_component_of_wind"], ["geopotential", "specific_humidity"], [500])
+CHANNELS = ChannelSet.from_names(["10m_u_component_of_wind", "geopotential_500", "specific_humidity_500"])
 LEADS = [6, 24, 72, 120]
 ABOUT = {
     "mode": "autoregressive",

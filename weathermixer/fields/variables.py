@@ -180,19 +180,6 @@ class ChannelSet:
         return np.concatenate([np.asarray(values, np.float32), np.full(self.size - len(values), fill, np.float32)])
 
     @staticmethod
-    def make(
-        surface: Sequence[str] = (),
-        upper: Sequence[str] = (),
-        levels_hpa: Sequence[int] = (),
-        static: Sequence[str] = (),
-        multiple: int = 1,
-    ) -> "ChannelSet":
-        """Surface variables, then each upper-air variable on every level in the order given."""
-        dynamic = [Channel(name) for name in surface]
-        dynamic += [Channel(name, int(level)) for name in upper for level in levels_hpa]
-        return ChannelSet(tuple(dynamic), tuple(static), multiple)
-
-    @staticmethod
     def from_names(names: Sequence[str], static: Sequence[str] = (), multiple: int = 1, **roles) -> "ChannelSet":
         """The set of channels with these names, in the order of their roles; `roles` are from_channels'."""
         return ChannelSet.from_channels([parse_channel(name) for name in names], static, multiple, **roles)
@@ -242,7 +229,9 @@ def parse_channel(name: str) -> Channel:
 ERA5_SURFACE = ("mean_sea_level_pressure", "10m_u_component_of_wind", "10m_v_component_of_wind", "2m_temperature")
 ERA5_UPPER = ("geopotential", "specific_humidity", "temperature", "u_component_of_wind", "v_component_of_wind")
 ERA5_STATIC = ("land_sea_mask", "soil_type", "geopotential_at_surface")
-ERA5 = ChannelSet.make(ERA5_SURFACE, ERA5_UPPER, LEVELS_HPA, ERA5_STATIC)
+ERA5 = ChannelSet.from_names(
+    [*ERA5_SURFACE, *(f"{name}_{level}" for name in ERA5_UPPER for level in LEVELS_HPA)], ERA5_STATIC
+)
 
 
 def group_by_variable(channels: Sequence[Channel]) -> Mapping[str, list[int]]:
