@@ -30,6 +30,7 @@ _OTHER_LEVELS = re.compile(
     r"hybrid|sigma|model|\beta\b|ref full|ref half|height|altitude|depth|layer|isentropic|theta|potential",
     re.IGNORECASE,
 )
+_NUMBER = re.compile(r"\s*p?(\d+(?:\.\d+)?(?:e[+-]?\d+)?)[ _]*([A-Za-z]*)\s*", re.IGNORECASE)  # and its unit, as 500hPa
 _HIGHEST_HPA = 1100
 _REGRID = "interpolate it to a regular latitude-longitude grid first, with `cdo remapbil` or ECMWF's `mir`"
 
@@ -102,39 +103,26 @@ def _read_levels(dataset: xr.Dataset, name: str, units: Mapping[str, str]) -> Le
     is_vertical = _VERTICAL.match(name) or attributes.get("axis") == "Z" or attributes.get("positive") in ("up", "down")
     if not is_vertical and not is_pressure(unit) and standard != "air_pressure":
         return None
-    what = f"its levels, {name!r}, are {(standard or long or unit or 'without units')!r}"
     pressures = name in units or standard == "air_pressure"
-    if not pressures and (standard or "formula_terms" in attributes or _OTHER_LEVELS.search(f"{name} {long}")):
+    other = standard or "formula_terms" in attributes or _OTHER_LEVELS.search(f"{name} {long}")
+    values = np.atleast_1d(coordinate.values).tolist()
+    texts = [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+    numbers = [number for text in texts if (number := _NUMBER.fullmatch(text))]
+    is_number = len(numbers) == len(texts) and len({number[2] for number in numbers}) == 1
+    named = f"its levels, {name!r}, are"
+    what = f"{named} {(standard or long or unit or 'without units')!r}" if is_number else f"{named} {texts}"
+    unit = (is_number and numbers[0][2]) or unit or _UNITS_BY_NAME.get(name, "")
+    if not is_number or (other and not pressures) or (unit and not is_pressure(unit)):
         return Levels(reason=f"{what}, not pressures")
-    values, unit_of_text = _read_values(coordinate)
-    unit = unit_of_text or unit or _UNITS_BY_NAME.get(name, "")
-    if values is None:
-        return Levels(reason=f"its levels, {name!r}, are {np.atleast_1d(coordinate.values).tolist()}, not pressures")
     if not unit:
         return Levels(reason=f"{what}: say their unit, --units {name}=hPa")
-    if not is_pressure(unit):
-        return Levels(reason=f"{what} in {unit!r}, not pressures" if standard or long else f"{what}, not pressures")
-    if unit != attributes.get("units") and name not in units and len(values) > 1 and np.all(np.diff(values) == 1):
+    heights = np.array([float(number[1]) for number in numbers])
+    if unit != attributes.get("units") and name not in units and len(heights) > 1 and np.all(np.diff(heights) == 1):
         # WeatherBench 2 gives no units, and neither does who counts the levels of a model
-        return Levels(
-            reason=f"its levels, {name!r}, count {values[0]:g}, {values[1]:g}: if these are hPa, --units {name}=hPa"
-        )
-    hpa = np.round(values * conversion(unit, "hPa")[0], 6)
+        first = f"its levels, {name!r}, count {heights[0]:g}, {heights[1]:g}"
+        return Levels(reason=f"{first}: if these are hPa, --units {name}=hPa")
+    hpa = np.round(heights * conversion(unit, "hPa")[0], 6)
     if not np.all((hpa > 0) & (hpa <= _HIGHEST_HPA)) or len(np.unique(hpa)) < len(hpa):
-        return Levels(
-            reason=f"its levels, {name!r}, are {values.tolist()} {unit}: set right what they are, as --units {name}=Pa"
-        )
+        given = f"{named} {heights.tolist()} {unit}"
+        return Levels(reason=f"{given}: set right what they are, as --units {name}=Pa")
     return Levels(tuple(hpa.tolist()))
-
-
-def _read_values(coordinate: xr.DataArray) -> tuple[np.ndarray | None, str]:
-    """A coordinate's numbers, None where they are none, and the unit in them where they are text such as 500hPa."""
-    values = np.atleast_1d(coordinate.values)
-    if values.dtype.kind in "iuf":
-        return values.astype(np.float64), ""
-    texts = [value.decode() if isinstance(value, bytes) else str(value) for value in values.tolist()]
-    matches = [re.fullmatch(r"\s*p?(\d+(?:\.\d+)?)[ _]*([A-Za-z]*)\s*", text, re.IGNORECASE) for text in texts]
-    units = {match[2] for match in matches if match}
-    if not all(matches) or len(units) > 1:
-        return None, ""
-    return np.array([float(match[1]) for match in matches if match]), units.pop()

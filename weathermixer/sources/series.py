@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, Shaped
 
 from weathermixer.fields.variables import Channel
 from weathermixer.sources.orientation import Orientation, as_slice, take
-from weathermixer.sources.parts import Part
+from weathermixer.sources.parts import Note, Part
 
 HOUR = np.timedelta64(1, "h")
 REPEATS_READ = 64  # of the times that lie in a source twice
@@ -180,17 +180,16 @@ def find_series(
     return pairs
 
 
-def compare_repeats(variable: str, series: Series, again: Series) -> str | None:
-    """Reads what lies in a source again at a series' times: a line of what was taken once, None where there is nothing.
+def compare_repeats(variable: str, series: Series, again: Series) -> list[Note]:
+    """Reads what lies in a source again at a series' times: notes of what was taken once.
 
     Of many repeated times REPEATS_READ are compared, evenly spread. Raises ValueError naming time and files where
     values differ by more than another packing makes them differ.
     """
     series = dataclasses.replace(series, entries=np.unique(series.entries)[:, None])  # not summed
     wanted = np.flatnonzero(np.isin(again.times, series.times))
-    if not len(wanted):
-        return None
-    compared = np.unique(wanted[np.linspace(0, len(wanted) - 1, REPEATS_READ).round().astype(int)])
+    spread = np.linspace(0, len(wanted) - 1, min(REPEATS_READ, len(wanted)))
+    compared = wanted[spread.round().astype(int)]
     for other in compared:
         one = int(np.searchsorted(series.times, again.times[other]))
         a, b = series.read(np.array([one]), gaps=True), again.read(np.array([other]), gaps=True)
@@ -199,10 +198,9 @@ def compare_repeats(variable: str, series: Series, again: Series) -> str | None:
             what = f"{variable} at {again.times[other]:.16} lies twice in the source, with different values"
             holders = (some.parts[some.entries["part"][n, 0]] for some, n in ((series, one), (again, other)))
             raise ValueError(f"{what}: {_tell_apart(*holders, again.times[other])}")
-    files = sorted({again.parts[n].file for n in again.entries["part"][wanted, 0]})
-    some = files[0] + f" and {len(files) - 1} more" * (len(files) > 1)
     what = f"{len(wanted)} times of {variable} are there again with the same values ({len(compared)} compared)"
-    return f"{what}, taken once: {some}"
+    files = sorted({again.parts[n].file for n in again.entries["part"][wanted, 0]})
+    return [Note(f"{what}, taken once", file) for file in files]
 
 
 def _tell_apart(a: Part, b: Part, time: np.datetime64) -> str:

@@ -191,13 +191,14 @@ def open_source(
         exclude=exclude,
         source=name,
     )
-    series, made = {}, []
+    series = {}
     for variable, pairs in found.items():
         check_levels(variable, [one for one, _ in pairs], times)
         series[variable] = tuple(one.take(np.searchsorted(one.times, times)) for one, _ in pairs)
-        made += [compare_repeats(variable, one, again) for one, (_, again) in zip(series[variable], pairs)]
+        for one, (_, again) in zip(series[variable], pairs):
+            notes += compare_repeats(variable, one, again)
         if (first := series[variable][0]).window > 1:
-            made.append(f"{variable}: the sum of {first.window} values of {first.parts[0].given}, up to its time")
+            account.append(f"{variable}: the sum of {first.window} values of {first.parts[0].given}, up to its time")
     fields, refused = read_static(parts, static, orient, source=name)
     if variables is None:
         unknown = [part for part in parts if part.variable not in VARIABLES]
@@ -212,8 +213,8 @@ def open_source(
         step_hours=step_hours,
         channels=channels,
         static=fields,
-        attributes={str(key): _plain(value) for key, value in pieces[0].attrs.items()},
-        account=(*tell([*notes, *left_out, *refused]), *filter(None, made), *account),
+        attributes={str(k): v.tolist() if hasattr(v, "tolist") else str(v) for k, v in pieces[0].attrs.items()},
+        account=(*tell([*notes, *left_out, *refused]), *account),
         series=series,
     )
 
@@ -234,7 +235,3 @@ def _read_variable(source: Source, variable: str, times: np.ndarray) -> Float[np
     for one, block in zip(series, blocks):
         frames[:, one.channels] = block
     return frames
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value) if value is not None else None
