@@ -33,15 +33,15 @@ import numpy as np
 import pandas as pd
 
 from experiments import command_line
-from weathermixer.archive.archive import Archive, open_archive
+from weathermixer.archive.archive import Archive, is_archive, open_archive
 from weathermixer.archive.layout import COMPRESSORS, Layout
 from weathermixer.archive.verify import describe_missing, verify_archive
 from weathermixer.fields.variables import ERA5, group_by_variable
 from weathermixer.prepare.prepare import prepare_archive
 from weathermixer.prepare.sizes import ArchivePlan, plan_archive
 from weathermixer.prepare.workers import open_workers
-from weathermixer.prepare.writer import check_destination, is_published
-from weathermixer.simulation.record import Settings as Simulation
+from weathermixer.prepare.writer import check_destination
+from weathermixer.simulation.simulate import Settings as Simulation
 from weathermixer.simulation.simulate import simulate
 from weathermixer.sources.sources import Source, open_source
 
@@ -103,7 +103,7 @@ def dates(text: str) -> tuple[str, ...]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 1 where --verify finds faults, which are printed."""
     options = make_parser().parse_args(arguments)
-    if options.verify and not options.dry_run and is_published(options.dest):
+    if options.verify and not options.dry_run and is_archive(options.dest, complete=True):
         print(f"{options.dest} is published: nothing to prepare")
     elif not _prepare(options) or not options.verify:
         return 0

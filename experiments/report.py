@@ -29,6 +29,7 @@ from matplotlib.figure import Figure
 from experiments import check, command_line
 from experiments.evaluate import SCORES_FILE
 from experiments.forecast import DRAWN_FIRST, read_analyses, take_channel
+from weathermixer.archive import storage
 from weathermixer.archive.archive import Archive
 from weathermixer.archive.sampling import in_period
 from weathermixer.planning.work import parameters
@@ -107,9 +108,7 @@ def write_report(
         sections[f"Maps: {name}"] = _draw_maps(run, scores[name], data, channel, maps)
         sections[f"What it ran on: {name}"] = _tell(run, data)
     body = "\n".join(f"<h2>{html.escape(head)}</h2>\n{text}" for head, text in sections.items())
-    partial = output.with_name(output.name + ".partial")
-    partial.write_text(PAGE.format(title=html.escape(", ".join(named)), body=body), encoding="utf-8")
-    partial.replace(output)
+    storage.write_whole(output, PAGE.format(title=html.escape(", ".join(named)), body=body))
 
 
 def table(rows: Iterable[Mapping[str, Any]] | pd.DataFrame) -> str:

@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
-from weathermixer.archive.inputs import place_terms
 from weathermixer.archive.loader import Batch, place_leads
-from weathermixer.archive.standardization import Standardization, place_roles
+from weathermixer.archive.standardization import Standardization, place_roles, place_terms
 from weathermixer.fields.forcings import TERMS
 from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import ERA5, ChannelSet, parse_channel

@@ -9,7 +9,7 @@ import pytest
 import xarray
 
 from weathermixer.archive.archive import STATISTICS, Statistics, open_archive
-from weathermixer.archive.layout import COMPRESSORS, chunk_shape
+from weathermixer.archive.layout import COMPRESSORS, Layout
 from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import Channel
 from weathermixer.prepare.writer import create_archive, publish, write_statistics
@@ -65,15 +65,21 @@ def test_levels_and_units_are_kept_and_not_guessed_from_names(tmp_path):
     ]  # fmt: skip
 
 
-def test_chunks_are_cut_for_the_mesh():
-    # 69 + 3 channels at 0.25 degrees for domain=8, tensor=2: 3 divides the 36 of a part and the 69 that are stored
-    assert chunk_shape(69, 3, 720, 1440, itemsize=2, domain=8, tensor=2) == (1, 3, 90, 1440)
-    assert chunk_shape(72, 0, 720, 1440, itemsize=2, domain=8, tensor=1) == (1, 4, 90, 1440)
-    assert chunk_shape(72, 0, 720, 1440, itemsize=4, domain=1, tensor=1) == (1, 1, 720, 1440)
-    # small grids: whole parts, even where the last chunk is not full
-    assert chunk_shape(69, 3, 32, 64, itemsize=2, domain=1, tensor=1) == (1, 69, 32, 64)
-    assert chunk_shape(69, 3, 32, 64, itemsize=2, domain=1, tensor=2) == (1, 36, 32, 64)
-    assert chunk_shape(5, 0, 32, 64, itemsize=2, domain=2, tensor=2) == (1, 3, 16, 64)
+@pytest.mark.parametrize(
+    ("channels", "static", "grid", "options", "expected"),
+    [
+        # 69 + 3 channels at 0.25 degrees: 3 divides the 36 of a part and the 69 that are stored
+        (69, 3, (720, 1440), dict(domain=8, tensor=2), (1, 3, 90, 1440)),
+        (72, 0, (720, 1440), dict(domain=8), (1, 4, 90, 1440)),
+        (72, 0, (720, 1440), dict(dtype="float32"), (1, 1, 720, 1440)),
+        # small grids: whole parts, even where the last chunk is not full
+        (69, 3, (32, 64), {}, (1, 69, 32, 64)),
+        (69, 3, (32, 64), dict(tensor=2), (1, 36, 32, 64)),
+        (5, 0, (32, 64), dict(domain=2, tensor=2), (1, 3, 16, 64)),
+    ],
+)
+def test_chunks_are_cut_for_the_mesh(channels, static, grid, options, expected):
+    assert Layout(shape=(1, channels, *grid), static=static, times_per_shard=1, **options).chunk == expected
 
 
 def test_unpublished_and_foreign_stores_are_refused(tmp_path):

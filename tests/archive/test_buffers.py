@@ -5,7 +5,7 @@ import gc
 import jax
 import numpy as np
 
-from weathermixer.archive.buffers import Buffers
+from weathermixer.archive.reader import Buffers
 
 SHAPE, DTYPE = (2, 3, 1000), np.dtype(np.float16)
 

@@ -30,7 +30,6 @@ def read(reader, times):
 @pytest.mark.parametrize("mesh_shape", [(1, 1, 1), (1, 4, 1), (2, 2, 2), (1, 1, 8)])
 @pytest.mark.parametrize("order", [slice(None), slice(4), slice(1, 7), slice(None, None, -1)])
 def test_they_equal_tensorstores(make_archive, monkeypatch, layout, mesh_shape, order):
-    monkeypatch.setattr("weathermixer.archive.files.TASK_BYTES", 20_000)
     archive = make_archive(**layout)
     channels = ChannelSet(archive.channels[order], tuple(archive.static), multiple=8)
     readers = [Reader(archive, channels, make_mesh(*mesh_shape), 4)]

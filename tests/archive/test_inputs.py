@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from experiments import synthetic
+from tests.archives import make_archive, make_frames
 from tests.fields.test_forcings import fields
-from weathermixer.archive.inputs import check_complete, find_missing, make_input, place_terms
+from weathermixer.archive.standardization import find_missing, make_input, place_terms
 from weathermixer.fields.forcings import FORCINGS
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel.mesh import make_mesh, sharding, spec, use_mesh
@@ -26,12 +27,10 @@ MISSING = ("sea_surface_temperature", "sea_ice_cover")
 TIMES = np.datetime64("2001-06-30T18", "ns") + np.arange(2) * np.timedelta64(18, "h")
 
 
-def make_state(mesh, *, channel=None):
-    """Standard normal fields without values on a third of the points of MISSING, and of one point of `channel`."""
+def make_state(mesh):
+    """Standard normal fields without values on a third of the points of MISSING."""
     batch = synthetic.make_batch(CHANNELS, GRID, mesh, batch_size=2, step=0, missing=MISSING)
     values = np.array(batch.inputs, np.float32)
-    if channel is not None:
-        values[1, channel, 3, 4] = np.inf
     return jax.device_put(values, sharding(mesh, "batch", "channel", "lat", "lon")), values
 
 
@@ -60,20 +59,25 @@ def test_every_channel_gets_what_its_role_asks_for(sizes):
 
 
 @pytest.mark.parametrize("missing", [(), MISSING])
-def test_what_no_statistics_know_of_is_named(missing):
-    mesh = make_mesh(1, 2, 2)
+def test_what_no_statistics_know_of_is_named(tmp_path, missing):
+    mesh, names = make_mesh(1, 2, 2), np.array(CHANNELS.stored_names)
+    values = np.random.default_rng(0).standard_normal((2, len(names), *GRID)).astype(np.float32)
+    values[:, np.isin(names, MISSING), ::3] = np.nan
+    values[1, 0, 3, 4] = np.nan if missing else 0
+    counts = np.isnan(values).sum((0, 2, 3)) * np.isin(names, missing)
+    land = {"land_sea_mask": np.eye(*GRID, dtype=np.float32)}
+    archive = make_archive(
+        tmp_path / "a", values, times=TIMES, channel_set=CHANNELS, static=land, missing=counts.astype(np.int64)
+    )
     with use_mesh(mesh):
-        s = synthetic.make_standardization(CHANNELS, GRID, mesh, missing=missing)
-        state, _ = make_state(mesh)
-        about = {"times": TIMES, "name": "an archive"}
+        frames = make_frames(archive, CHANNELS, mesh)
         if missing:
-            check_complete(state, s, CHANNELS, **about)
-            state, _ = make_state(mesh, channel=0)
+            frames.read(np.array([0]))
         named = (
             "2m_temperature at 2001-07-01T12:00 has 1" if missing else "sea_surface_temperature at 2001-06-30T18:00 has"
         )
-        with pytest.raises(ValueError, match=f"an archive: {named}.*of 512 values .*missing.* --exclude=2001"):
-            check_complete(state, s, CHANNELS, **about)
+        with pytest.raises(ValueError, match=f"a: {named}.*of 512 values .*missing.* --exclude=2001"):
+            frames.read(np.array([0, 1]))
 
 
 def test_a_set_without_forcings_has_no_terms():

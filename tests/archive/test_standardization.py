@@ -6,10 +6,9 @@ import pytest
 
 from tests.archives import make_frames
 from weathermixer.archive.archive import Statistics
-from weathermixer.archive.inputs import make_input
 from weathermixer.archive.loader import read_frames
 from weathermixer.archive.reference import make_reference
-from weathermixer.archive.standardization import make_standardization, standardize, to_physical
+from weathermixer.archive.standardization import make_input, make_standardization, standardize, to_physical
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel.mesh import make_mesh, spec, use_mesh
 

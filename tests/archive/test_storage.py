@@ -38,7 +38,7 @@ def test_specs(monkeypatch, tmp_path):
         "bucket": "weatherbench2",
         "path": "a/b.zarr/",
     }
-    assert kvstore_spec("gs://bucket") == {"driver": "gcs", "bucket": "bucket", "path": ""}
+    assert kvstore_spec("gs://bucket") == {"driver": "gcs", "bucket": "bucket"}
     assert kvstore_spec("s3://bucket/a/") == {"driver": "s3", "bucket": "bucket", "path": "a/"}
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://localhost:9000")
@@ -62,7 +62,7 @@ def test_specs(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("path", "message"),
-    [("ftp://x/y", "scheme 'ftp' is not known"), ("s3:///y", "names no bucket"), ("gs://", "bucket")],
+    [("ftp://x/y", "'ftp://x/y': .*scheme"), ("s3:///y", "Invalid S3 bucket name"), ("gs://", "s3://bucket/path")],
 )
 def test_bad_paths_are_named(path, message):
     with pytest.raises(ValueError, match=message):
@@ -179,7 +179,7 @@ def test_an_archive_in_object_storage(make_archive, s3_bucket):
     with steps(local) as expected, steps(remote) as batches:
         np.testing.assert_array_equal(targets(batches), targets(expected))
         account = batches.account()
-    assert account.bytes_read > 0 and account.frames_read == 2 * 2 * 3
+    assert account.bytes_read > 0 and account.bytes_needed == 2 * 3 * remote.store[0].size * 2
     frames = read_frames(remote, ChannelSet(remote.channels), make_mesh(2, 1, 1), np.array([0, 9]))
     np.testing.assert_array_equal(np.asarray(frames), local.store.read().result()[[0, 9]])
 

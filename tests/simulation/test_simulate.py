@@ -15,8 +15,7 @@ import xarray as xr
 from weathermixer.archive.sampling import valid_starts
 from weathermixer.fields.variables import VARIABLES
 from weathermixer.simulation import simulate as simulation
-from weathermixer.simulation.record import Settings, create_record
-from weathermixer.simulation.simulate import simulate
+from weathermixer.simulation.simulate import Settings, create_record, simulate
 from weathermixer.sources.sources import open_source
 
 RADIUS, ROTATION, GAS_CONSTANT = 6.37122e6, 7.292e-5, 287.0

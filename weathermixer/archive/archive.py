@@ -119,19 +119,20 @@ def open_archive(path: str | os.PathLike, *, context: ts.Context | None = None) 
     )
 
 
-def is_archive(path: str | os.PathLike) -> bool:
+def is_archive(path: str | os.PathLike, *, complete: bool = False) -> bool:
     """Whether an archive lies at a path, complete or not: tells it from the sources that one is made from."""
-    document = storage.read_json(storage.open_folder(path), "zarr.json")
-    return document is not None and document.get("attributes", {}).get("format") == FORMAT
+    attributes = (storage.read_json(storage.open_folder(path), "zarr.json") or {}).get("attributes", {})
+    return attributes.get("format") == FORMAT and (not complete or attributes["complete"])
 
 
 def _read_attributes(path: str, context: ts.Context) -> dict[str, Any]:
     document = storage.read_json(storage.open_folder(path, context=context), "zarr.json")
-    if document is None:
-        if storage.is_local(path) and os.path.isdir(path + ".partial"):
-            raise ValueError(f"{path} is incomplete: {path}.partial was not published; run prepare again to finish it")
+    begun = document is None and storage.is_local(path) and os.path.isdir(path + ".partial")
+    if document is None and not begun:
         raise ValueError(f"there is no archive at {path}: it has no zarr.json")
-    attributes = document.get("attributes", {})
+    attributes = {} if begun else document.get("attributes", {})
+    if begun or not attributes.get("complete", True):
+        raise ValueError(f"{path} is incomplete: it was not published; run prepare again to finish it")
     if attributes.get("format") != FORMAT:
         raise ValueError(f"{path} is a Zarr store but not a WeatherMixer archive: make one from it with prepare")
     if attributes["format_version"] != FORMAT_VERSION:
@@ -139,6 +140,4 @@ def _read_attributes(path: str, context: ts.Context) -> dict[str, Any]:
             f"{path} has format version {attributes['format_version']}, this software reads {FORMAT_VERSION}: "
             "make it again with prepare"
         )
-    if not attributes["complete"]:
-        raise ValueError(f"{path} is incomplete: it was not published; run prepare again to finish it")
     return attributes

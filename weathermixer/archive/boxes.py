@@ -31,48 +31,35 @@ class Box(NamedTuple):
 def frames_shape(archive: Archive, channel_set: ChannelSet, mesh: Mesh, batch_size: int) -> Shape:
     """The global shape of a batch of frames; ValueError where the mesh does not divide it."""
     shape = (batch_size, channel_set.size, *archive.grid.shape)
-    names = ("batch", "channel", "lat", "lon")
-    check_divides(
-        mesh, **dict(zip(("batch", "channels", "latitude", "longitude"), zip(names, shape, strict=True), strict=True))
-    )
+    batch, channels, lat, lon = zip(("batch", "channel", "lat", "lon"), shape, strict=True)
+    check_divides(mesh, batch=batch, channels=channels, latitude=lat, longitude=lon)
     return shape
 
 
 def find_boxes(mesh: Mesh, shape: Shape, devices: Iterable[jax.Device] | None = None) -> dict[Box, list[jax.Device]]:
     """The distinct boxes of some devices, this process's by default, each with the devices that hold it."""
     where = sharding(mesh, "batch", "channel", "lat", "lon").devices_indices_map(shape)
-    wanted = mesh.local_devices if devices is None else devices
     boxes: dict[Box, list[jax.Device]] = {}
-    for device in wanted:
+    for device in mesh.local_devices if devices is None else devices:
         rows, channels, lats = (part.indices(size)[:2] for part, size in zip(where[device][:3], shape[:3], strict=True))
         boxes.setdefault(Box(rows, channels, lats), []).append(device)
     return boxes
 
 
-def needed_bytes(archive: Archive, channel_set: ChannelSet, boxes: Iterable[Box]) -> int:
-    """Bytes, as stored before compression, that one frame in each distinct box of channels and latitudes holds."""
-    row = archive.grid.shape[1] * archive.store.dtype.numpy_dtype.itemsize
-    held = len(channel_set.stored)
-    regions = {(box.channels, box.lats) for box in boxes}
-    points = (max(0, min(c[1], held) - c[0]) * (lats[1] - lats[0]) for c, lats in regions)
-    return row * sum(points)
+def count_bytes(archive: Archive, channel_set: ChannelSet, boxes: Iterable[Box]) -> tuple[int, int]:
+    """(bytes needed, bytes read) by a process for one frame of its boxes, as stored before compression.
 
-
-def touched_bytes(archive: Archive, channel_set: ChannelSet, boxes: Iterable[Box]) -> int:
-    """Bytes, as stored before compression, of the chunks that hold any of it: what a process reads for one frame.
-
-    Boxes of one process that share a chunk count it once, as they are read together.
+    Needed are the distinct boxes of channels and latitudes, and read are the chunks that hold any of it, each once.
     """
     _, group, band, lon = archive.store.chunk_layout.read_chunk.shape
-    chosen = archive.channel_indices(channel_set.stored_names)
-    chunks = set()
-    for box in boxes:
-        groups = set((chosen[box.channels[0] : box.channels[1]] // group).tolist())
-        bands = range(box.lats[0] // band, -(-box.lats[1] // band)) if groups else ()
-        chunks.update(itertools.product(groups, bands))
+    chosen, needed, chunks = archive.channel_indices(channel_set.stored_names), 0, set()
+    for channels, lats in {(box.channels, box.lats) for box in boxes}:
+        wanted = chosen[slice(*channels)]
+        needed += len(wanted) * (lats[1] - lats[0])
+        bands = range(lats[0] // band, -(-lats[1] // band))
+        chunks.update(itertools.product(set((wanted // group).tolist()), bands))
     row = lon * archive.store.dtype.numpy_dtype.itemsize
-    last = len(archive.channels)
-    return row * band * sum(min(group, last - index * group) for index, _ in chunks)
+    return row * needed, row * band * sum(min(group, len(archive.channels) - index * group) for index, _ in chunks)
 
 
 def read_amplification(
@@ -82,9 +69,9 @@ def read_amplification(
     shape = frames_shape(archive, channel_set, mesh, ways(mesh, "batch"))
     ratios = [1.0]
     for devices in [[device] for device in mesh.devices.flat] if processes is None else processes:
-        boxes = find_boxes(mesh, shape, devices)
-        if needed := needed_bytes(archive, channel_set, boxes):
-            ratios.append(touched_bytes(archive, channel_set, boxes) / needed)
+        needed, read = count_bytes(archive, channel_set, find_boxes(mesh, shape, devices))
+        if needed:
+            ratios.append(read / needed)
     return max(ratios)
 
 

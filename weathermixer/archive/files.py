@@ -5,6 +5,7 @@ of this. Here each chunk is one `preadv`. Whatever is compressed, remote or no u
 """
 
 import functools
+import itertools
 import os
 import sys
 import threading
@@ -19,7 +20,6 @@ from weathermixer.archive import storage
 from weathermixer.archive.archive import Archive
 from weathermixer.archive.layout import CHECKSUM_BYTES, INDEX_BYTES
 
-TASK_BYTES = 4 * 2**20  # read by a thread at a time
 INDICES_KEPT = 64  # of shards, a few kB each
 ABSENT = 2**64 - 1
 _POOL = ThreadPoolExecutor(max(2, os.cpu_count() or 1), thread_name_prefix="files")  # more wait for each other
@@ -37,7 +37,7 @@ class Files:
         self._channels = len(archive.channels)
         self._counts = (self._times, -(-self._channels // self._group), archive.grid.shape[0] // self._band)
         self._lock = threading.Lock()
-        self._kept = functools.lru_cache(INDICES_KEPT)(self._read_index)
+        self._index = functools.lru_cache(INDICES_KEPT)(self._read_index)
 
     def holds(self, wanted: Int[np.ndarray, " n"], lats: tuple[int, int]) -> bool:
         """Whether a region, its channels and rows, is a union of chunks, each in order."""
@@ -54,31 +54,27 @@ class Files:
         self, values: np.ndarray, time: int, wanted: Int[np.ndarray, " n"], lats: tuple[int, int]
     ) -> list[Future]:
         """Begins to read a region that `holds` into values [channel, lat, lon]; futures raise OSError or ValueError."""
-        chunks = [
-            (int(wanted[first]) // self._group, band, values[first : first + self._group, row : row + self._band])
-            for first in range(0, len(wanted), self._group)
-            for row, band in zip(range(0, len(values[0]), self._band), range(lats[0] // self._band, self._counts[2]))
-        ]
-        some = max(1, TASK_BYTES // (self._group * self._band * self._row_bytes))
-        return [_POOL.submit(self._read, time, chunks[n : n + some]) for n in range(0, len(chunks), some)]
-
-    def _read(self, time: int, chunks: list[tuple[int, int, np.ndarray]]) -> None:
         path = self._folder / str(time // self._times) / "0" / "0" / "0"
+        reads = []
+        for n, row in itertools.product(range(0, len(wanted), self._group), range(0, lats[1] - lats[0], self._band)):
+            entry = time % self._times, int(wanted[n]) // self._group, (lats[0] + row) // self._band
+            chunk = values[n : n + self._group, row : row + self._band]
+            reads.append(_POOL.submit(self._read, path, entry, chunk))
+        return reads
+
+    def _read(self, path: Path, entry: tuple[int, int, int], values: np.ndarray) -> None:
         with self._lock:
-            index = self._kept(path)
+            offset, length = map(int, self._index(path)[entry])
+        if offset == ABSENT:
+            raise ValueError(f"{path}: entry {entry} is missing")
+        # rows of a channel lie together in the buffer, and channels of a chunk where it has all its rows
+        parts = [values.reshape(-1)] if values.flags.c_contiguous else [part.reshape(-1) for part in values]
+        rest = (self._group - len(values)) * self._band * self._row_bytes
+        parts = [part.view(np.uint8) for part in parts] + [np.empty(rest, np.uint8)] * bool(rest)
         with path.open("rb", buffering=0) as file:
             if hasattr(os, "posix_fadvise"):  # read ahead of every chunk, a cold disk gave 1.6 times a band's bytes
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-            for group, band, values in chunks:
-                entry = (time % self._times, group, band)
-                offset, length = map(int, index[entry])
-                if offset == ABSENT:
-                    raise ValueError(f"{path}: entry {entry} is missing")
-                # rows of a channel lie together in the buffer, and channels of a chunk where it has all its rows
-                parts = [values.reshape(-1)] if values.flags.c_contiguous else [part.reshape(-1) for part in values]
-                rest = (self._group - len(values)) * self._band * self._row_bytes
-                parts = [part.view(np.uint8) for part in parts] + [np.empty(rest, np.uint8)] * bool(rest)
-                _read_checked(file.fileno(), parts, offset, length, f"{path}: entry {entry}")
+            _read_checked(file.fileno(), parts, offset, length, f"{path}: entry {entry}")
 
     def _read_index(self, path: Path) -> np.ndarray:
         """(offset, length) of each chunk [time, group, band] of a shard, from its file's end."""

@@ -5,15 +5,21 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, reshard
 from jaxtyping import Array, Float, Int, Num
 
 from weathermixer.archive.archive import Archive
-from weathermixer.archive.inputs import check_complete, make_input, place_terms
 from weathermixer.archive.loader import read_frames
 from weathermixer.archive.reference import Reference
 from weathermixer.archive.sampling import find_times
-from weathermixer.archive.standardization import Standardization, make_standardization, standardize
+from weathermixer.archive.standardization import (
+    Standardization,
+    count_unexpected,
+    make_input,
+    make_standardization,
+    place_terms,
+    standardize,
+)
 
 _make_input = jax.jit(make_input)
 
@@ -46,8 +52,17 @@ class Frames:
         Raises ValueError that names channel and time where values are missing on one that should lack none.
         """
         state = standardize(self.read_stored(indices), self.standardization)
-        about = {"times": self.times[indices], "name": self.name, "absent": self.absent}
-        check_complete(state, self.standardization, self.reference.channel_set, **about)
+        names = self.reference.channel_set.stored_names
+        counts = reshard(count_unexpected(state, self.standardization), NamedSharding(self.mesh, PartitionSpec()))
+        lacking = np.asarray(counts)[:, : len(names)] * ~np.isin(names, self.absent)
+        if lacking.any():
+            row, channel = np.argwhere(lacking)[0]
+            when, count = self.times[indices[row]], f"{lacking[row, channel]} of {np.prod(state.shape[2:])}"
+            raise ValueError(
+                f"{self.name}: {names[channel]} at {when:.16} has {count} values that are missing or infinite, and its "
+                f"statistics know of none: leave this time out (experiments.prepare --exclude={when:.13}), or train "
+                "without the channel"
+            )
         return state
 
     def make_input(self, state: Float[Array, "b n lat lon"], times: np.ndarray) -> Float[Array, "b n lat lon"]:

@@ -25,9 +25,9 @@ from jaxtyping import Array, Float, Int, Num
 
 from weathermixer.archive import storage
 from weathermixer.archive.archive import Archive
-from weathermixer.archive.inputs import place_terms
 from weathermixer.archive.reader import Pending, Reader, Unreadable
 from weathermixer.archive.sampling import replace_start, sample_leads, sample_starts
+from weathermixer.archive.standardization import place_terms
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel.distributed import exchange
 from weathermixer.parallel.mesh import CutArray, sharding
@@ -71,12 +71,9 @@ class Account:
     bytes_needed: the boxes of the frames asked for, as stored before compression, each distinct one once.
     bytes_read: from storage, by TensorStore's own count and that of archive/files.py: compressed, with the shards'
       indices (and with what else the process read through TensorStore meanwhile, a checkpoint for one).
-    frames_read, frames_shared: boxes of frames that were read, and that another sample had at hand.
     skipped: what could not be read and was replaced, in words.
     """
 
-    frames_read: int = 0
-    frames_shared: int = 0
     bytes_needed: int = 0
     bytes_read: int = 0
     skipped: tuple[str, ...] = ()
@@ -158,7 +155,7 @@ def make_batches(
     # with blocks, an input was a target `lead` steps ago
     keep = lead * max(leads) if block > 1 else 0
     offsets = (*range(rollout + 1), *[-1] * (history == 2))
-    reader = Reader(archive, channel_set, mesh, batch_size, spare=len(offsets) * (prefetch + 2 + keep))
+    reader = Reader(archive, channel_set, mesh, batch_size, spare=len(offsets) * (prefetch + READY + keep))
 
     def draw(step: int) -> Samples:
         chosen = sample_starts(starts, seed=seed, step=step, batch_size=batch_size, block=block)
@@ -226,23 +223,23 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
         return dataclasses.replace(self._account, bytes_read=self._account.bytes_read + storage.bytes_read())
 
     def __next__(self) -> Batch:
-        batch = None
         try:
-            if not self._closed.is_set():
-                batch = self._ready.popleft().result()
-                self._ready.append(self._thread.submit(self._next))
-        finally:
-            if batch is None:
-                self.close()
+            batch = None if self._closed.is_set() else self._ready.popleft().result()
+        except BaseException:
+            self.close()
+            raise
         if batch is None:
+            self.close()
             raise StopIteration
+        self._ready.append(self._thread.submit(self._next))
         return batch
 
     def close(self) -> None:
         """Stops reading; whoever asks for another batch finds the end."""
         self._closed.set()
         self._thread.shutdown(cancel_futures=True)
-        self._recent.clear()
+        for held in (self._ready, self._pending, self._recent):
+            held.clear()
 
     def __exit__(self, *_) -> None:
         self.close()
@@ -256,8 +253,6 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
 
     def _start(self, samples: Samples, recent: Sequence[dict]) -> Pending:
         pending = self._reader.start([samples.at(offset) for offset in self._offsets], recent)
-        self._account.frames_read += pending.frames_read
-        self._account.frames_shared += pending.frames_shared
         self._account.bytes_needed += pending.bytes_needed
         return pending
 

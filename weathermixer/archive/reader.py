@@ -5,9 +5,12 @@ import dataclasses
 import itertools
 import logging
 import math
+import mmap
 import socket
 import threading
 import time
+import weakref
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import Future
 
@@ -19,7 +22,6 @@ from jaxtyping import Int
 
 from weathermixer.archive.archive import Archive
 from weathermixer.archive.boxes import Box, as_slice, find_boxes, frames_shape
-from weathermixer.archive.buffers import Buffers
 from weathermixer.archive.files import open_files
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel.mesh import sharding
@@ -27,9 +29,42 @@ from weathermixer.parallel.mesh import sharding
 # Chunks that lie together are read at once up to this size, each time by one thread into memory of its own: larger
 # pieces are read at half the rate (0.25 degrees, whole globe: 1.4 GB/s in one piece, 3 GB/s in pieces)
 PIECE_BYTES = 8 * 2**20
+HUGE_BYTES = 2**22  # of a buffer, from which pages of 2 MiB are asked for, where the system has them
 SLOW_SECONDS = 60.0  # a read that takes longer is named, again and again
 logger = logging.getLogger(__name__)
 Key = tuple[int, tuple[int, int], tuple[int, int]]  # time, range of channels, range of rows
+
+
+class Buffers:
+    """Hands out arrays over page-aligned memory, and takes the memory back when nobody holds a view of it any more.
+
+    Touching fresh memory costs as much as copying into it.
+    JAX holds a view while a copy to a device is under way, and on the CPU, where an aligned array is not copied at all,
+    as long as the device array lives. At most `spare` pieces of memory wait to be used again.
+    """
+
+    def __init__(self, spare: int):
+        self._spare = spare
+        self._free: dict[int, list[mmap.mmap]] = defaultdict(list)
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """An array with arbitrary contents."""
+        size = math.prod(shape) * dtype.itemsize
+        try:
+            memory = self._free[size].pop()
+        except IndexError:
+            # private, as shared memory gets no huge pages
+            memory = mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            if size >= HUGE_BYTES and hasattr(mmap, "MADVHUGE_BYTESPAGE"):
+                memory.madvise(mmap.MADVHUGE_BYTESPAGE)
+        # views of views keep this array alive, and it alone holds the memory
+        whole = np.frombuffer(memory, np.uint8)
+        weakref.finalize(whole, self._give_back, size, memory).atexit = False
+        return whole[:size].view(dtype).reshape(shape)
+
+    def _give_back(self, size: int, memory: mmap.mmap) -> None:
+        if sum(map(len, self._free.values())) < self._spare:
+            self._free[size].append(memory)
 
 
 class Closed(Exception):
@@ -57,13 +92,11 @@ class Frame:
 class Pending:
     """Arrays that are being read: of each the boxes, with a buffer [row, channel, lat, lon] and the rows' frames.
 
-    `frames` are all that they use, frames_read of which were not shared.
+    `frames` are all that they use; bytes_needed are of those that had to be read.
     """
 
     arrays: list[list[tuple[Box, np.ndarray, list[Frame]]]]
     frames: dict[Key, Frame]
-    frames_read: int
-    frames_shared: int
     bytes_needed: int
 
 
@@ -109,7 +142,7 @@ class Reader:
         known = {key: frame for frames in recent for key, frame in frames.items()}
         used: dict[Key, Frame] = {}
         pending: list[list[tuple[Box, np.ndarray, list[Frame]]]] = []
-        shared = needed = fresh = 0
+        needed = 0
         # what is in a TensorStore batch is read together: a chunk that several boxes touch once, neighbours at once
         with contextlib.ExitStack() as stack:
             pieces = -(-len(self.archive.channels) // self._piece_channels)
@@ -121,16 +154,13 @@ class Reader:
                     for row, time in enumerate(times[slice(*box.rows)]):
                         key = (int(time), box.channels, box.lats)
                         frame = used.get(key) or known.get(key)
-                        if frame is not None:
-                            shared += bool(frame.reads)
-                        else:
+                        if frame is None:
                             frame = self._read(key, buffer[row], batches)
-                            fresh += bool(frame.reads)
                             needed += frame.values[: len(self._wanted[box.channels])].nbytes
                         used[key] = frame
                         frames.append(frame)
                     pending[-1].append((box, buffer, frames))
-        return Pending(pending, used, fresh, shared, needed)
+        return Pending(pending, used, needed)
 
     def finish(self, pending: Pending, closed: threading.Event) -> list[jax.Array]:
         """Waits for the reads, and puts the arrays on the devices; raises as `wait` does."""

@@ -1,4 +1,10 @@
-"""From stored values to standardized ones and back, on the device; inputs.py makes the model's input of them."""
+"""From stored values to states, standardized, and from states to the model's input and to SI units, on the device.
+
+    stored --standardize--> state --make_input--> the model's input
+
+A state holds what frames hold, NaN where a value is missing. What only the input has comes after: values in the place
+of those that are missing, static fields, forcings; and channels that are output only go.
+"""
 
 import dataclasses
 
@@ -6,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from weathermixer.archive.reference import Reference
+from weathermixer.fields import forcings
 from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel.mesh import CutArray, check_divides, sharding
@@ -118,3 +125,60 @@ def _static_fields(reference: Reference) -> Float[np.ndarray, "n lat lon"]:
 
 def _put(values: np.ndarray, where: jax.sharding.NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(values.shape, where, lambda box: values[box])
+
+
+def make_input(
+    state: Float[Array, "b n lat lon"], s: Standardization, terms: Float[Array, "b n k"] | None = None
+) -> Float[Array, "b n lat lon"]:
+    """The model's input of a state; `terms` are the forcings' coefficients at its times, None where there are none."""
+    return show(state, s) + surround(s, terms)
+
+
+def surround(s: Standardization, terms: Float[Array, "b n k"] | None) -> Float[Array, "#b n lat lon"]:
+    """What an input has beside its state: static fields and forcings, each zero on all channels but its own.
+
+    Forcings are made of their coefficients as fields/forcings.py defines them; zero where all coefficients are.
+    """
+    if terms is None:
+        return s.static[None]
+    c = [terms[..., index][:, :, None] for index in range(forcings.TERMS)]
+    sin_lat, cos_lat = jnp.sin(s.latitude)[None, None], jnp.cos(s.latitude)[None, None]
+    level = c[forcings.ONE] + c[forcings.SIN_LAT] * sin_lat + c[forcings.COS_LAT] * cos_lat
+    along = c[forcings.COS_LON] + c[forcings.COS_LAT_COS_LON] * cos_lat
+    across = c[forcings.SIN_LON] + c[forcings.COS_LAT_SIN_LON] * cos_lat
+    cos_lon, sin_lon = jnp.cos(s.longitude)[None, None, None], jnp.sin(s.longitude)[None, None, None]
+    fields = level[..., None] + along[..., None] * cos_lon + across[..., None] * sin_lon
+    return s.static[None] + jnp.maximum(c[forcings.FLOOR][..., None], fields)
+
+
+def show(state: Float[Array, "b n lat lon"], s: Standardization) -> Float[Array, "b n lat lon"]:
+    """What the model sees of a state: without what is output only, and nothing is missing."""
+    if s.fill is not None:
+        state = jnp.where(jnp.isfinite(state), state, s.fill[None, :, None, None])
+    return state if s.seen is None else jnp.where(s.seen[None, :, None, None] > 0, state, 0)  # missing or not
+
+
+def place_terms(
+    channel_set: ChannelSet, times: np.ndarray, mesh: Mesh, *, step_hours: int
+) -> Float[Array, "b n k"] | None:
+    """The coefficients of a set's forcings at a batch of times, cut as fields are; None where it has no forcings."""
+    if not channel_set.forcings:
+        return None
+    found = forcings.forcing_terms(channel_set.forcings, times, step_hours=step_hours).astype(np.float32)
+    before = channel_set.first_forcing
+    whole = np.pad(found, ((0, 0), (before, channel_set.size - before - found.shape[1]), (0, 0)))
+    return _put(whole, sharding(mesh, "batch", "channel", None))
+
+
+def find_missing(state: Float[Array, "b n lat lon"], s: Standardization) -> Bool[Array, "b n lat lon"] | None:
+    """Where values are missing on channels that may lack some; None where no channel may. Elsewhere NaN stays NaN."""
+    return None if s.fill is None else ~jnp.isfinite(state) & jnp.isfinite(s.fill)[None, :, None, None]
+
+
+@jax.jit
+def count_unexpected(state: Float[Array, "b n lat lon"], s: Standardization) -> Int[Array, "b n"]:
+    """How many values are missing or infinite on each channel that should lack none."""
+    bad = ~jnp.isfinite(state)
+    if s.fill is not None:
+        bad &= jnp.isnan(s.fill)[None, :, None, None]
+    return bad.sum((2, 3))

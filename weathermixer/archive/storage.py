@@ -17,7 +17,6 @@ from numcodecs import VLenUTF8
 
 Spec = dict[str, Any]
 Array = ts.TensorStore  # the rest of the project names its types through these
-Folder = ts.KvStore
 WriteFutures = ts.WriteFutures
 # TensorStore waits for a dead connection for half an hour, unless told by these before its first request:
 # fewer than 256 bytes per second for 30 s count as an error, which is retried
@@ -35,26 +34,19 @@ def kvstore_spec(path: str | os.PathLike) -> Spec:
     s3:// follows the usual environment: AWS_ENDPOINT_URL, AWS_REGION (or AWS_DEFAULT_REGION), AWS_NO_SIGN_REQUEST=YES
     for public buckets, and the standard chain of credentials otherwise. Requests to remote stores that fail for a
     reason that passes, or stall, are sent again after 1, 2, 4 ... 32 s, 32 times (TensorStore's *_request_retries).
-    Raises ValueError for other schemes, and as `check_address` does.
+    Raises ValueError for other schemes, without a bucket, and as `check_address` does.
     """
     path = os.fspath(path)
     check_address(path)
-    parts = urlsplit(path)
-    folder = parts.path.strip("/") + "/" if parts.path.strip("/") else ""
-    if "://" not in path or parts.scheme == "file":
-        local = parts.path if parts.scheme == "file" else path
-        return {"driver": "file", "path": os.path.abspath(os.path.expanduser(local)) + "/"}
+    if "://" not in path:
+        return {"driver": "file", "path": os.path.abspath(os.path.expanduser(path)) + "/"}
     for name, value in _STALLS.items():
         os.environ.setdefault(name, value)
-    if parts.scheme in ("gs", "s3") and not parts.netloc:
-        raise ValueError(f"{path!r} names no bucket: write {parts.scheme}://bucket/path")
-    if parts.scheme == "gs":
-        return {"driver": "gcs", "bucket": parts.netloc, "path": folder}
-    if parts.scheme == "s3":
-        return {"driver": "s3", "bucket": parts.netloc, "path": folder} | _s3_options()
-    if parts.scheme in ("http", "https"):
-        return {"driver": "http", "base_url": f"{parts.scheme}://{parts.netloc}", "path": "/" + folder}
-    raise ValueError(f"{path!r}: scheme {parts.scheme!r} is not known; use a file path, s3://, gs:// or http(s)://")
+    try:
+        spec = ts.KvStore.Spec(path.rstrip("/") + "/").to_json()
+    except ValueError as error:
+        raise ValueError(f"{path!r}: {error}; use a file path, s3://bucket/path, gs:// or http(s)://") from None
+    return spec | (_s3_options() if spec["driver"] == "s3" else {})
 
 
 def check_address(path: str) -> None:
@@ -116,7 +108,14 @@ def write_json(folder: ts.KvStore, key: str, document: Mapping[str, Any]) -> Non
     folder.write(key, json.dumps(document, indent=2).encode()).result()
 
 
-def delete_folder(folder: Folder, name: str) -> None:
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """Writes a text file, whole or not at all: a kill leaves the one that was there or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def delete_folder(folder: ts.KvStore, name: str) -> None:
     """Deletes everything below a folder's member."""
     folder.delete_range(ts.KvStore.KeyRange(name + "/", name + "0")).result()
 
@@ -141,9 +140,19 @@ def create_array(
     return ts.open(spec, create=True, open=not replace, delete_existing=replace).result()
 
 
-def write_part(array: Array, index: tuple[int | slice, ...], values: np.ndarray) -> WriteFutures:
-    """Starts to write a part of an array from memory that nobody changes any more: it is not copied first."""
-    return array[index].write(values, can_reference_source_data_indefinitely=True)
+def array_metadata(
+    shape: Sequence[int], chunk: Sequence[int], dtype: str, codecs: Sequence[Spec], **about: Any
+) -> Spec:
+    """The zarr.json of an array, a `chunk` to a file; `about` are fill_value, dimension_names and attributes."""
+    return about | {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(shape),
+        "data_type": dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [max(size, 1) for size in chunk]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "codecs": list(codecs),
+    }
 
 
 def write_array(
@@ -151,15 +160,9 @@ def write_array(
 ) -> None:
     """Writes a small numeric array as a Zarr v3 array of one chunk, replacing what was there."""
     values = np.asarray(values)
-    metadata = {
-        "shape": list(values.shape),
-        "data_type": values.dtype.name,
-        "fill_value": 0,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [max(size, 1) for size in values.shape]}},
-        "codecs": [BYTES, {"name": "zstd", "configuration": {"level": 3}}, {"name": "crc32c"}],
-        "dimension_names": list(dimensions),
-        "attributes": dict(attributes),
-    }
+    about = {"fill_value": 0, "dimension_names": list(dimensions), "attributes": dict(attributes)}
+    codecs = [BYTES, {"name": "zstd", "configuration": {"level": 3}}, {"name": "crc32c"}]
+    metadata = array_metadata(values.shape, values.shape, values.dtype.name, codecs, **about)
     create_array(path, metadata, replace=True).write(values).result()
 
 
@@ -170,22 +173,12 @@ def read_array(path: str | os.PathLike, *, context: ts.Context | None = None) ->
 
 def write_text_array(path: str | os.PathLike, values: Sequence[str], *, dimension: str) -> None:
     """Writes a list of strings as a Zarr v3 array of type `string` (vlen-utf8), which TensorStore cannot write."""
-    metadata = {
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": [len(values)],
-        "data_type": "string",
-        "fill_value": "",
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [max(len(values), 1)]}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "codecs": [{"name": "vlen-utf8", "configuration": {}}],
-        "dimension_names": [dimension],
-        "attributes": {},
-    }
     folder = open_folder(path)
     if values:
         folder.write("c/0", VLenUTF8().encode(np.array(values, object))).result()
-    write_json(folder, "zarr.json", metadata)
+    about = {"fill_value": "", "dimension_names": [dimension], "attributes": {}}
+    codecs, shape = [{"name": "vlen-utf8", "configuration": {}}], [len(values)]
+    write_json(folder, "zarr.json", array_metadata(shape, shape, "string", codecs, **about))
 
 
 def read_text_array(path: str | os.PathLike, *, context: ts.Context | None = None) -> tuple[str, ...]:
@@ -199,10 +192,10 @@ def read_text_array(path: str | os.PathLike, *, context: ts.Context | None = Non
     chunk = bytes(folder.read("c/0").result().value)
     try:
         values = VLenUTF8().decode(chunk)
+        if VLenUTF8().encode(values) != chunk or list(values.shape) != metadata["shape"]:
+            raise ValueError(f"{len(chunk)} bytes hold {len(values)} values")
     except ValueError as error:
         raise ValueError(f"the strings at {path} are damaged: {error}") from None
-    if VLenUTF8().encode(values) != chunk or list(values.shape) != metadata["shape"]:
-        raise ValueError(f"the strings at {path} are damaged: {len(chunk)} bytes hold {len(values)} values")
     return tuple(values.tolist())
 
 

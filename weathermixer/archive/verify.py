@@ -1,18 +1,48 @@
-"""Reads a whole archive again and finds what differs from what was prepared, by time and channel."""
+"""Checksums of what an archive holds; and an archive read again, to find what differs, by time and channel."""
 
+import hashlib
+import itertools
 import os
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from jaxtyping import UInt32
 
 from weathermixer.archive import storage
-from weathermixer.archive.archive import CLIMATOLOGY, Archive, open_archive
-from weathermixer.archive.checksums import checksums, digest_archive
-from weathermixer.archive.progress import Progress
+from weathermixer.archive.archive import CLIMATOLOGY, NUMERIC, Archive, open_archive
+from weathermixer.archive.progress import make_progress
 from weathermixer.fields.variables import group_by_variable
 
 BLOCK_BYTES = 64 * 2**20  # read at once by one thread
 THREADS = 4
+
+
+def checksums(stored: np.ndarray) -> UInt32[np.ndarray, "time channel"]:
+    """CRC-32 of each channel's field at each time, over its stored bytes, little endian."""
+    stored = np.ascontiguousarray(stored, stored.dtype.newbyteorder("<"))
+    time, channel, *_ = stored.shape
+    sums = [zlib.crc32(stored[t, c]) for t in range(time) for c in range(channel)]
+    return np.array(sums, np.uint32).reshape(time, channel)
+
+
+def digest_archive(target: str) -> tuple[str, dict[str, str]]:
+    """(one SHA-256 over all that an archive holds, the manifest: a SHA-256 for each of its arrays but `fields`).
+
+    `checksum`, the CRC-32 of every field, stands for those. Digests are of values: they do not depend on compression,
+    on the layout of chunks, or on when an archive was made.
+    """
+    manifest = {}
+    for name in (*NUMERIC, "checksum"):
+        values = storage.read_array(storage.join(target, name)).result()
+        header = f"{values.dtype.name} {values.shape}\n".encode()
+        content = np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes()
+        manifest[name] = hashlib.sha256(header + content).hexdigest()
+    for name in ("channel", "static_channel"):
+        lines = "\n".join(storage.read_text_array(storage.join(target, name)))
+        manifest[name] = hashlib.sha256(lines.encode()).hexdigest()
+    whole = "\n".join(f"{name} {digest}" for name, digest in sorted(manifest.items()))
+    return hashlib.sha256(whole.encode()).hexdigest(), manifest
 
 
 def verify_archive(path: str | os.PathLike) -> list[str]:
@@ -35,15 +65,15 @@ def verify_archive(path: str | os.PathLike) -> list[str]:
     if not findings and whole != archive.attributes["checksum"]:
         findings.append("the archive's checksum is not that of its manifest: its attributes changed")
     sums = storage.read_array(storage.join(path, "checksum")).result()
-    times, channels, lat, lon = archive.store.shape
-    step = max(1, BLOCK_BYTES // (channels * lat * lon * archive.store.dtype.numpy_dtype.itemsize))
-    blocks = [np.arange(start, min(start + step, times)) for start in range(0, times, step)]
-    frame_bytes = channels * lat * lon * archive.store.dtype.numpy_dtype.itemsize
-    progress = Progress("verify", total=times, unit="times", bytes_each=frame_bytes)
+    times = len(archive.times)
+    frame_bytes = archive.store[0].size * archive.store.dtype.numpy_dtype.itemsize
+    step = max(1, BLOCK_BYTES // frame_bytes)
+    blocks = [slice(start, min(start + step, times)) for start in range(0, times, step)]
+    progress = make_progress("verify", total=times, unit="times", bytes_each=frame_bytes)
     with progress, ThreadPoolExecutor(THREADS) as pool:
         for block, found in zip(blocks, pool.map(lambda block: _verify_times(archive, block, sums), blocks)):
             findings += found
-            progress.update(len(block))
+            progress.update(block.stop - block.start)
     return findings + _verify_climatology(archive)
 
 
@@ -83,16 +113,16 @@ def _find_problem(store: storage.Array) -> str:
     return ""
 
 
-def _verify_times(archive: Archive, block: np.ndarray, sums: np.ndarray) -> list[str]:
+def _verify_times(archive: Archive, block: slice, sums: np.ndarray) -> list[str]:
     try:
-        values = archive.store[block[0] : block[-1] + 1].read().result()
+        differs = checksums(archive.store[block].read().result()) != sums[block]
     except Exception:
-        if len(block) > 1:
-            return [finding for time in block for finding in _verify_times(archive, np.array([time]), sums)]
-        return _find_chunks(archive, int(block[0]))
-    differs = checksums(values) != sums[block]
+        times = range(block.start, block.stop)
+        if len(times) > 1:
+            return [finding for t in times for finding in _verify_times(archive, slice(t, t + 1), sums)]
+        return _find_chunks(archive, block.start)
     return [
-        f"{archive.channels[channel].name} at {_when(archive, int(block[time]))}: its values changed"
+        f"{archive.channels[channel].name} at {archive.times[block][time]:.13}: its values changed"
         for time, channel in np.argwhere(differs)
     ]
 
@@ -102,17 +132,12 @@ def _find_chunks(archive: Archive, time: int) -> list[str]:
     _, group, band, _ = archive.store.chunk_layout.read_chunk.shape
     _, channels, lat, _ = archive.store.shape
     findings = []
-    for channel in range(0, channels, group):
-        for row in range(0, lat, band):
-            some, rows = slice(channel, min(channel + group, channels)), slice(row, min(row + band, lat))
-            if problem := _find_problem(archive.store[time, some, rows]):
-                names = [channel.name for channel in archive.channels[some]]
-                names = ", ".join(names) + " (one chunk)" * (len(names) > 1)
-                ends = archive.grid.latitude[rows][[0, -1]]
-                where = f"latitudes {ends[0]:g} to {ends[1]:g}"
-                findings.append(f"{names} at {_when(archive, time)}, {where}: {problem}")
+    for channel, row in itertools.product(range(0, channels, group), range(0, lat, band)):
+        some, rows = slice(channel, min(channel + group, channels)), slice(row, row + band)
+        if problem := _find_problem(archive.store[time, some, rows]):
+            names = ", ".join(channel.name for channel in archive.channels[some])
+            chunk = " (one chunk)" * (some.stop - some.start > 1)
+            ends = archive.grid.latitude[rows][[0, -1]]
+            where = f"latitudes {ends[0]:g} to {ends[1]:g}"
+            findings.append(f"{names}{chunk} at {archive.times[time]:.13}, {where}: {problem}")
     return findings
-
-
-def _when(archive: Archive, time: int) -> str:
-    return str(archive.times[time].astype("datetime64[h]"))

@@ -133,7 +133,8 @@ class ForecastWriter:
             for row, start in enumerate(starts[rows : rows + values.shape[0]]):
                 for n, channel in enumerate(self._channels[first : first + values.shape[1]]):
                     index = (*find_place(self._description, channel, int(start), lead), band)
-                    futures.append(storage.write_part(self._arrays[channel.variable], index, values[row, n]))
+                    field = self._arrays[channel.variable][index]  # written from memory that nobody changes any more
+                    futures.append(field.write(values[row, n], can_reference_source_data_indefinitely=True))
         return starts, lead, futures
 
     def _finish(self, starts: np.ndarray, lead: int, futures: Sequence[storage.WriteFutures]) -> None:
@@ -153,22 +154,14 @@ class ForecastWriter:
     def _mark(self, starts: Sequence[int]) -> None:
         self._finished = [*self._finished, *starts]
         if jax.process_index() == 0:
-            new = self._progress.with_suffix(".new")
-            new.write_text(json.dumps({"identity": self._identity, "finished": self._finished}))
-            new.replace(self._progress)
+            document = {"identity": self._identity, "finished": self._finished}
+            storage.write_whole(self._progress, json.dumps(document))
 
 
 def _metadata(array: xr.DataArray, *, rows: int) -> dict[str, Any]:
     chunk = [*[1] * (array.ndim - 2), rows, array.shape[-1]]
-    return {
-        "shape": list(array.shape),
-        "data_type": "float32",
-        "fill_value": "NaN",
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
-        "codecs": [storage.BYTES],
-        "dimension_names": list(array.dims),
-        "attributes": array.attrs,
-    }
+    about = {"fill_value": "NaN", "dimension_names": list(array.dims), "attributes": array.attrs}
+    return storage.array_metadata(array.shape, chunk, "float32", [storage.BYTES], **about)
 
 
 def _publish(partial: pathlib.Path, path: pathlib.Path, variables: list[str]) -> None:

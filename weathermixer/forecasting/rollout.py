@@ -15,9 +15,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from weathermixer.archive.frames import Frames
-from weathermixer.archive.inputs import find_missing
 from weathermixer.archive.sampling import find_times
-from weathermixer.archive.standardization import Standardization
+from weathermixer.archive.standardization import Standardization, find_missing
 from weathermixer.parallel.mesh import spec
 
 logger = logging.getLogger(__name__)

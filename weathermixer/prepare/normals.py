@@ -17,13 +17,13 @@ from scipy import ndimage
 
 from weathermixer.archive import layout, storage
 from weathermixer.archive.archive import CLIMATOLOGY
-from weathermixer.archive.progress import Progress
+from weathermixer.archive.progress import make_progress
 from weathermixer.archive.sampling import days_of_year
 from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import Channel, group_by_variable
-from weathermixer.prepare.journal import Journal
 from weathermixer.prepare.shards import Task
 from weathermixer.prepare.workers import Workers
+from weathermixer.prepare.writer import Journal
 
 DAYS = 366
 WINDOW_DAYS = 61
@@ -120,7 +120,7 @@ def write_climatology(whole: Task, terms: Sequence[Terms], workers: Workers) -> 
     # a year of a chunk four times over: summed and counted, and both smoothed
     each = 4 * DAYS * group * band * lon * 4 + 2 * BATCH_BYTES
     most = max(1, workers.count * whole.plan.worker_bytes // each)
-    with Progress("climatology", total=len(blocks), done=len(blocks) - len(missing), unit="blocks") as progress:
+    with make_progress("climatology", total=len(blocks), done=len(blocks) - len(missing), unit="blocks") as progress:
         for _ in workers.map(_make_block, missing, ahead=most - 1):
             progress.update(1)
 
@@ -170,11 +170,13 @@ def _create_group(
         shape = [len(hours), DAYS, *[len(levels)] * upper, lat, lon]
         # days are read singly, and written a year at a time; NaN where a level is not there
         shard, chunk = [1, DAYS, *one, band, lon], [1, 1, *one, band, lon]
-        metadata = layout.sharded_metadata(shape, shard, chunk, "float32", compressor="zstd") | {
+        about = {
             "fill_value": "NaN",
             "dimension_names": ["hour", "dayofyear", *["level"] * upper, "latitude", "longitude"],
             "attributes": {"units": channels[indices[0]].units},
         }
+        codecs = layout.sharding_codecs(chunk, "float32", compressor="zstd")
+        metadata = storage.array_metadata(shape, shard, "float32", codecs, **about)
         storage.create_array(storage.join(folder, variable), metadata)
     document = {"zarr_format": 3, "node_type": "group", "attributes": {"window_days": WINDOW_DAYS}}
     storage.write_json(storage.open_folder(folder), "zarr.json", document)

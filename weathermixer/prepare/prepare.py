@@ -14,18 +14,24 @@ from jaxtyping import Bool
 
 from weathermixer.archive import storage
 from weathermixer.archive.archive import CLIMATOLOGY, Archive, open_archive
-from weathermixer.archive.checksums import digest_archive
-from weathermixer.archive.progress import Progress
+from weathermixer.archive.progress import make_progress
+from weathermixer.archive.verify import digest_archive
 from weathermixer.fields.grid import area_weights
 from weathermixer.prepare.checks import describe_faults
-from weathermixer.prepare.journal import Journal, open_journal, remove_journal
 from weathermixer.prepare.normals import choose_terms, write_climatology
-from weathermixer.prepare.samples import measure_sample
 from weathermixer.prepare.shards import Task, find_pairs, make_shards
 from weathermixer.prepare.sizes import ArchivePlan, plan_archive
-from weathermixer.prepare.statistics import add_sums, make_statistics, no_sums
+from weathermixer.prepare.statistics import add_sums, make_statistics, measure_sample, no_sums
 from weathermixer.prepare.workers import HERE, Workers
-from weathermixer.prepare.writer import create_archive, publish, working_path, write_statistics
+from weathermixer.prepare.writer import (
+    Journal,
+    create_archive,
+    open_journal,
+    publish,
+    remove_journal,
+    working_path,
+    write_statistics,
+)
 from weathermixer.sources.formats import no_chunk_cache
 from weathermixer.sources.sources import Source
 
@@ -49,7 +55,7 @@ def prepare_archive(
     """Makes an archive at `path`, or goes on with one that was begun there with the same options.
 
     Args:
-      dtype: float16, int16 or float32, as stored (see `packing`).
+      dtype: float16, int16 or float32, as stored (see `layout`).
       compressor: "none"; "zstd" or "lz4" for 2/3 or 4/5 of the bytes, which take longer to decode than to copy.
       domain, tensor: the largest mesh that is to read just its own bytes; inner chunks follow from it.
       times_per_shard: times in one file; None: what `plan_archive` finds.
@@ -74,7 +80,7 @@ def prepare_archive(
     path, source = os.fspath(path), dataclasses.replace(source, gaps=keep_faults)
     options = {"dtype": dtype, "compressor": compressor, "domain": domain, "tensor": tensor}
     plan = plan_archive(source, times_per_shard=times_per_shard, workers=workers.count, **options)
-    counted, partner = find_pairs(source, plan.lag, statistics_period)
+    counted, back = find_pairs(source, plan.lag, statistics_period)
     terms, of_terms = choose_terms(source.times, counted, climatology)
     options = {"statistics_period": statistics_period, "area_weighted": area_weighted}
     about = options | {
@@ -104,7 +110,7 @@ def prepare_archive(
         whole = Task(
             target=working_path(path), recipe=recipe["name"], source=source, plan=plan,
             shards=range(plan.layout.shards), first=0, scale=scale, offset=offset, shift=shift, row_weights=row_weights,
-            counted=counted, partner=partner, masks=_find_masks(source, workers), keep_faults=keep_faults,
+            counted=counted, back=back, masks=_find_masks(source, workers), keep_faults=keep_faults,
         )  # fmt: skip
         _write_shards(whole, journal, workers)
         more = _conclude(whole, journal, path) | {"rounding": recipe["rounding"]}
@@ -162,7 +168,7 @@ def _write_shards(whole: Task, journal: Journal, workers: Workers) -> None:
     for shard in set(begun) - finished:
         journal.forget(shard)
     done = sum(len(whole.times_of(shard)) for shard in finished)
-    with Progress("prepare", total=times, done=done, unit="times", bytes_each=plan.frame_bytes) as progress:
+    with make_progress("prepare", total=times, done=done, unit="times", bytes_each=plan.frame_bytes) as progress:
         for count in workers.map(make_shards, _split(whole, finished)):
             progress.update(count)
 
@@ -174,13 +180,10 @@ def _split(whole: Task, finished: set[int]) -> Iterator[Task]:
         for start in range(0, len(run), whole.plan.shards_per_task):
             shards = range(run[start], run[min(start + whole.plan.shards_per_task, len(run)) - 1] + 1)
             begin, end = whole.times_of(shards[0]).start, whole.times_of(shards[-1]).stop
-            partner = whole.partner[begin:end]
-            first = min([max(0, begin - 1), *partner[partner >= 0]])
-            part = slice(first, end)
-            partner = np.where(whole.partner[part] >= first, whole.partner[part] - first, -1)
+            part = slice(max(0, begin - whole.plan.lag), end)
             yield dataclasses.replace(
-                whole, source=whole.source.narrow(part), shards=shards, first=int(first), counted=whole.counted[part],
-                partner=partner,
+                whole, source=whole.source.narrow(part), shards=shards, first=part.start, counted=whole.counted[part],
+                back=whole.back[part],
             )  # fmt: skip
 
 

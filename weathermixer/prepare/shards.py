@@ -10,28 +10,27 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from weathermixer.archive import storage
-from weathermixer.archive.checksums import checksums
-from weathermixer.archive.packing import UnpackableError, pack
-from weathermixer.archive.sampling import in_period
+from weathermixer.archive.layout import pack
+from weathermixer.archive.sampling import find_times, in_period
+from weathermixer.archive.verify import checksums
 from weathermixer.fields.variables import group_by_variable
 from weathermixer.prepare.checks import check_fields, describe_faults
-from weathermixer.prepare.journal import Journal
 from weathermixer.prepare.sizes import ArchivePlan
-from weathermixer.prepare.statistics import ROWS, add_sums, measure, no_sums
+from weathermixer.prepare.statistics import MAXIMUM, MINIMUM, MISSING, add_sums, measure, no_sums
 from weathermixer.prepare.workers import GO_ON, in_order
+from weathermixer.prepare.writer import Journal
 from weathermixer.sources.sources import Source
 
 PIECE_BYTES = 2**19  # of float32 that is measured and packed at once: it and its copies stay in a core's cache
 NEAR = np.timedelta64(24, "h")  # times so near to each other have fields that are alike
-MISSING, MINIMUM, MAXIMUM = (ROWS.index(name) for name in ("missing", "minimum", "maximum"))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
     """Consecutive shards, and all that making them takes.
 
-    source holds their times and, before those, the last one and those that pairs reach back to; first is the archive's
-    index of its first time. partner [time] is the index in source of the time 6 h earlier, -1 where there is none.
+    source holds their times and, before those, as many as pairs reach back; first is the archive's index of its first
+    time. back [time] tells how many times back the one 6 h earlier is, 0 where there is none or one does not count.
     masks are the points that are missing at the archive's first time, of the variables that lack some then.
     """
 
@@ -46,7 +45,7 @@ class Task:
     shift: Float[np.ndarray, " channel"]
     row_weights: Float[np.ndarray, " lat"]
     counted: Bool[np.ndarray, " time"]
-    partner: Int[np.ndarray, " time"]
+    back: Int[np.ndarray, " time"]
     masks: dict[str, Bool[np.ndarray, "level lat lon"]]
     keep_faults: bool
 
@@ -59,7 +58,7 @@ class Task:
         """What a shard is made of, as a digest: times, those of them that have pairs, how many fit, packing, masks."""
         times = self.times_of(shard)
         hours = self.source.times[times.start : times.stop].astype("datetime64[h]").astype(np.int64)
-        paired = self.partner[times.start : times.stop] >= 0
+        paired = self.back[times.start : times.stop] > 0
         numbers = [self.plan.layout.times_per_shard, *hours, *paired, *self.scale, *self.offset, *self.shift]
         masks = [self.masks[variable].tobytes() for variable in sorted(self.masks)]
         return hashlib.sha256(b"".join([np.array(numbers, np.float64).tobytes(), *masks])).hexdigest()
@@ -72,16 +71,13 @@ Earlier = dict[str, dict[int, np.ndarray]]  # of each variable, its last frames 
 def find_pairs(
     source: Source, lag: int, period: tuple[str, str] | None
 ) -> tuple[Bool[np.ndarray, " time"], Int[np.ndarray, " time"]]:
-    """(times that count, index of the time `lag` steps earlier or -1); ValueError where no time lies in the period."""
-    times = source.times
-    counted = np.ones(len(times), bool)
-    if period is not None:
-        counted = in_period(times, period)
-        if not counted.any():
-            raise ValueError(f"no time lies in the statistics' period {period}; there are {times[0]} ... {times[-1]}")
-    earlier = times - lag * source.step_hours * np.timedelta64(1, "h")
-    index = np.minimum(np.searchsorted(times, earlier), len(times) - 1)
-    return counted, np.where((times[index] == earlier) & counted & counted[index], index, -1)
+    """(times that count, how many times back the one `lag` steps earlier is or 0); ValueError where none counts."""
+    times, here = source.times, np.arange(len(source.times))
+    counted = np.ones(len(times), bool) if period is None else in_period(times, period)
+    if not counted.any():
+        raise ValueError(f"no time lies in the statistics' period {period}; there are {times[0]} ... {times[-1]}")
+    earlier = find_times(times, times - lag * source.step_hours * np.timedelta64(1, "h"))
+    return counted, np.where((earlier >= 0) & counted & counted[earlier], here - earlier, 0)
 
 
 def make_shards(task: Task) -> int:
@@ -122,9 +118,7 @@ def _finish(journal: Journal, pending: tuple[int, Entry, storage.WriteFutures] |
 
 def _list_blocks(task: Task) -> Iterator[tuple[str, np.ndarray]]:
     """What is read, in this order: of each shard one variable after another, of the first with what comes before."""
-    first, step = task.times_of(task.shards[0]).start, task.plan.times_per_block
-    partners = task.partner[first:]
-    before = np.unique([*partners[(partners >= 0) & (partners < first)], *range(max(0, first - 1), first)]).astype(int)
+    before, step = np.arange(task.times_of(task.shards[0]).start), task.plan.times_per_block
     for number in task.shards:
         times = np.array(task.times_of(number))
         blocks = [times[start : start + step] for start in range(0, len(times), step)]
@@ -167,7 +161,7 @@ def _make_fields(
     task: Task, variable: str, fields: np.ndarray, last: dict[int, np.ndarray], some: slice, time: int, out: np.ndarray
 ) -> tuple[np.ndarray, list[str], np.ndarray]:
     """The fields [channel, lat, lon] of one variable at one time: fills out[some], returns sums and check_fields'."""
-    of_partner, before = last.get(task.partner[time]), last.get(time - 1)
+    pair, before = last.get(time - task.back[time]), last.get(time - 1)
     channels, lat, lon = fields.shape
     sums, unpackable = no_sums(channels), None
     rows = min(lat, max(1, PIECE_BYTES // (4 * lon)))
@@ -178,13 +172,13 @@ def _make_fields(
         for row in range(0, lat, rows):
             piece = part, slice(row, row + rows)
             weights = {"shift": task.shift[here], "row_weights": task.row_weights[piece[1]]}
-            found = measure(fields[piece], None if of_partner is None else of_partner[piece], **weights)
+            found = measure(fields[piece], None if pair is None else pair[piece], **weights)
             sums[:, part] = add_sums(sums[:, part], found)
-            try:
-                packed = pack(fields[piece][None], task.scale[here], task.offset[here], task.plan.layout.dtype)
+            packed, odd = pack(fields[piece][None], task.scale[here], task.offset[here], task.plan.layout.dtype)
+            if odd is None:
                 out[here, piece[1]] = packed[0]
-            except UnpackableError as error:
-                unpackable = task.source.channels[here][error.channel].name, error.value
+            else:
+                unpackable = task.source.channels[here][odd[0]].name, odd[1]
     times = task.source.times
     if time and times[time] - times[time - 1] > NEAR:
         before = None

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from weathermixer.archive.layout import Layout, make_layout
+from weathermixer.archive.layout import Layout
 from weathermixer.sources.sources import Source
 
 SHARD_BYTES = 256 * 2**20  # of one file before compression: few enough files, small enough to hold some in memory
@@ -69,12 +69,12 @@ class ArchivePlan:
 def plan_archive(
     source: Source, *, times_per_shard: int | None = None, workers: int | None = None, **options: Any
 ) -> ArchivePlan:
-    """Chooses shards, blocks and workers for a source, `options` are those of `make_layout`.
+    """Chooses shards, blocks and workers for a source, `options` are those of `Layout`.
 
     Raises ValueError where the sizes do not fit the mesh.
     """
     shape = (len(source.times), len(source.channels), *source.grid.shape)
-    layout = make_layout(shape, static=len(source.static), times_per_shard=times_per_shard or 1, **options)
+    layout = Layout(shape=shape, static=len(source.static), times_per_shard=times_per_shard or 1, **options)
     if times_per_shard is None:
         layout = dataclasses.replace(layout, times_per_shard=_times_per_shard(layout.shard_bytes, source))
     widest = max(  # of a sum, all that it is made of is read
@@ -86,10 +86,11 @@ def plan_archive(
     if times_per_block > source.time_chunk:
         times_per_block -= times_per_block % source.time_chunk  # a source's chunk is decoded once
     frame_bytes = 4 * int(np.prod(shape[1:]))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return ArchivePlan(
         layout=layout,
         times_per_block=times_per_block,
-        workers=workers or min(_cores(), 1 + shape[0] * frame_bytes // 2**30),
+        workers=workers or min(cores, 1 + shape[0] * frame_bytes // 2**30),
         reads=REMOTE_READS if "://" in source.name else READS,
         lag=6 // source.step_hours if 6 % source.step_hours == 0 else 1,
         frame_bytes=frame_bytes,
@@ -98,14 +99,9 @@ def plan_archive(
     )
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _times_per_shard(frame_bytes: int, source: Source) -> int:
-    fits = max(1, SHARD_BYTES // frame_bytes)
+    fits, chunk = max(1, SHARD_BYTES // frame_bytes), source.time_chunk
     times = min(fits, SHARD_TIMES)
-    chunk = source.time_chunk
     if chunk <= times:
         times -= times % chunk
     elif chunk <= min(fits, SHARD_TIMES_AT_MOST):

@@ -1,4 +1,4 @@
-"""Statistics of channels from sums over single fields, of deviations from a value near the mean, in float64.
+"""Statistics of channels: of a sample, for the packing, and from sums over all fields, of deviations in float64.
 
     d = x - shift     mean = shift + sum w d / sum w     std^2 = (sum w d^2 - (sum w d)^2 / sum w) / sum w
 
@@ -6,20 +6,30 @@ A field's sums are the same wherever it is read and with whatever else, and they
 statistics do not depend on how many processes make an archive, nor on which of them makes what.
 """
 
+import functools
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float
 
 from weathermixer.archive.archive import Statistics
+from weathermixer.archive.layout import DTYPES, choose_packing, rounding_error
+from weathermixer.prepare.checks import find_impossible
+from weathermixer.prepare.workers import Workers
+from weathermixer.sources.sources import Source
+
+SAMPLE_TIMES = 16  # evenly over the record, from which scale and offset are chosen
+SAMPLE_BYTES = 4 * 2**20  # of one variable
 
 # Rows of a table of sums: of the values that are finite, of their changes over 6 h, how many are not finite, the range
 ROWS = ("weight", "first", "second", "pair_weight", "pair_first", "pair_second", "missing", "minimum", "maximum")
-_MINIMUM, _MAXIMUM = ROWS.index("minimum"), ROWS.index("maximum")
+MISSING, MINIMUM, MAXIMUM = (ROWS.index(name) for name in ("missing", "minimum", "maximum"))
 
 
 def no_sums(channels: int) -> Float[np.ndarray, "row channel"]:
     """The sums over no fields."""
     sums = np.zeros((len(ROWS), channels))
-    sums[_MINIMUM], sums[_MAXIMUM] = np.inf, -np.inf
+    sums[MINIMUM], sums[MAXIMUM] = np.inf, -np.inf
     return sums
 
 
@@ -28,8 +38,8 @@ def add_sums(
 ) -> Float[np.ndarray, "row channel"]:
     """The sums over both; adding in the same order gives the same bits."""
     total = a + b
-    total[_MINIMUM] = np.minimum(a[_MINIMUM], b[_MINIMUM])
-    total[_MAXIMUM] = np.maximum(a[_MAXIMUM], b[_MAXIMUM])
+    total[MINIMUM] = np.minimum(a[MINIMUM], b[MINIMUM])
+    total[MAXIMUM] = np.maximum(a[MAXIMUM], b[MAXIMUM])
     return total
 
 
@@ -51,10 +61,10 @@ def measure(
     low, high = fields.min(axis=(1, 2)), fields.max(axis=(1, 2))
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         finite = np.isfinite(fields)
-        sums[ROWS.index("missing")] = (~finite).sum(axis=(1, 2))
+        sums[MISSING] = (~finite).sum(axis=(1, 2))
         low = np.where(finite, fields, np.inf).min(axis=(1, 2))
         high = np.where(finite, fields, -np.inf).max(axis=(1, 2))
-    sums[_MINIMUM], sums[_MAXIMUM] = low, high
+    sums[MINIMUM], sums[MAXIMUM] = low, high
     sums[:3] = _moments(fields, shift, row_weights)
     if earlier is not None:
         with np.errstate(invalid="ignore"):  # infinity minus infinity is counted as missing
@@ -87,20 +97,48 @@ def make_statistics(sums: Float[np.ndarray, "row channel"], shift: Float[np.ndar
 
     The tendency's is NaN where no two times lie that far apart, all are NaN where a channel has no value.
     """
-    table = dict(zip(ROWS, sums))
-    some = table["weight"] > 0
-
-    def ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return np.divide(a, b, out=np.full(len(a), np.nan), where=b > 0)
-
-    def std(weight: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        return np.sqrt(ratio(np.maximum(second - first * np.nan_to_num(ratio(first, weight)), 0.0), weight))
-
+    weight, first, second, pairs, pair_first, pair_second, missing, minimum, maximum = sums
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
+        mean, pair_mean = first / weight, pair_first / pairs
+        std = np.sqrt(np.maximum(second - first * mean, 0) / weight)
+        tendency_std = np.sqrt(np.maximum(pair_second - pair_first * pair_mean, 0) / pairs)
     return Statistics(
-        mean=shift + ratio(table["first"], table["weight"]),
-        std=std(*sums[:3]),
-        tendency_std=std(*sums[3:6]),
-        minimum=np.where(some, table["minimum"], np.nan),
-        maximum=np.where(some, table["maximum"], np.nan),
-        missing=table["missing"].astype(np.int64),
+        mean=shift + mean,
+        std=std,
+        tendency_std=tendency_std,
+        minimum=np.where(weight > 0, minimum, np.nan),
+        maximum=np.where(weight > 0, maximum, np.nan),
+        missing=missing.astype(np.int64),
     )
+
+
+def measure_sample(source: Source, dtype: str, workers: Workers) -> tuple[dict[str, Any], list[str]]:
+    """Chooses scale and offset from a sample, and measures what storage would cost in each type; and finds faults."""
+    times = np.unique(np.linspace(0, len(source.times) - 1, SAMPLE_TIMES).round().astype(int))
+    samples = (source.narrow(times, variables=[variable]) for variable in source.variables)
+    found = list(workers.map(functools.partial(_measure_variable, dtype=dtype), samples))
+    scale, offset, shift, *rounding = np.concatenate([rows for rows, _ in found], axis=1).tolist()
+    rounding = dict(zip(DTYPES, rounding, strict=True))
+    sampled = [str(time) for time in source.times[times]]
+    measured = {"sampled": sampled, "scale": scale, "offset": offset, "shift": shift, "rounding": rounding}
+    return measured, [fault for _, faults in found for fault in faults]
+
+
+def _measure_variable(source: Source, dtype: str) -> tuple[Float[np.ndarray, "row channel"], list[str]]:
+    """(scale, offset, shift, rounding error in each of DTYPES) per channel of one variable; and its impossible values.
+
+    Frames are thinned on the grid where they would take too much memory. shift is near the mean, whatever the type.
+    """
+    lat, lon = source.grid.shape
+    count = len(source.times)
+    thin = int(np.ceil(np.sqrt(count * len(source.channels) * lat * lon * 4 / SAMPLE_BYTES)))
+    sample = np.concatenate([source.read([n])[..., ::thin, ::thin] for n in range(count)])
+    faults, ones = [], {"shift": np.zeros(sample.shape[1]), "row_weights": np.ones(sample.shape[2])}
+    for n, fields in enumerate(sample):
+        low, high = measure(fields, None, **ones)[[MINIMUM, MAXIMUM]]
+        when = source.times[n].astype("datetime64[m]")
+        for channel, fault in find_impossible(fields, source.channels, low, high).items():
+            faults.append(f"{source.channels[channel].name} at {when}: {fault}")
+    _, shift = choose_packing(sample, "float16")
+    rows = [*choose_packing(sample, dtype), shift, *(rounding_error(sample, name) for name in DTYPES)]
+    return np.stack(rows), faults

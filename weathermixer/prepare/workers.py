@@ -69,50 +69,29 @@ def open_workers(count: int = 1, *, dask: str | None = None) -> Iterator[Workers
     `dask` is a scheduler's address, `tcp://host:8786`, or "local:N" for a cluster of N processes on this machine.
     Raises ValueError where there is no cluster, and where processes or a scheduler die while they are at work.
     """
-    if dask is not None:
-        with _open_dask(dask) as workers:
-            yield workers
-    elif count == 1:
-        yield Workers()
-    else:
-        context = multiprocessing.get_context("spawn")  # what has threads must not be forked
-        stop = context.Event()
-        pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_process, initargs=(stop,))
-        try:
-            yield Workers(pool, lambda: count)
-        except BrokenProcessPool:
-            raise ValueError(
-                f"one of {count} processes was killed, for want of memory perhaps (fewer --workers take less): {GO_ON}"
-            ) from None
-        except BaseException:
-            stop.set()  # what they are at is made again
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
+    if dask is None and count == 1:
+        yield HERE
+        return
+    with _open_dask(dask) if dask is not None else _open_processes(count) as workers:
+        yield workers
 
 
 @contextlib.contextmanager
-def _open_dask(address: str) -> Iterator[Workers]:
+def _open_processes(count: int) -> Iterator[Workers]:
+    context = multiprocessing.get_context("spawn")  # what has threads must not be forked
+    stop = context.Event()
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_process, initargs=(stop,))
     try:
-        import distributed
-    except ImportError as error:
-        raise ValueError(f"--dask needs distributed ({error}): pip install 'weathermixer[dask]'") from None
-    with contextlib.ExitStack() as stack:
-        if address.startswith("local:"):
-            processes = int(address.removeprefix("local:"))
-            # memory is bounded by how a prepare works; Dask's own bound would pause its workers
-            options = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": None}
-            address = stack.enter_context(distributed.LocalCluster(n_workers=processes, **options))
-        try:
-            client = stack.enter_context(distributed.Client(address))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"no Dask scheduler answers at {address}: {error}") from None
-        try:
-            yield Workers(client.get_executor(pure=False), lambda: sum(client.ncores().values()))
-        except distributed.KilledWorker as error:
-            raise ValueError(f"workers of {address} died again and again ({error}): {GO_ON}") from None
-        except (CancelledError, distributed.comm.CommClosedError):
-            raise ValueError(f"the Dask scheduler at {address} is gone: {GO_ON}") from None
+        yield Workers(pool, lambda: count)
+    except BrokenProcessPool:
+        raise ValueError(
+            f"one of {count} processes was killed, for want of memory perhaps (fewer --workers take less): {GO_ON}"
+        ) from None
+    except BaseException:
+        stop.set()  # what they are at is made again
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _start_process(stop: Event) -> None:
@@ -127,20 +106,38 @@ def _start_process(stop: Event) -> None:
         threading.Thread(target=end_after, args=(wait,), daemon=True).start()
 
 
+@contextlib.contextmanager
+def _open_dask(address: str) -> Iterator[Workers]:
+    try:
+        import distributed
+    except ImportError as error:
+        raise ValueError(f"--dask needs distributed ({error}): pip install 'weathermixer[dask]'") from None
+    with contextlib.ExitStack() as stack:
+        if address.startswith("local:"):
+            # memory is bounded by how a prepare works; Dask's own bound would pause its workers
+            options = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": None}
+            cluster = distributed.LocalCluster(n_workers=int(address.removeprefix("local:")), **options)
+            address = stack.enter_context(cluster).scheduler_address
+        try:
+            client = stack.enter_context(distributed.Client(address))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"no Dask scheduler answers at {address}: {error}") from None
+        try:
+            yield Workers(client.get_executor(pure=False), lambda: sum(client.ncores().values()))
+        except distributed.KilledWorker as error:
+            raise ValueError(f"workers of {address} died again and again ({error}): {GO_ON}") from None
+        except (CancelledError, distributed.comm.CommClosedError):
+            raise ValueError(f"the Dask scheduler at {address} is gone: {GO_ON}") from None
+
+
 @no_chunk_cache()
 def _make(function: Callable[[Any], Any], task: Any) -> Any:
-    _keep_memory()
-    return function(task)
-
-
-def _keep_memory() -> None:
-    """Makes a worker's process keep memory that it frees, for the next block: fresh pages cost more than what is read.
+    """function(task), in a process that keeps memory that it frees: fresh pages cost more than what is read to them.
 
     Reading 54 MB chunks took 1.6 s/GB without and 0.6 s/GB with it. Needs glibc; elsewhere it does nothing.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(M_ARENA_MAX, 1)
+        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1)):
+            mallopt(parameter, value)
+    return function(task)

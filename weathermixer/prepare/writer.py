@@ -1,8 +1,20 @@
-"""Writes archives: metadata first, then whole shards and statistics, and all of it is made readable at once."""
+"""An archive in the making: metadata, a journal of finished shards, statistics; all of it is made readable at once.
 
+The journal has one entry per finished shard, so that a prepare that was killed goes on. An entry is written once its
+shard is committed, whole or not at all (TensorStore renames files into place, object stores put objects at once), and
+holds the shard's statistics and checksums: finished shards are never read again. It also tells what the shard was made
+of: one that is now to be made of other times is made again, and others stay.
+"""
+
+import contextlib
 import datetime
+import fcntl
+import io
+import json
 import os
-from collections.abc import Mapping, Sequence
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +23,13 @@ from jaxtyping import Float
 import weathermixer
 from weathermixer.archive import storage
 from weathermixer.archive.archive import EPOCH, FORMAT, FORMAT_VERSION, HOUR, NUMERIC, STATISTICS, Statistics
-from weathermixer.archive.layout import make_layout
+from weathermixer.archive.layout import Layout
 from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import Channel
 
 MEMBERS = ("fields", "channel", "static_channel", *NUMERIC)
+FOLDER = ".prepare"  # of the journal
+ENTRIES_AT_ONCE = 256  # read from stores that take their time
 _TIME = {"units": "hours since 1970-01-01", "calendar": "proleptic_gregorian", "standard_name": "time"}
 _LATITUDE = {"units": "degrees_north", "standard_name": "latitude"}
 _LONGITUDE = {"units": "degrees_east", "standard_name": "longitude"}
@@ -36,14 +50,14 @@ def create_archive(
     """Writes an archive's metadata and returns its `fields`, to be filled whole shards at a time and published.
 
     Idempotent: called again with the same layout it goes on with what is there. `attributes` needs step_hours;
-    `options` are those of `make_layout`. Every chunk has a checksum that finds a flipped bit. Raises ValueError where
+    `options` are those of `Layout`. Every chunk has a checksum that finds a flipped bit. Raises ValueError where
     the archive exists, the layout differs from what is there, or sizes do not fit.
     """
     path = os.fspath(path)
     check_destination(path)
     if not len(times) or np.any(times[1:] <= times[:-1]) or np.any(times != EPOCH + (times - EPOCH) // HOUR * HOUR):
         raise ValueError("an archive's times must be whole hours that ascend, and there must be at least one")
-    layout = make_layout((len(times), len(channels), *grid.shape), static=len(static), **options)
+    layout = Layout(shape=(len(times), len(channels), *grid.shape), static=len(static), **options)
     target = working_path(path)
     try:
         store = storage.create_array(storage.join(target, "fields"), layout.metadata)
@@ -111,22 +125,14 @@ def check_destination(path: str | os.PathLike) -> None:
     document = storage.read_json(storage.open_folder(path), "zarr.json")
     if document is not None and (storage.is_local(path) or document.get("attributes", {}).get("complete", True)):
         raise ValueError(f"{path} exists: delete it or choose another name")
-    if not storage.is_local(path):
-        return
-    if os.path.isfile(path) or (os.path.isdir(path) and os.listdir(path)):
+    if storage.is_local(path) and (os.path.isfile(path) or (os.path.isdir(path) and os.listdir(path))):
         what = "a file" if os.path.isfile(path) else "a folder with something in it"
         raise ValueError(f"{path} is {what}: choose another name for the archive")
     above = os.path.dirname(os.path.abspath(path))
     while not os.path.lexists(above):
         above = os.path.dirname(above)
-    if not os.path.isdir(above) or not os.access(above, os.W_OK):
+    if storage.is_local(path) and not (os.path.isdir(above) and os.access(above, os.W_OK)):
         raise ValueError(f"{path} cannot be made: {above} is not a folder that can be written")
-
-
-def is_published(path: str | os.PathLike) -> bool:
-    """Whether there is a complete archive at a path."""
-    document = storage.read_json(storage.open_folder(path), "zarr.json")
-    return document is not None and bool(document["attributes"].get("complete"))
 
 
 def working_path(path: str) -> str:
@@ -140,3 +146,100 @@ def _write_group(target: str, attributes: Mapping[str, Any], members: Mapping[st
     if members:
         document["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": dict(members)}
     storage.write_json(storage.open_folder(target), "zarr.json", document)
+
+
+@contextlib.contextmanager
+def open_journal(path: str) -> Iterator["Journal"]:
+    """The journal of the archive that is to be at `path`, held by one prepare at a time where files can be locked.
+
+    Raises ValueError where the archive exists, where another prepare is at work, or where nothing can be written.
+    """
+    check_destination(path)
+    target, lock = working_path(path), contextlib.nullcontext()
+    try:
+        if storage.is_local(path):
+            os.makedirs(os.path.join(target, FOLDER), exist_ok=True)
+            lock = open(os.path.join(target, FOLDER, "lock"), "w")
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        journal = Journal(target)
+        journal.folder.write("writable", b"").result()
+    except BlockingIOError:
+        raise ValueError(f"another prepare is writing {target}: wait for it, or stop it") from None
+    except Exception as error:
+        raise ValueError(f"{target} cannot be written: {error}") from None
+    with lock:
+        yield journal
+
+
+class Journal:
+    """Entries of finished pieces, under `.prepare` in `target`, the archive that is being made."""
+
+    def __init__(self, target: str):
+        self.target = target
+        self.folder = storage.open_folder(storage.join(target, FOLDER))
+
+    def open_recipe(self, plan: dict[str, Any]) -> dict[str, Any] | None:
+        """What `write_recipe` wrote, None at the first start; ValueError where it was for another plan."""
+        recipe = storage.read_json(self.folder, "recipe.json")
+        if recipe is None:
+            return None
+        plan, begun = json.loads(json.dumps(plan)), recipe["plan"]
+        if different := sorted(key for key in plan.keys() | begun.keys() if plan.get(key) != begun.get(key)):
+            raise ValueError(
+                f"{self.target} was begun with other options ({', '.join(different)} differ): give the same ones to "
+                "go on, or delete it to start afresh"
+            )
+        return recipe
+
+    def check_recipe(self, name: str) -> None:
+        """ValueError where what is made here was deleted, finished or begun anew since a piece was handed out."""
+        recipe = storage.read_json(self.folder, "recipe.json")
+        if recipe is None or recipe["name"] != name:
+            raise ValueError(f"{self.folder.url} is not the prepare that this piece was for: it was begun anew")
+
+    def write_recipe(self, plan: dict[str, Any], **more: Any) -> dict[str, Any]:
+        """Keeps what every later start must agree with, and what it must not measure again; pieces of others end."""
+        recipe = {**more, "name": secrets.token_hex(8), "plan": plan}
+        storage.write_json(self.folder, "recipe.json", recipe)
+        return recipe
+
+    def write_entry(self, shard: int, **arrays: np.ndarray) -> None:
+        """Marks a shard as finished."""
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # a zip file, with a CRC-32 of each member
+        self.folder.write(_key(shard), buffer.getvalue()).result()
+
+    def forget(self, shard: int) -> None:
+        """Takes an entry back, before its shard is made again."""
+        self.folder.write(_key(shard), None).result()
+
+    def finished(self) -> set[int]:
+        """Numbers of the shards that have entries."""
+        keys = [key.decode().rpartition("-") for key in self.folder.list().result()]
+        return {int(number) for name, _, number in keys if name == "shard"}
+
+    def read_entries(self, shards: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
+        """The arrays of shards' entries, in order; ValueError where one is damaged."""
+        for start in range(0, len(shards), ENTRIES_AT_ONCE):
+            some = shards[start : start + ENTRIES_AT_ONCE]
+            for shard, read in zip(some, [self.folder.read(_key(shard)) for shard in some]):
+                try:
+                    with np.load(io.BytesIO(read.result().value)) as arrays:
+                        entry = dict(arrays)
+                except Exception:  # zip's checksum, or whatever else a flipped byte makes of it
+                    raise ValueError(
+                        f"{self.folder.url}{_key(shard)} is damaged: delete it, and its shard is made again"
+                    ) from None
+                yield entry
+
+
+def remove_journal(path: str) -> None:
+    """Deletes the journal of an archive that is published."""
+    if storage.is_local(path):
+        shutil.rmtree(os.path.join(path, FOLDER))
+    else:
+        storage.delete_folder(storage.open_folder(path), FOLDER)
+
+
+def _key(shard: int) -> str:
+    return f"shard-{shard:08d}"

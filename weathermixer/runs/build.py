@@ -24,7 +24,8 @@ from weathermixer.parallel import fp8
 from weathermixer.parallel.distributed import wait_for_all
 from weathermixer.parallel.mesh import use_mesh
 from weathermixer.runs.settings import Settings
-from weathermixer.simulation import record as simulation
+from weathermixer.simulation.simulate import Settings as Simulation
+from weathermixer.simulation.simulate import simulate
 from weathermixer.training.losses import make_loss_weights
 from weathermixer.training.optimizer import make_learning_rate, make_optimizer
 from weathermixer.training.state import TrainState, make_state
@@ -48,7 +49,7 @@ def open_data(settings: Settings, data: str | None) -> Archive:
     simulated = source == "simulated"
     if not simulated and "://" not in source and not os.path.exists(source):
         raise ValueError(f"config.data.source={source!r} is not there: give its path, or --data=ARCHIVE")
-    made_of = dataclasses.asdict(simulation.Settings()) if simulated else os.path.abspath(source)
+    made_of = dataclasses.asdict(Simulation()) if simulated else os.path.abspath(source)
     name = hashlib.sha256(json.dumps([made_of, weathermixer.__version__]).encode()).hexdigest()[:8]
     cache = cache_folder()
     path = cache / f"{pathlib.Path(source).stem}-{name}-v{FORMAT_VERSION}.archive"
@@ -64,7 +65,6 @@ def open_data(settings: Settings, data: str | None) -> Archive:
                 print(f"making {path}, once", flush=True)
                 # only here: what makes data takes as long to import as all else together
                 from weathermixer.prepare.prepare import prepare_archive
-                from weathermixer.simulation.simulate import simulate
                 from weathermixer.sources.sources import open_source
 
                 prepare_archive(open_source(simulate(cache / f"simulation-{name}.zarr") if simulated else source), path)

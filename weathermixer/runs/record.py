@@ -135,9 +135,7 @@ def _role(channel: Channel, channels: ChannelSet) -> str:
 
 def write_document(document: dict[str, Any], path: pathlib.Path) -> None:
     """Writes a JSON document, whole or not at all, with the CRC-32C of its values."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(document | {"crc32c": _checksum(document)}, indent=2) + "\n")
-    partial.replace(path)
+    storage.write_whole(path, json.dumps(document | {"crc32c": _checksum(document)}, indent=2) + "\n")
 
 
 def read_document(path: pathlib.Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import zarr
 
-from weathermixer.simulation.record import FIELDS, FRAMES_PER_DAY, Settings
+from weathermixer.simulation.simulate import FIELDS, FRAMES_PER_DAY, Settings
 
 
 def run_member(path: str, member: int) -> None:

@@ -10,9 +10,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from weathermixer.archive.inputs import find_missing, make_input, show, surround
 from weathermixer.archive.loader import Batch
-from weathermixer.archive.standardization import Standardization, standardize
+from weathermixer.archive.standardization import Standardization, find_missing, make_input, show, standardize, surround
 from weathermixer.parallel.mesh import spec
 from weathermixer.parallel.zero import cut_instances, gather_instances
 from weathermixer.training.augment import AUGMENTATIONS, rotate_longitude

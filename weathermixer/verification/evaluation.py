@@ -16,9 +16,8 @@ from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from weathermixer.archive.frames import Frames
-from weathermixer.archive.inputs import find_missing
 from weathermixer.archive.sampling import find_times
-from weathermixer.archive.standardization import Standardization, to_physical
+from weathermixer.archive.standardization import Standardization, find_missing, to_physical
 from weathermixer.fields.regridding import conservative_weights, equiangular_grid
 from weathermixer.forecasting.rollout import Apply, batches, check_leads, make_advance, rollout
 from weathermixer.parallel.mesh import check_divides, sharding, use_mesh
