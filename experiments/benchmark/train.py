@@ -16,6 +16,7 @@ fed_ms, and fed_ms over step_ms, which is what reading costs.
 
 import argparse
 import contextlib
+import pathlib
 import statistics
 import time
 from typing import Any
@@ -26,18 +27,16 @@ import pandas as pd
 from jax.sharding import Mesh
 
 from experiments import command_line, synthetic
-from weathermixer.archive.archive import Archive, open_archive
-from weathermixer.archive.loader import Batches, make_batches
-from weathermixer.archive.reference import make_reference
-from weathermixer.archive.sampling import valid_starts
-from weathermixer.archive.standardization import Standardization, make_standardization
-from weathermixer.fields.variables import ChannelSet
+from weathermixer.archive.archive import open_archive
+from weathermixer.archive.loader import Batches
+from weathermixer.archive.standardization import Standardization
 from weathermixer.model.shape import ModelShape
 from weathermixer.parallel.mesh import make_mesh, use_mesh
 from weathermixer.parallel.zero import ZERO
 from weathermixer.planning.hardware import HARDWARE, find_hardware
 from weathermixer.planning.hlo import hidden_transfers
 from weathermixer.planning.work import train_flops
+from weathermixer.runs.samples import find_samples
 from weathermixer.runs.settings import Settings
 from weathermixer.training.phases import Phases
 from weathermixer.training.telemetry import RunLog
@@ -72,16 +71,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     settings = make_run_settings(args, mesh)
     shape, channel_set = synthetic.find_sizes(settings, data=args.data, grid=args.grid)
     with use_mesh(mesh), contextlib.ExitStack() as stack:
-        training = synthetic.make_training(settings, shape, channel_set, mesh)
-        if args.data:
-            archive = open_archive(args.data)
-            batches = stack.enter_context(read_batches(archive, channel_set, mesh, settings, args.steps))
-            packing = dict(scale=archive.scale, offset=archive.offset)
-            fields = next(batches), make_standardization(make_reference(archive, channel_set), mesh, **packing)
+        if args.data:  # as a run reads it that is at its first step
+            samples = find_samples(settings, pathlib.Path(args.data), open_archive(args.data), mesh)
+            training, last = samples.make_training(rollout=1), 1 + WARM_UP + args.steps
+            batches = stack.enter_context(samples.open_batches(samples.starts, 0, last, rollout=1))
+            fields = next(batches), samples.frames.standardization
         else:
-            batch = synthetic.make_batch(
-                channel_set, shape.grid, mesh, batch_size=settings.training.batch_size, step=0, history=shape.history
-            )
+            training = synthetic.make_training(settings, shape, channel_set, mesh)
+            sizes = dict(batch_size=settings.training.batch_size, step=0, history=shape.history)
+            batch = synthetic.make_batch(channel_set, shape.grid, mesh, **sizes)
             fields = batch, synthetic.make_standardization(channel_set, shape.grid, mesh)
         state = jax.jit(training.initial_state)()
         compiled = training.train_step.lower(state, *fields).compile()
@@ -91,7 +89,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         seconds, state = time_steps(compiled, state, *fields, steps=args.steps)
         row = make_row(settings, shape, mesh, compiled.memory_analysis(), seconds, device=args.device)
         if args.data:
-            row |= time_fed_steps(compiled, state, fields[1], batches, bare=seconds)
+            row |= time_fed_steps(compiled, state, fields[1], batches, steps=last - 1, bare=seconds)
     transfers = hidden_transfers(text)
     row["hidden_transfers"] = f"{sum(products > 0 for _, products in transfers)}/{len(transfers)}"
     print(pd.DataFrame([row]).to_string(index=False))
@@ -108,18 +106,11 @@ def make_run_settings(args: argparse.Namespace, mesh: Mesh) -> Settings:
         "training.batch_size": mesh.devices.shape[0],
         "data.channel_multiple": mesh.devices.shape[2],
     }
+    if args.data:
+        times = open_archive(args.data).times
+        own |= dict.fromkeys(("data.train", "data.validation"), (str(times[0])[:10], str(times[-1])[:10]))
     given = {name.removeprefix("config."): value for name, value in vars(args).items() if name.startswith("config.")}
     return command_line.read_settings(args).replace(own | given)
-
-
-def read_batches(archive: Archive, channel_set: ChannelSet, mesh: Mesh, settings: Settings, steps: int) -> Batches:
-    """The batches of a run on the whole archive, from one step to the next: one to time bare steps, then `steps`."""
-    step_hours = archive.step_hours
-    starts = valid_starts(archive.times, (archive.times[0], archive.times[-1]), step_hours, step_hours=step_hours)
-    options = dict(seed=0, batch_size=settings.training.batch_size, lead_hours=step_hours)
-    return make_batches(
-        archive, channel_set, mesh, starts=starts, **options, first_step=0, last_step=1 + WARM_UP + steps
-    )
 
 
 def time_steps(compiled: Any, state: Any, *constant: Any, steps: int) -> tuple[float, Any]:
@@ -138,10 +129,10 @@ def time_steps(compiled: Any, state: Any, *constant: Any, steps: int) -> tuple[f
 
 
 def time_fed_steps(
-    compiled: Any, state: Any, standardization: Standardization, batches: Batches, *, bare: float
+    compiled: Any, state: Any, standardization: Standardization, batches: Batches, *, steps: int, bare: float
 ) -> dict[str, Any]:
     """What is reported of steps that are fed as in training: their median, over the bare step, and what they idle."""
-    log = RunLog(Phases(), first_step=0, every=1, batch_size=1, peak_flops=None)
+    log = RunLog(Phases(), first_step=0, last_step=steps, every=1, batch_size=1, peak_flops=None)
     lines = []
     for step, batch in enumerate(log.watch(batches), 1):
         state, metrics = compiled(state, batch, standardization)

@@ -6,7 +6,6 @@ Axes of size one count as cut too: there is one code path for all meshes.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -52,7 +51,7 @@ LOGICAL_AXES: dict[str, str | tuple[str, ...] | None] = {
 }
 
 
-def make_mesh(data: int, domain: int, tensor: int, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(data: int, domain: int, tensor: int) -> Mesh:
     """Builds the (data, domain, tensor) mesh over the first data * domain * tensor devices.
 
     `data` may be -1: as many instances as the devices hold. Raises ValueError where the sizes are not positive or
@@ -62,17 +61,13 @@ def make_mesh(data: int, domain: int, tensor: int, *, devices: Sequence[jax.Devi
     >>> dict(mesh.shape)
     {'data': 2, 'domain': 2, 'tensor': 2}
     """
-    devices = jax.devices() if devices is None else list(devices)
-    data, domain, tensor = resolve_sizes(data, domain, tensor, len(devices))
-    needed = data * domain * tensor
-    return jax.make_mesh(
-        (data, domain, tensor), AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices[:needed]
-    )
+    sizes = resolve_sizes(data, domain, tensor, jax.device_count())
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Explicit,) * 3, devices=jax.devices()[: math.prod(sizes)])
 
 
 def make_abstract_mesh(data: int, domain: int, tensor: int) -> AbstractMesh:
     """A mesh of that shape with no devices, for tracing and planning."""
-    return AbstractMesh((data, domain, tensor), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+    return AbstractMesh((data, domain, tensor), AXES, axis_types=(AxisType.Explicit,) * 3)
 
 
 def resolve_sizes(data: int, domain: int, tensor: int, devices: int) -> tuple[int, int, int]:

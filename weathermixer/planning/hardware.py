@@ -19,15 +19,15 @@ class Hardware:
     memory_rate: float | int  # peak, bytes/s
     node_rate: float | int  # to the devices of the same node, bytes/s each way
     network_rate: float | int  # to other nodes, bytes/s each way, this device's share of the node's adapters
-    node_size: int  # devices per node
-    read_rate: float | int  # from storage into one node, bytes/s: an assumption about the site, override it
-    achieved_products: float | int  # of the peak in FLOP/s, by large products
-    achieved_copies: float | int  # of memory_rate, by the optimizer
-    achieved_elementwise: float | int  # of memory_rate, by the fusions between products, which compute as well
-    achieved_links: float | int  # of node_rate and network_rate, by collectives of 100 MB and more
-    latency_seconds: float | int  # of one transfer between two devices
-    contention: float | int  # seconds that products lose to a second of transfers under them: memory, cores, power
-    gap_seconds: float | int  # of a step in which nothing runs, between kernels
+    node_size: int = 8  # devices per node
+    read_rate: float | int = 20e9  # from storage into one node, bytes/s: an assumption about the site, override it
+    achieved_products: float | int = 0.74  # of the peak in FLOP/s, by large products
+    achieved_copies: float | int = 0.8875  # of memory_rate, by the optimizer
+    achieved_elementwise: float | int = 0.46  # of memory_rate, by the fusions between products, which compute as well
+    achieved_links: float | int = 0.8  # of node_rate and network_rate, by collectives of 100 MB and more
+    latency_seconds: float | int = 5e-6  # of one transfer between two devices
+    contention: float | int = 0.5  # seconds that products lose to a second of transfers under them
+    gap_seconds: float | int = 5e-3  # of a step in which nothing runs, between kernels
 
     def peak(self, compute_dtype: str) -> float:
         """Dense peak in FLOP/s of products in `compute_dtype`; ValueError for a dtype without a peak."""
@@ -38,41 +38,21 @@ class Hardware:
         return peaks[compute_dtype]
 
 
-# H200: set so that steps come out as they were measured (measured.py; profiles give products, Adam,
+# Set so that an H200's steps come out as they were measured (measured.py; profiles give products, Adam,
 # fusions and gaps apart). Alone, an 8192^3 bf16 product reaches 796 TFLOP/s (0.805) and a copy 4.26 TB/s (0.8875). The
-# other devices are given the same shares, which is an assumption, as are achieved_links, latency_seconds and read_rate
+# other GPUs are given the same shares, which is an assumption, as are achieved_links, latency_seconds and read_rate
 # in every row. Peaks: NVIDIA's datasheets (A100 80GB SXM, H100 SXM, H200 SXM, HGX B200), dense; NVLink's 600, 900, 900
 # and 1800 GB/s count both ways and are halved here; network: one 200 (A100) or 400 Gbit/s adapter per device, as in
 # NVIDIA's DGX nodes. `cpu` is two laptop-sized cores, roughly.
-_GPU = dict(
-    node_size=8,
-    read_rate=20e9,
-    achieved_products=0.74,
-    achieved_copies=0.8875,
-    achieved_elementwise=0.46,
-    achieved_links=0.8,
-    latency_seconds=5e-6,
-    contention=0.5,
-    gap_seconds=5e-3,
-)
-_CPU = dict(
-    node_size=1,
-    read_rate=1e9,
-    achieved_products=0.7,
-    achieved_copies=0.7,
-    achieved_elementwise=0.7,
-    achieved_links=0.7,
-    latency_seconds=5e-5,
-    contention=0.5,
-    gap_seconds=0.0,
-)
+_CPU = dict(node_size=1, read_rate=1e9, latency_seconds=5e-5, gap_seconds=0.0)
+_CPU |= dict.fromkeys(("achieved_products", "achieved_copies", "achieved_elementwise", "achieved_links"), 0.7)
 HARDWARE = {
     hardware.name: hardware
     for hardware in (
-        Hardware("a100", 312e12, 156e12, 0.0, 80e9, 2.039e12, 300e9, 25e9, **_GPU),
-        Hardware("h100", 989e12, 494.5e12, 1979e12, 80e9, 3.35e12, 450e9, 50e9, **_GPU),
-        Hardware("h200", 989e12, 494.5e12, 1979e12, 141e9, 4.8e12, 450e9, 50e9, **_GPU),
-        Hardware("b200", 2250e12, 1125e12, 4500e12, 180e9, 8.0e12, 900e9, 50e9, **_GPU),
+        Hardware("a100", 312e12, 156e12, 0.0, 80e9, 2.039e12, 300e9, 25e9),
+        Hardware("h100", 989e12, 494.5e12, 1979e12, 80e9, 3.35e12, 450e9, 50e9),
+        Hardware("h200", 989e12, 494.5e12, 1979e12, 141e9, 4.8e12, 450e9, 50e9),
+        Hardware("b200", 2250e12, 1125e12, 4500e12, 180e9, 8.0e12, 900e9, 50e9),
         Hardware("cpu", 0.1e12, 0.1e12, 0.0, 16e9, 20e9, 5e9, 1e9, **_CPU),
     )
 }

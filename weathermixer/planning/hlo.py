@@ -6,7 +6,6 @@ Shapes, operands, groups of devices and the order of instructions, which is the 
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -101,21 +100,19 @@ def _group(attributes: str) -> tuple[int, ...]:
     if found := LISTED.search(attributes):
         return _numbers(found[1])
     if found := COUNTED.search(attributes):
-        shape, *order = map(_numbers, found.groups(default=""))
-        return tuple(_count(*order).reshape(shape)[0].tolist())
+        return tuple(_count(found[2], found[3]).reshape(_numbers(found[1]))[0].tolist())
     if found := ALONG_AXES.search(attributes):
         axes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
-        sizes = tuple(map(int, axes.values()))
-        devices = _count(*map(_numbers, found.groups(default="")[1:3])) if found[2] else np.arange(math.prod(sizes))
+        devices = _count(found[2] or ",".join(axes.values()), found[3]).reshape([*map(int, axes.values())])
         along = tuple(slice(None) if f"'{axis}'" in found[4] else 0 for axis in axes)
-        return tuple(devices.reshape(sizes)[along].ravel().tolist())
+        return tuple(devices[along].ravel().tolist())
     raise ValueError(f"groups of devices written in a way that is not known here: {attributes[:200]}")
 
 
-def _count(sizes: tuple[int, ...], order: tuple[int, ...]) -> np.ndarray:
+def _count(sizes: str, order: str | None) -> np.ndarray:
     """0, 1, 2, ... in an array of these sizes, its dimensions then put into the order, if there is one."""
-    counted = np.arange(math.prod(sizes)).reshape(sizes)
-    return counted.transpose(order) if order else counted
+    counted = np.arange(math.prod(_numbers(sizes))).reshape(_numbers(sizes))
+    return counted.transpose(_numbers(order)) if order else counted
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -168,13 +165,10 @@ def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
             entry = header[2] if header[1] else entry
         elif current is not None and (match := INSTRUCTION.match(line)):
             name, shape, opcode, operands, attributes = match.groups()
-            current.append(_Instruction(name, shape, opcode, tuple(_operand_names(operands)), attributes))
+            # `%a, %b` or, as older versions write it, `f32[8,4]{1,0} %a, ...`
+            names = re.findall(r"%([\w.\-]+)", operands) or re.findall(r"[\w.\-]+", operands)
+            current.append(_Instruction(name, shape, opcode, tuple(names), attributes))
     return computations, entry
-
-
-def _operand_names(operands: str) -> Iterator[str]:
-    """Names from `%a, %b` or, as older versions write it, `f32[8,4]{1,0} %a, ...`."""
-    yield from re.findall(r"%([\w.\-]+)", operands) or re.findall(r"[\w.\-]+", operands)
 
 
 def _count_runs(computations: dict[str, list[_Instruction]], entry: str) -> dict[str, int]:
