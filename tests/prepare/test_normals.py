@@ -6,7 +6,7 @@ import xarray as xr
 
 from tests.sources.written_sources import frames_of, make_dataset
 from weathermixer.archive.verify import verify_archive
-from weathermixer.prepare import normals, prepare
+from weathermixer.prepare import normals, writer
 from weathermixer.prepare.normals import choose_terms, window_weights
 from weathermixer.prepare.prepare import prepare_archive
 from weathermixer.sources.sources import Source, open_source
@@ -119,7 +119,7 @@ def test_winters_alone_make_an_archive_without_a_climatology(tmp_path):
 
 
 def test_a_flipped_byte_is_found_and_what_is_whole_is_not_made_again(tmp_path, daily, monkeypatch):
-    monkeypatch.setattr(prepare, "publish", lambda *_, **__: 1 / 0)  # stopped at the end
+    monkeypatch.setattr(writer, "publish", lambda *_, **__: 1 / 0)  # stopped at the end
     with pytest.raises(ZeroDivisionError):
         prepare_archive(open_source(daily), tmp_path / "a", climatology=True)
     monkeypatch.undo()

@@ -17,21 +17,14 @@ from weathermixer.archive.archive import CLIMATOLOGY, Archive, open_archive
 from weathermixer.archive.progress import make_progress
 from weathermixer.archive.verify import digest_archive
 from weathermixer.fields.grid import area_weights
+from weathermixer.prepare import writer
 from weathermixer.prepare.checks import describe_faults
 from weathermixer.prepare.normals import choose_terms, write_climatology
 from weathermixer.prepare.shards import Task, find_pairs, make_shards
 from weathermixer.prepare.sizes import ArchivePlan, plan_archive
 from weathermixer.prepare.statistics import add_sums, make_statistics, measure_sample, no_sums
 from weathermixer.prepare.workers import HERE, Workers
-from weathermixer.prepare.writer import (
-    Journal,
-    create_archive,
-    open_journal,
-    publish,
-    remove_journal,
-    working_path,
-    write_statistics,
-)
+from weathermixer.prepare.writer import Journal
 from weathermixer.sources.formats import no_chunk_cache
 from weathermixer.sources.sources import Source
 
@@ -41,23 +34,17 @@ def prepare_archive(
     source: Source,
     path: str | os.PathLike,
     *,
-    dtype: str = "float16",
-    compressor: str = "none",
-    domain: int = 1,
-    tensor: int = 1,
     times_per_shard: int | None = None,
     statistics_period: tuple[str, str] | None = None,
     area_weighted: bool = False,
     keep_faults: bool = False,
     climatology: bool | None = None,
     workers: Workers = HERE,
+    **layout: Any,
 ) -> Archive:
     """Makes an archive at `path`, or goes on with one that was begun there with the same options.
 
     Args:
-      dtype: float16, int16 or float32, as stored (see `layout`).
-      compressor: "none"; "zstd" or "lz4" for 2/3 or 4/5 of the bytes, which take longer to decode than to copy.
-      domain, tensor: the largest mesh that is to read just its own bytes; inner chunks follow from it.
       times_per_shard: times in one file; None: what `plan_archive` finds.
       statistics_period: first and last date of the times that count in the statistics; None: all.
       area_weighted: whether the statistics weigh values by their cells' area.
@@ -68,6 +55,7 @@ def prepare_archive(
         statistics; None: where they span ten years and have all seasons (see `normals`).
       workers: what makes the shards (see `open_workers`): this process, several, or a Dask cluster; the archive is
         the same, bit for bit.
+      layout: fields of `Layout`: dtype, compressor, and the largest mesh, domain and tensor, that reads its own bytes.
 
     Raises ValueError naming time and variable where the source cannot be read, is faulty, or cannot be stored, and
     naming the path where it cannot be written. Nothing is published then, and the same call goes on where it stopped.
@@ -78,8 +66,7 @@ def prepare_archive(
     (80, 6, (1, 2, 4, 32))
     """
     path, source = os.fspath(path), dataclasses.replace(source, gaps=keep_faults)
-    options = {"dtype": dtype, "compressor": compressor, "domain": domain, "tensor": tensor}
-    plan = plan_archive(source, times_per_shard=times_per_shard, workers=workers.count, **options)
+    plan = plan_archive(source, times_per_shard=times_per_shard, workers=workers.count, **layout)
     counted, back = find_pairs(source, plan.lag, statistics_period)
     terms, of_terms = choose_terms(source.times, counted, climatology)
     options = {"statistics_period": statistics_period, "area_weighted": area_weighted}
@@ -92,10 +79,10 @@ def prepare_archive(
         "missing_times": [str(time.astype("datetime64[h]")) for time in source.missing_times],
         "account": list(source.account),
     }
-    with open_journal(path) as journal:
+    with writer.open_journal(path) as journal:
         recipe = _open_recipe(journal, source, plan, options, workers, keep_faults=keep_faults)
         scale, offset, shift = (np.array(recipe[name]) for name in ("scale", "offset", "shift"))
-        create_archive(
+        writer.create_archive(
             path,
             times=source.times,
             grid=source.grid,
@@ -108,7 +95,7 @@ def prepare_archive(
         )
         row_weights = area_weights(source.grid.latitude) if area_weighted else np.ones(source.grid.shape[0])
         whole = Task(
-            target=working_path(path), recipe=recipe["name"], source=source, plan=plan,
+            target=writer.working_path(path), recipe=recipe["name"], source=source, plan=plan,
             shards=range(plan.layout.shards), first=0, scale=scale, offset=offset, shift=shift, row_weights=row_weights,
             counted=counted, back=back, masks=_find_masks(source, workers), keep_faults=keep_faults,
         )  # fmt: skip
@@ -116,8 +103,8 @@ def prepare_archive(
         more = _conclude(whole, journal, path) | {"rounding": recipe["rounding"]}
         if terms:
             write_climatology(whole, terms, workers)
-        publish(path, attributes=more)
-    remove_journal(path)
+        writer.publish(path, attributes=more)
+    writer.remove_journal(path)
     return open_archive(path)
 
 
@@ -196,7 +183,7 @@ def _conclude(whole: Task, journal: Journal, path: str) -> dict[str, Any]:
         checksums.append(entry["checksums"])
         faults += entry["faults"].tolist()
         missing += entry["missing"]
-    write_statistics(path, make_statistics(sums, whole.shift))
+    writer.write_statistics(path, make_statistics(sums, whole.shift))
     storage.write_array(
         storage.join(whole.target, "checksum"), np.concatenate(checksums), dimensions=["time", "channel"]
     )
