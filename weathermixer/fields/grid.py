@@ -71,12 +71,14 @@ def area_weights(latitude: Float[np.ndarray, " lat"]) -> Float[np.ndarray, " lat
     >>> weathermixer.area_weights(np.array([67.5, 22.5, -22.5, -67.5])).round(3)
     array([0.586, 1.414, 1.414, 0.586])
     """
-    latitude = np.asarray(latitude, np.float64)
-    middle = (latitude[1:] + latitude[:-1]) / 2
-    pole = 90.0 if latitude[0] > latitude[-1] else -90.0
-    bounds = np.deg2rad(np.concatenate([[pole], middle, [-pole]]))
-    weights = np.abs(np.diff(np.sin(bounds)))
+    weights = np.abs(np.diff(sines_of_bounds(np.asarray(latitude, np.float64))))
     return weights / weights.mean()
+
+
+def sines_of_bounds(latitude: Float[np.ndarray, " lat"]) -> Float[np.ndarray, " lat+1"]:
+    """Sines of the bounds of latitude rows, halfway between them and at the poles."""
+    pole = 90.0 if latitude[0] > latitude[-1] else -90.0
+    return np.sin(np.deg2rad(np.concatenate([[pole], (latitude[1:] + latitude[:-1]) / 2, [-pole]])))
 
 
 def cosine_weights(latitude: Float[np.ndarray, " lat"]) -> Float[np.ndarray, " lat"]:

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from weathermixer.fields.grid import Grid
+from weathermixer.fields.grid import Grid, sines_of_bounds
 
 METHODS = ("linear", "conservative", "nearest", "cubic")
 
@@ -46,7 +46,7 @@ def conservative_weights(
 
     Bounds are halfway between points, and at the poles, as those of WeatherBench 2's ConservativeRegridder.
     """
-    rows = _overlap(_latitude_bounds(target.latitude), _latitude_bounds(grid.latitude))
+    rows = _overlap(-sines_of_bounds(target.latitude), -sines_of_bounds(grid.latitude))  # which ascend
     to, of = _longitude_bounds(target.longitude), _longitude_bounds(grid.longitude)
     columns = sum(_overlap(to, of + turn) for turn in (-360, 0, 360))
     return tuple(weights / weights.sum(axis=1, keepdims=True) for weights in (rows, columns))
@@ -56,11 +56,6 @@ def equiangular_grid(lat: int, lon: int) -> Grid:
     """WeatherBench 2's grids: 64x32 without poles, 240x121 and others of an odd number of rows with them."""
     latitude = np.linspace(90, -90, lat) if lat % 2 else 90 - (np.arange(lat) + 0.5) * 180 / lat
     return Grid(latitude, np.arange(lon) * 360 / lon)
-
-
-def _latitude_bounds(latitude: np.ndarray) -> Float[np.ndarray, " bound"]:
-    """Minus the sines of the bounds from north to south, which ascend."""
-    return -np.sin(np.deg2rad(np.concatenate([[90], (latitude[1:] + latitude[:-1]) / 2, [-90]])))
 
 
 def _longitude_bounds(longitude: np.ndarray) -> Float[np.ndarray, " bound"]:

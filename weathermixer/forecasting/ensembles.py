@@ -20,14 +20,9 @@ from weathermixer.parallel.mesh import spec
 class Members:
     """Which members some forecasts are, one of each start, and what makes them differ.
 
-    Attributes:
-      numbers: of each start its member's number.
-      noise: numbers of noise that the model takes at every step (ModelShape.noise).
-      perturbation: standard deviation of the noise that the start is given on every point of predicted channels, in
-        parts of the channel's own.
-      seed: of both.
-
-    Raises ValueError where nothing makes members differ.
+    numbers are those of the starts' members; noise counts the numbers of it that the model takes at every step
+    (ModelShape.noise); perturbation is the standard deviation of the noise that a start is given on every point of
+    predicted channels, in parts of the channel's own. Raises ValueError where nothing makes members differ.
     """
 
     numbers: Int[np.ndarray, " start"]

@@ -71,12 +71,9 @@ def rollout(
     # jit caches by function: the step is compiled once however often this is called with the same `apply`
     step = jax.jit(apply, static_argnames=("repeats",))
     if mode == "latent":
-        return ((steps, step(params, x, repeats=steps, **_seen(previous))) for steps in lead_steps)
+        seen = {} if previous is None else {"previous": previous}
+        return ((steps, step(params, x, repeats=steps, **seen)) for steps in lead_steps)
     return _autoregressive(step, params, {0: x, -1: previous}, advance, lead_steps, leads, noise)
-
-
-def _seen(previous: Array | None = None) -> dict[str, Array]:
-    return {} if previous is None else {"previous": previous}
 
 
 def _autoregressive(
@@ -91,7 +88,7 @@ def _autoregressive(
     uses = _uses(lead_steps, leads, history=inputs[-1] is not None)
     for steps in sorted(uses):
         number, needed = uses.pop(steps)
-        options = _seen(*(inputs[at] for at in needed[1:]))
+        options = {"previous": inputs[needed[1]]} if len(needed) == 2 else {}
         if len(leads) > 1:
             options["lead"] = jnp.full(len(inputs[needed[0]]), number, jnp.int32, out_sharding=spec("batch"))
         if noise:

@@ -151,20 +151,16 @@ def _open_file(path: str, name: str, variables: Sequence[str] | None, notes: lis
     if head.startswith((b"CDF", b"\x89HDF\r\n\x1a\n")):
         return [_open_netcdf(path, name)]
     if is_grib(head):
-        pieces, left_out = open_grib(path, name, variables)
-        if left_out:
-            notes.append(Note(f"GRIB fields that were not asked for or are not known are left out: {left_out}", name))
-        return pieces
+        return open_grib(path, name, variables, notes)
     text = head.decode("utf-8", "replace")[:60]
-    what = f"is neither netCDF nor GRIB: it begins with {head[:8]!r}"
-    if packed := next((packed for magic, packed in _PACKED.items() if head.startswith(magic)), None):
+    if not head:
+        what = "is empty: fetch it again"
+    elif packed := next((packed for magic, packed in _PACKED.items() if head.startswith(magic)), None):
         what = f"is {packed}, and give what comes out"
     elif "\ufffd" not in text and all(letter.isprintable() or letter.isspace() for letter in text):
-        what = (
-            f"is text, {' '.join(text.split())!r}, in the place of data: fetch it again"
-            if head
-            else "is empty: fetch it again"
-        )
+        what = f"is text, {' '.join(text.split())!r}, in the place of data: fetch it again"
+    else:
+        what = f"is neither netCDF nor GRIB: it begins with {head[:8]!r}"
     raise ValueError(f"{name} {what}")
 
 

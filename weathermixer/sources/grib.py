@@ -11,8 +11,8 @@ import numpy as np
 import xarray as xr
 
 from weathermixer.sources.names import ALIASES, STATIC, SURFACE
+from weathermixer.sources.parts import Note
 
-LEFT_OUT_SHOWN = 12
 _SURFACE_LEVELS = ("surface", "meanSea", "heightAboveGround")
 _UPPER_LEVELS = ("isobaricInhPa", "isobaricInPa")
 _KIND = ("shortName", "typeOfLevel", "dataType", "stepType", "md5GridSection")  # what fields of one piece share
@@ -23,8 +23,8 @@ def is_grib(head: bytes) -> bool:
     return re.search(rb"GRIB...[\x01\x02]", head, re.DOTALL) is not None
 
 
-def open_grib(path: str, name: str, variables: Sequence[str] | None) -> tuple[list[xr.Dataset], str]:
-    """A GRIB file's pieces of the variables (None: those known) and of static fields, and the fields it has besides.
+def open_grib(path: str, name: str, variables: Sequence[str] | None, notes: list[Note]) -> list[xr.Dataset]:
+    """A GRIB file's pieces of the variables (None: those known) and of static fields; what it has besides is noted.
 
     Pieces of data types (control and members, analyses and forecasts) and of step types are apart, and so are the steps
     where there are several starts, for not all may have all steps; a piece says which it is by scalar coordinates.
@@ -44,7 +44,10 @@ def open_grib(path: str, name: str, variables: Sequence[str] | None) -> tuple[li
         for values, offsets in index.field_ids_index:
             header = dict(zip([key.split(":")[0] for key in index.index_keys], values))
             kinds[tuple(header[key] for key in _KIND)].append(header | {"offsets": offsets})
-        names, left_out = _choose_names(dict.fromkeys(kind[:2] for kind in kinds), variables)
+        present = dict.fromkeys(kind[:2] for kind in kinds)
+        names = _choose_names(present, variables)
+        others = [f"{short} ({level})" for short, level in present if (short, level) not in names]
+        notes += [Note("not asked for or not known", name, other) for other in others]
         with tempfile.TemporaryDirectory() as folder:
             # one scan of the file serves all variables, and nothing is written beside the source
             with open(f"{folder}/index", "wb") as file:
@@ -66,7 +69,7 @@ def open_grib(path: str, name: str, variables: Sequence[str] | None) -> tuple[li
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{name} cannot be read as GRIB: {type(error).__name__}: {reason}") from error
-    return pieces, left_out
+    return pieces
 
 
 def _check_repeats(index, headers: Sequence[Mapping[str, Any]]) -> None:
@@ -79,10 +82,8 @@ def _check_repeats(index, headers: Sequence[Mapping[str, Any]]) -> None:
             raise ValueError(f"{header['shortName']} at {where} lies there twice, with different values")
 
 
-def _choose_names(
-    present: Collection[tuple[str, str]], variables: Sequence[str] | None
-) -> tuple[dict[tuple[str, str], str], str]:
-    """({(short name, type of level): variable}, the others that are present, in words)."""
+def _choose_names(present: Collection[tuple[str, str]], variables: Sequence[str] | None) -> dict[tuple[str, str], str]:
+    """{(short name, type of level): variable} of the variables, and of static fields, that are present."""
     wanted = variables if variables is not None else (*SURFACE, *(set(ALIASES) - set(SURFACE) - set(STATIC)))
     names = {}
     for name in dict.fromkeys((*wanted, *STATIC)):
@@ -92,6 +93,4 @@ def _choose_names(
         found = next(((short, level) for short in shorts for level in levels if (short, level) in present), None)
         if found:
             names[found] = name if name in ALIASES else found[0]
-    others = [f"{short} ({level})" for short, level in present if (short, level) not in names]
-    more = f" and {len(others) - LEFT_OUT_SHOWN} more" * (len(others) > LEFT_OUT_SHOWN)
-    return names, ", ".join(others[:LEFT_OUT_SHOWN]) + more
+    return names

@@ -74,16 +74,14 @@ def tell(notes: Iterable[Note]) -> list[str]:
 
 
 def take_apart(
-    pieces: Sequence[xr.Dataset], *, rename: Mapping[str, str], units: Mapping[str, str], source: str
-) -> tuple[list[Part], list[Note]]:
+    pieces: Sequence[xr.Dataset], notes: list[Note], *, rename: Mapping[str, str], units: Mapping[str, str], source: str
+) -> list[Part]:
     """The variables of datasets whose dimensions are named (see `coordinates.rename_dimensions`).
 
     rename: name there -> name. units: name, there or here, or of a coordinate -> unit, in the place of what is said.
     Raises ValueError for names in either that are not there.
     """
-    parts, left_out = [], []
-    for piece in pieces:
-        parts += _take_one(piece, rename, units, left_out)
+    parts = [part for piece in pieces for part in _take_one(piece, notes, rename, units)]
     there = {str(name) for piece in pieces for name in piece.variables}
     known = {"rename": there, "units": there | {part.variable for part in parts}}
     for option, given in (("rename", rename), ("units", units)):
@@ -91,11 +89,11 @@ def take_apart(
             raise ValueError(
                 f"{option}: {source} has no {', '.join(sorted(absent))}; it has {', '.join(sorted(there))}"
             )
-    return parts, left_out
+    return parts
 
 
 def _take_one(
-    dataset: xr.Dataset, rename: Mapping[str, str], units: Mapping[str, str], left_out: list[Note]
+    dataset: xr.Dataset, notes: list[Note], rename: Mapping[str, str], units: Mapping[str, str]
 ) -> list[Part]:
     file = str(dataset.encoding.get("source", "dataset"))
     verticals = find_levels(dataset, units)
@@ -108,7 +106,7 @@ def _take_one(
         try:
             variable, levels, array = _identify(array, rename.get(name, name), verticals)
         except ValueError as error:
-            left_out.append(Note(str(error), file, name))
+            notes.append(Note(str(error), file, name))
             continue
         is_static = times is None or (variable in STATIC and "time" not in array.dims)
         there = array.attrs.get("units", "m" if is_height(name) or is_height(rename.get(name, name)) else "")
@@ -118,7 +116,7 @@ def _take_one(
     for part in sorted(parts, key=lambda part: rank(part.variable, part.given)):
         same = [taken.setdefault((part.variable, level), part) for level in part.levels_hpa or (None,)]
         if other := next((other for other in same if other is not part), None):
-            left_out.append(Note(f"{part.variable} is taken from {other.given}", file, part.given))
+            notes.append(Note(f"{part.variable} is taken from {other.given}", file, part.given))
             parts.remove(part)
     return parts
 

@@ -83,7 +83,7 @@ def _as_number(text: str) -> float | str:
 
 def choose_channels(
     parts: Sequence[Part],
-    left_out: Sequence[Note],
+    notes: Sequence[Note],
     variables: Sequence[str] | None,
     levels_hpa: Sequence[int] | None,
     *,
@@ -96,7 +96,9 @@ def choose_channels(
     """
     parts = [part for part in parts if part.times is not None]
     names = sorted({f"{part.given} {tuple(map(str, part.array.dims))}" for part in parts})
-    it_has = "; ".join([f"it has {', '.join(names) or 'none that changes with time'}", *tell(left_out)])
+    it_has = "; ".join(
+        [f"it has {', '.join(names) or 'none that changes with time'}", *tell(note for note in notes if note.left_out)]
+    )
     if variables is None:
         known = {part.variable for part in parts} - {*STATIC}
         variables = [name for name in dict.fromkeys((*SURFACE, *VARIABLES)) if name in known]
@@ -106,7 +108,7 @@ def choose_channels(
     for text in variables:
         found, level = _find(parts, text)
         if not found:
-            reasons = "; ".join(tell(note for note in left_out if note.left_out == text))
+            reasons = "; ".join(tell(note for note in notes if note.left_out == text))
             raise ValueError(f"{source} has no variable {text!r}; {reasons or it_has}")
         first = found[0]
         if odd := next((part for part in found if bool(part.levels_hpa) != bool(first.levels_hpa)), None):

@@ -44,10 +44,6 @@ class Series:
         """The times [time], datetime64[ns], each that of its last entry."""
         return self.entries["time"][:, -1]
 
-    def take(self, index: np.ndarray) -> "Series":
-        """The series at some of its times."""
-        return dataclasses.replace(self, entries=self.entries[index])
-
     def sum_over(self, hours: int) -> "Series":
         """The sums over the last so many hours, at each time that has all entries for one.
 

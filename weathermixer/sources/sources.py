@@ -175,9 +175,9 @@ def open_source(
     rename, units = dict(rename or {}), dict(units or {})
     asked = None if variables is None and not rename else possible_names(variables, rename)
     pieces, notes = open_pieces(specs, variables=asked, select=select, storage_options=storage_options)
-    parts, left_out = take_apart(pieces, rename=rename, units=units, source=name)
+    parts = take_apart(pieces, notes, rename=rename, units=units, source=name)
     parts += find_sums(parts, variables or ())
-    channels = choose_channels(parts, left_out, variables, levels_hpa, source=name)
+    channels = choose_channels(parts, notes, variables, levels_hpa, source=name)
     wanted = {variable: [p for p in parts if p.variable == variable] for variable in group_by_variable(channels)}
     orient = make_orient(wanted[channels[0].variable][0], crop_south_pole=crop_south_pole, coarsen=coarsen)
     found = {
@@ -194,15 +194,17 @@ def open_source(
     series = {}
     for variable, pairs in found.items():
         check_levels(variable, [one for one, _ in pairs], times)
-        series[variable] = tuple(one.take(np.searchsorted(one.times, times)) for one, _ in pairs)
+        series[variable] = tuple(
+            dataclasses.replace(one, entries=one.entries[np.searchsorted(one.times, times)]) for one, _ in pairs
+        )
         for one, (_, again) in zip(series[variable], pairs):
             notes += compare_repeats(variable, one, again)
         if (first := series[variable][0]).window > 1:
             account.append(f"{variable}: the sum of {first.window} values of {first.parts[0].given}, up to its time")
-    fields, refused = read_static(parts, static, orient, source=name)
+    fields = read_static(parts, static, orient, notes, source=name)
     if variables is None:
         unknown = [part for part in parts if part.variable not in VARIABLES]
-        refused += [Note("not known by name (--variables, --rename)", part.file, part.given) for part in unknown]
+        notes += [Note("not known by name (--variables, --rename)", part.file, part.given) for part in unknown]
     bare = dict.fromkeys(p.given for some in wanted.values() for p in some if p.variable in VARIABLES and not p.units)
     if bare:
         account.append(f"no unit is given of {', '.join(bare)}: taken to be in SI (--units says otherwise)")
@@ -214,7 +216,7 @@ def open_source(
         channels=channels,
         static=fields,
         attributes={str(k): v.tolist() if hasattr(v, "tolist") else str(v) for k, v in pieces[0].attrs.items()},
-        account=(*tell([*notes, *left_out, *refused]), *account),
+        account=(*tell(notes), *account),
         series=series,
     )
 

@@ -17,13 +17,18 @@ _LOWEST_GROUND = 2e4  # m2 s-2: somewhere the ground is lower than 2 km, and no 
 
 
 def read_static(
-    parts: Sequence[Part], names: Sequence[str] | None, orient: Callable[[Part], Orientation], *, source: str
-) -> tuple[dict[str, Field], list[Note]]:
-    """The static fields that are asked for, or all that are known and there; and what is not taken as one, and why.
+    parts: Sequence[Part],
+    names: Sequence[str] | None,
+    orient: Callable[[Part], Orientation],
+    notes: list[Note],
+    *,
+    source: str,
+) -> dict[str, Field]:
+    """The static fields that are asked for, or all that are known and there; what is not taken as one is noted.
 
     Raises ValueError where one that is asked for is not there, and for values that are missing or cannot be.
     """
-    fields, left_out = {}, []
+    fields = {}
     for name in STATIC if names is None else names:
         refused: list[Note] = []
         holders = [part for part in parts if name in (part.variable, part.given) and not part.levels_hpa]
@@ -35,8 +40,8 @@ def read_static(
         if name not in fields and names is not None:
             reasons = "; ".join(tell(refused)) or f"it has {sorted({part.given for part in parts})}"
             raise ValueError(f"{source} has no static field {name!r}; {reasons}")
-        left_out += refused
-    return fields, left_out
+        notes += refused
+    return fields
 
 
 def _read_field(
