@@ -62,7 +62,7 @@ def _read_field(
     (part, _), last = places[0], len(places) - 1
     chosen = [places[n] for n in sorted({0, len(places) // 2, last})]
     fields = np.stack([read_part(one, np.array([time]))[0, 0] for one, time in chosen])
-    if missing := np.count_nonzero(~np.isfinite(fields)):
+    if missing := np.count_nonzero(~np.isfinite(fields), axis=(1, 2)).max():
         raise ValueError(f"static field {name} in {part.file} has {missing} values that are missing")
     field, reason = fields[0], ""
     if np.abs(fields - field).max() > 1e-3 * np.ptp(field):
