@@ -23,8 +23,8 @@ from weathermixer.planning.hardware import Hardware, find_device, find_hardware
 from weathermixer.planning.memory import memory_parts
 from weathermixer.planning.meshes import Layout, StepOptions
 from weathermixer.planning.plan import Plan, layouts, make_plan
-from weathermixer.runs.record import write_document
 from weathermixer.runs.settings import Settings
+from weathermixer.training.checksums import write_document
 
 ENDED_FILE = "ended.json"
 _HOW = {distributed.FINISHED: "finished", distributed.PREEMPTED: "preempted"}

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from weathermixer.archive.loader import Batch, place_leads
+from weathermixer.archive.reference import Reference
 from weathermixer.archive.standardization import Standardization, place_roles, place_terms
 from weathermixer.fields.forcings import TERMS
 from weathermixer.fields.grid import Grid
@@ -42,16 +43,16 @@ def find_sizes(settings: Settings, *, data: str | None, grid: tuple[int, int]) -
 def make_training(
     settings: Settings, shape: ModelShape, channel_set: ChannelSet, mesh: Mesh | AbstractMesh
 ) -> build.Training:
-    """What trains the config on these sizes, on the mesh in use; a channel's 6 h tendency is a tenth of its spread."""
-    return build.make_training(
-        settings,
-        latitude=make_grid(*shape.grid).latitude,
-        longitudes=shape.grid[1],
-        channel_set=channel_set,
-        tendency=np.where(channel_set.predicted, 0.1, 0.0).astype(np.float32),
-        starts=100 * settings.training.batch_size,
-        mesh=mesh,
-    )
+    """What trains the config on these sizes, on the mesh in use."""
+    reference, starts = make_reference(channel_set, make_grid(*shape.grid)), 100 * settings.training.batch_size
+    return build.make_training(settings, reference, starts=starts, mesh=mesh)
+
+
+def make_reference(channel_set: ChannelSet, grid: Grid) -> Reference:
+    """Of standardized fields; a channel's 6 h tendency is a tenth of its spread, static fields are random."""
+    one = np.ones(len(channel_set.stored))
+    static = {name: np.random.default_rng(1).random(grid.shape, np.float32) for name in channel_set.static}
+    return Reference(channel_set, grid, 6, 0 * one, one, 0.1 * one, np.nan * one, static=static)
 
 
 def simulate_devices(number: int) -> None:

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 
 from experiments import command_line, ends, evaluate, forecast
 from weathermixer.archive.boxes import read_amplification
@@ -43,10 +44,10 @@ from weathermixer.runs.record import describe_archive, write_record
 from weathermixer.runs.run import Run
 from weathermixer.runs.samples import Samples, find_samples
 from weathermixer.runs.settings import Settings
-from weathermixer.training.checkpoint import Checkpoints, open_checkpoints, software_versions
+from weathermixer.training.checkpoint import Checkpoints, software_versions
 from weathermixer.training.phases import Phases
 from weathermixer.training.state import TrainState, describe
-from weathermixer.training.telemetry import RunLog, open_log
+from weathermixer.training.telemetry import RunLog
 from weathermixer.training.trackers import check_trackers
 
 PROFILE = "profile"
@@ -77,7 +78,7 @@ def train(
     if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:
         # a restart then compiles nothing; programs for one CPU may not run on another
         jax.config.update("jax_compilation_cache_dir", str(workdir / COMPILED))
-    distributed.check_same(workdirs.flatten(settings.values()) | software_versions(), "the run")
+    distributed.check_same(flatten_dict(settings.values(), sep=".") | software_versions(), "the run")
     with own_workdir(workdir, take_over=take_over):
         mesh = make_mesh(settings.mesh.data, settings.mesh.domain, settings.mesh.tensor)
         parts = settings.training.accumulate
@@ -107,13 +108,13 @@ def _train(
     settings, record, said = samples.settings, samples.record, []
     options, training = settings.training, samples.make_training(rollout=1)
     keep = dict(keep=options.keep_checkpoints, keep_every=options.keep_every, keep_hours=options.keep_hours)
-    keep |= dict(keep_best=options.keep_best, every=options.checkpoint_every, on_damage=options.on_damage)
+    keep |= dict(keep_best=options.keep_best, on_damage=options.on_damage)
     hardware = find_device(jax.devices()[0].device_kind)
     rates = dict(every=options.log_every, batch_size=options.batch_size)
-    rates |= dict(trackers=options.trackers, settings=workdirs.flatten(settings.values()))
+    rates |= dict(trackers=options.trackers, settings=flatten_dict(settings.values(), sep="."))
     rates["peak_flops"] = hardware and hardware.peak(build.compute_dtype(settings).name)
     with (
-        open_checkpoints(workdir / workdirs.CHECKPOINTS, **keep, say=said.append) as checkpoints,
+        Checkpoints(workdir / workdirs.CHECKPOINTS, **keep, say=said.append) as checkpoints,
         ends.failing(workdir),  # once more: said before checkpoints are closed, which may wait for other processes
         ends.explained(settings, training.shape, samples.mesh),
     ):
@@ -122,17 +123,18 @@ def _train(
             first_step, state, origin = _begin(samples, training, checkpoints, step)
         workdirs.write_settings(settings, workdir, archive=data)
         record = dataclasses.replace(record, history=record.history + origin)
-        write_record(record, workdir, shape=training.shape)
-        with open_log(workdir, phases, first_step=first_step, last_step=training.steps, **rates) as log:
+        write_record(record, workdir)
+        with RunLog(workdir, phases, first_step=first_step, last_step=training.steps, **rates) as log:
             for line in (*_introduce(samples), *said, *(f"starts from the {parent}" for parent in origin)):
                 log.note(line)
+            checkpoints.say = log.note
             log.note(f"{parameters(training.shape):,} parameters, steps {first_step} to {training.steps}")
             for first, last, rollout in build.rollout_stages(settings, first_step, training.steps):
                 training = samples.make_training(rollout=rollout)
                 stage = Stage(samples, training, first, last, workdir, data, checkpoints, log, phases)
                 state = stage.run(state, profile)
             with phases("saving"):
-                log.note(checkpoints.wait())
+                checkpoints.wait()
             log.account(training.steps)
     params = state.ema if options.ema_decay else state.params
     return Run(workdir, settings, record.reference, data, samples.mesh, training.apply, params, training.steps)
@@ -156,7 +158,7 @@ def _begin(
         )
     if first_step:
         target = describe(jax.eval_shape(training.initial_state), samples.mesh)
-        state = checkpoints.restore(target, step=first_step)
+        state = checkpoints.restore(target, first_step)
         checkpoints.put_aside(first_step)
         return first_step, state, ()
     if samples.settings.training.init_from:
@@ -212,7 +214,7 @@ class Stage:
                         self._check()
                     self.unseen[step] = metrics["loss"], metrics["grad_norm"]
                     self.phases.alive()
-                    log.note(self.checkpoints.saved())
+                    self.checkpoints.look()
                     if stop := distributed.preempted(step):
                         break
                     if save := step == self.last or step % settings.training.checkpoint_every == 0:
@@ -254,7 +256,7 @@ class Stage:
         with self.phases("saving"):
             self._check()
             meta = {"config": self.samples.settings.values(), "archive": self.data}
-            self.checkpoints.save(step, state, meta, force=True)
+            self.checkpoints.save(step, state, meta)
         self.log.account(step)
 
     def _stop(self, step: int, state: TrainState) -> None:
@@ -263,7 +265,7 @@ class Stage:
         if step:
             self._save(step, state)
             with self.phases("saving"):
-                self.log.note(self.checkpoints.wait())
+                self.checkpoints.wait()
         said = f"asked to stop: {f'saved step {step}' if step else 'at step 0'}; the same command goes on from there"
         self.log.note(said)
         if step < self.training.steps:

@@ -8,9 +8,9 @@ import numpy as np
 
 from weathermixer.parallel.distributed import describe, initialize, mind_signals, preempted
 from weathermixer.parallel.mesh import make_mesh, sharding, use_mesh
-from weathermixer.training.checkpoint import open_checkpoints
+from weathermixer.training.checkpoint import Checkpoints
 from weathermixer.training.phases import Phases
-from weathermixer.training.telemetry import open_log
+from weathermixer.training.telemetry import RunLog
 
 
 def say(text: str) -> None:
@@ -25,8 +25,8 @@ def main(workdir: str) -> None:
     say(f"joined: {describe()}")
     with (
         use_mesh(mesh),
-        open_log(workdir, Phases(), first_step=0, last_step=1_000_000, every=100_000, batch_size=1) as log,
-        open_checkpoints(f"{workdir}/checkpoints", every=2, keep=2) as checkpoints,
+        RunLog(workdir, Phases(), last_step=1_000_000, every=100_000) as log,
+        Checkpoints(f"{workdir}/checkpoints", keep=2, say=lambda text: None) as checkpoints,
     ):
         values = np.arange(8, dtype=np.float32)
         x = jax.make_array_from_callback((8,), sharding(mesh, "lat"), lambda box: values[box])
@@ -36,7 +36,7 @@ def main(workdir: str) -> None:
             log.step(step, {"total": total})
             assert float(total) == 28 + 8 * (step - 1)
             if preempted(step):
-                checkpoints.save(step, {"x": x}, {}, force=True)
+                checkpoints.save(step, {"x": x}, {})
                 say(f"stopped at {step}")
                 return
             if step == 2:

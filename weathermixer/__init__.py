@@ -56,7 +56,7 @@ _PUBLIC = {
     "make_learning_rate": "training.optimizer",
     "TrainState": "training.state",
     "make_state": "training.state",
-    "open_checkpoints": "training.checkpoint",
+    "Checkpoints": "training.checkpoint",
     # forecasts and scores
     "rollout": "forecasting.rollout",
     "make_forecast": "forecasting.forecasts",

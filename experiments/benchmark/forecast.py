@@ -61,14 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
 def make_run(settings: Settings, grid: tuple[int, int], path: pathlib.Path) -> Run:
     """A run of this config with random parameters, on ERA5's channels where it names none."""
     mesh = make_mesh(settings.mesh.data, settings.mesh.domain, settings.mesh.tensor)
-    shape, channel_set = synthetic.find_sizes(settings, data=None, grid=grid)
-    one = np.ones(len(channel_set.stored))
-    static = {name: np.random.default_rng(1).random(grid, np.float32) for name in channel_set.static}
-    reference = Reference(
-        channel_set, synthetic.make_grid(*grid), 6, 0 * one, one, 0.1 * one, np.nan * one, static=static
-    )
+    _, channel_set = synthetic.find_sizes(settings, data=None, grid=grid)
+    reference = synthetic.make_reference(channel_set, synthetic.make_grid(*grid))
     with use_mesh(mesh):
-        make_params, apply = build.make_model(settings, shape, reference.tendency, mesh)
+        make_params, apply = build.make_model(settings, reference, mesh)
         params = jax.jit(make_params)(jax.random.key(0))
     return Run(path, settings, reference, None, mesh, apply, params, step=0)
 

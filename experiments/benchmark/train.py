@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         seconds, state = time_steps(compiled, state, *fields, steps=args.steps)
         row = make_row(settings, shape, mesh, compiled.memory_analysis(), seconds, device=args.device)
         if args.data:
-            row |= time_fed_steps(compiled, state, fields[1], batches, steps=last - 1, bare=seconds)
+            row |= time_fed_steps(compiled, state, fields[1], batches, bare=seconds)
     transfers = hidden_transfers(text)
     row["hidden_transfers"] = f"{sum(products > 0 for _, products in transfers)}/{len(transfers)}"
     print(pd.DataFrame([row]).to_string(index=False))
@@ -129,10 +129,10 @@ def time_steps(compiled: Any, state: Any, *constant: Any, steps: int) -> tuple[f
 
 
 def time_fed_steps(
-    compiled: Any, state: Any, standardization: Standardization, batches: Batches, *, steps: int, bare: float
+    compiled: Any, state: Any, standardization: Standardization, batches: Batches, *, bare: float
 ) -> dict[str, Any]:
     """What is reported of steps that are fed as in training: their median, over the bare step, and what they idle."""
-    log = RunLog(Phases(), first_step=0, last_step=steps, every=1, batch_size=1, peak_flops=None)
+    log = RunLog(None, Phases())
     lines = []
     for step, batch in enumerate(log.watch(batches), 1):
         state, metrics = compiled(state, batch, standardization)

@@ -15,7 +15,6 @@ from tests.experiments.test_scores_and_forecasts import CHANNELS, TIMES, make_ru
 from tests.sources.written_sources import make_dataset
 from weathermixer.parallel.mesh import make_mesh
 from weathermixer.prepare.prepare import prepare_archive
-from weathermixer.runs.build import make_model_shape
 from weathermixer.runs.record import Record, describe_archive, write_record
 from weathermixer.sources.sources import open_source
 
@@ -52,8 +51,7 @@ def runs(tmp_path_factory):
         run = make_run(folder / name, archive, CHANNELS, make_mesh(2, 2, 2))
         sizes = {"model.patch": (1, 4), "model.embed": 8, "model.token_hidden": 8, "model.embed_hidden": 8}
         run = dataclasses.replace(run, settings=run.settings.replace(sizes), params=jnp.float32(factor))
-        shape = make_model_shape(run.settings, run.reference.grid.shape, CHANNELS)
-        write_record(Record(run.reference, describe_archive(archive)), run.path, shape=shape)
+        write_record(Record(run.reference, describe_archive(archive)), run.path)
         found.append(run)
     steps = [{"step": 50 * n, "loss": 1 / n, "step_seconds": 0.1, "samples_per_second": 80} for n in range(1, 11)]
     steps.append({"step": 500, "validation_loss": 0.125})

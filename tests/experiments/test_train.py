@@ -250,8 +250,8 @@ def test_a_missing_value_is_looked_for_in_every_target_of_a_rollout(tmp_path):
         (dict(mesh__domain=16), "needs 16 devices, 8 are visible"),
         (dict(training__batch_size=3, mesh__data=2), "batch_size=3 is not divisible by data=2"),
         (dict(model__patch=(1, 5)), "longitude=16 is not divisible by the patch's 5"),
-        (dict(model__head="sigmoid"), "head='sigmoid' is not one of"),
-        (dict(optimizer__kind="sgd"), "kind='sgd' is not one of"),
+        (dict(model__head="sigmoid"), "head='sigmoid': input should be"),
+        (dict(optimizer__kind="sgd"), "kind='sgd': input should be"),
     ],
 )
 def test_bad_configs_are_refused_with_the_numbers(changes, message, archive, tmp_path):

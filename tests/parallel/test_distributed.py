@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from weathermixer.parallel.mesh import make_mesh, sharding
-from weathermixer.training.checkpoint import open_checkpoints
+from weathermixer.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,7 +50,7 @@ def test_two_processes_train_save_and_stop_together(tmp_path):
     assert len(steps) == 2 and steps[0] == steps[1], said
     assert said.count("first step, with compilation") == 1  # process 0 alone writes the log
 
-    with open_checkpoints(tmp_path / "checkpoints") as checkpoints:
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         step = int(steps[0])
         assert checkpoints.steps() == [2, step]
         x = jax.ShapeDtypeStruct((8,), np.float32, sharding=sharding(make_mesh(1, 2, 2), "lat"))

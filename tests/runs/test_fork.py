@@ -1,34 +1,22 @@
 """New runs from trained ones: the same forecasts at the start, added channels born fresh, longer runs, cooldowns."""
 
+import shutil
+
 import numpy as np
 import pytest
 import xarray as xr
 
 from experiments import command_line, train
-from tests.experiments.test_train import make_run_settings
+from tests.runs.conftest import settings
 from tests.runs.test_run import CHANNELS, prepare, weather
 from weathermixer.runs.run import open_run
 from weathermixer.training.optimizer import make_learning_rate
 
 
-def settings(**changes):
-    changes = {
-        "data__channels": CHANNELS,
-        "training__steps": 2,
-        "evaluation__every": 0,
-        "model__head": "blend",
-        **changes,
-    }
-    return make_run_settings(**changes)
-
-
-@pytest.fixture(scope="module")
-def parent(tmp_path_factory):
+@pytest.fixture
+def parent(whole):
     """(folder, archive) of a run of two steps at a constant rate."""
-    folder = tmp_path_factory.mktemp("fork")
-    archive = prepare(weather(), folder / "archive").path
-    train.train(settings(optimizer__schedule="constant"), folder / "run", archive)
-    return folder / "run", archive
+    return whole
 
 
 def test_a_fork_begins_with_the_parents_average_and_statistics(parent, tmp_path):
@@ -57,6 +45,7 @@ def test_added_channels_are_born_fresh_and_the_rest_is_kept(parent, tmp_path):
     assert "born fresh: the rows of geopotential_850" in (tmp_path / "run" / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_deterministic_run_is_carried_on_as_an_ensemble(parent, tmp_path):
     still = dict(optimizer__peak_rate=1e-30, optimizer__coder_peak_rate=1e-30, optimizer__start_rate=0.0)
     still |= dict(optimizer__end_rate=0.0, training__steps=1, training__init_from=str(parent[0]))
@@ -93,17 +82,18 @@ def test_moments_of_other_channels_are_refused(parent, tmp_path):
 def test_another_grid_of_the_same_shape_keeps_its_own_static_fields(parent, tmp_path):
     turned = weather().assign_coords(longitude=weather().longitude + 5.0)
     other = prepare(turned, tmp_path / "other")
-    run = train.train(settings(training__init_from=str(parent[0])), tmp_path / "run", other.path)
+    run = train.train(settings(training__init_from=str(parent[0]), training__steps=1), tmp_path / "run", other.path)
     assert run.reference.grid.difference(open_run(parent[0]).reference.grid) is not None
     np.testing.assert_array_equal(run.reference.mean, open_run(parent[0]).reference.mean)
 
 
 def test_a_constant_run_goes_on_and_cools_down(parent, tmp_path):
-    longer = settings(optimizer__schedule="constant", training__steps=3)
-    assert train.train(longer, parent[0], parent[1]).step == 3
+    longer, workdir = settings(optimizer__schedule="constant", training__steps=3), tmp_path / "longer"
+    shutil.copytree(parent[0], workdir)
+    assert train.train(longer, workdir, parent[1]).step == 3
     with pytest.raises(ValueError, match="has done 3 steps: training.steps=2 are fewer"):
-        train.train(settings(optimizer__schedule="constant"), parent[0], parent[1])
-    cool = dict(optimizer__schedule="cooldown", training__init_from=str(parent[0]), training__init_moments=True)
+        train.train(settings(optimizer__schedule="constant"), workdir, parent[1])
+    cool = dict(optimizer__schedule="cooldown", training__init_from=str(workdir), training__init_moments=True)
     run = train.train(settings(**cool), tmp_path / "cool", parent[1])
     assert run.step == 2
     assert "parameters and moments of step 3" in (tmp_path / "cool" / "log.txt").read_text()

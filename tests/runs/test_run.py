@@ -16,9 +16,9 @@ from tests.experiments.test_train import make_run_settings
 from tests.sources.written_sources import frames_of, make_dataset, write_zarr
 from weathermixer.parallel.mesh import make_mesh
 from weathermixer.prepare.prepare import prepare_archive
-from weathermixer.runs.record import read_document, write_document
 from weathermixer.runs.run import open_run
 from weathermixer.sources.sources import open_source
+from weathermixer.training.checksums import read_document, write_document
 from weathermixer.verification.scores import format_scores
 
 ROOT = pathlib.Path(__file__).parents[2]

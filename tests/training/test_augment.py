@@ -7,8 +7,7 @@ import pytest
 from weathermixer.archive.loader import Batch
 from weathermixer.archive.standardization import Standardization
 from weathermixer.parallel.mesh import make_mesh, sharding, use_mesh
-from weathermixer.training.augment import rotate_longitude
-from weathermixer.training.steps import make_loss
+from weathermixer.training.steps import make_loss, rotate_longitude
 
 SHAPE = (4, 4, 8, 6)
 

@@ -53,10 +53,7 @@ def train(archive, *forcings):
     frames = make_frames(archive, channels, mesh)
     starts = valid_starts(archive.times, ("2001-01-01", "2001-05-10"), 6, step_hours=6)
     with use_mesh(mesh):
-        training = build.make_training(
-            settings, latitude=GRID.latitude, longitudes=16, channel_set=channels,
-            tendency=frames.reference.tendency, starts=len(starts), mesh=mesh,
-        )  # fmt: skip
+        training = build.make_training(settings, frames.reference, starts=len(starts), mesh=mesh)
         state, losses = jax.jit(training.initial_state)(), []
         options = dict(starts=starts, seed=0, batch_size=16, lead_hours=6, first_step=0, last_step=STEPS)
         with make_batches(archive, channels, mesh, **options) as batches:
@@ -77,6 +74,7 @@ def archive(tmp_path_factory):
     return make_archive(tmp_path_factory.mktemp("sun") / "a", follow_the_sun(), times=TIMES, channel_set=channels)
 
 
+@pytest.mark.slow
 def test_the_sun_helps(archive):
     dark, (without, *_) = train(archive)
     sunny, (with_sun, persistence, climatology) = train(archive, "insolation", "insolation_ahead")

@@ -15,7 +15,7 @@ import pytest
 
 from weathermixer.training import telemetry
 from weathermixer.training.phases import Phases
-from weathermixer.training.telemetry import format_line, open_log, read_records
+from weathermixer.training.telemetry import RunLog, format_line, read_records
 
 
 def records(workdir):
@@ -25,7 +25,7 @@ def records(workdir):
 
 def open_small(workdir, *, first_step=0, last_step=6, every=2, **changes):
     settings = {"batch_size": 4, "peak_flops": 1e12} | changes
-    log = open_log(workdir, Phases(), first_step=first_step, last_step=last_step, every=every, **settings)
+    log = RunLog(workdir, Phases(), first_step=first_step, last_step=last_step, every=every, **settings)
     log.begin_stage(flops_per_step=8e9)
     return log
 
@@ -151,7 +151,7 @@ def test_a_loader_tells_what_it_read(tmp_path, clock):
     assert (values["gigabytes_read"], values["gigabytes_needed"], values["samples_skipped"]) == (3.0, 6.0, 1)
     assert values["gigabytes_read_per_second"] == 1 / 1.0
     line = format_line(4, values)
-    assert line.endswith("read 3 GB for 6 GB needed (1 GB/s)  1 samples could not be read and were replaced")
+    assert line.endswith("6 GB needed  3 GB read  1 GB/s  1 samples could not be read and were replaced")
 
 
 def test_the_time_of_an_evaluation_is_left_out(tmp_path, clock):
@@ -206,28 +206,19 @@ def test_the_line():
         "gigabytes_read": 12.44,
         "gigabytes_needed": 20.0,
         "gigabytes_read_per_second": 2.31,
-        "samples_skipped": 0,
     }
     assert format_line(1200, values) == (
-        "step 1200  loss 0.1235  52.1 ms/step  153.2 samples/s  412 TFLOP/s per device (41.7% of peak)  "
-        "idle 0.5 ms (1.0%)  1 h 30 min left  read 12.4 GB for 20 GB needed (2.31 GB/s)"
+        "step 1200  loss 0.1235  0.0521 s/step  153.2 samples/s  412 TFLOP/s per device  41.7% of peak  "
+        "idle 0.0005 s/step  1 h 30 min left  12.4 GB read  20 GB needed  2.31 GB/s"
     )
-
-
-def test_bad_settings_and_unwritable_directory(tmp_path):
-    with pytest.raises(ValueError, match="log every=0 steps: must be at least 1"):
-        open_small(tmp_path, every=0)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="cannot write the log to .*file: .*choose another workdir"):
-        open_small(tmp_path / "file")
 
 
 def test_a_progress_bar_on_a_terminal_alone(tmp_path):
     """Under a pseudo-terminal the program draws a bar; test_a_record_and_a_line shows that a pipe gets none."""
     program = (
         "from weathermixer.training.phases import Phases\n"
-        "from weathermixer.training.telemetry import open_log\n"
-        "with open_log('run', Phases(), first_step=0, last_step=2, every=1, batch_size=1) as log:\n"
+        "from weathermixer.training.telemetry import RunLog\n"
+        "with RunLog('run', Phases(), last_step=2) as log:\n"
         "    log.step(1, {'loss': 1.0})\n"
         "    log.step(2, {'loss': 0.5})\n"
     )

@@ -13,7 +13,7 @@ from wandb.proto import wandb_internal_pb2
 
 from weathermixer.training import trackers
 from weathermixer.training.phases import Phases
-from weathermixer.training.telemetry import open_log, read_records
+from weathermixer.training.telemetry import RunLog, read_records
 
 SECRET = "a-key-that-nobody-should-keep"
 SETTINGS = {"seed": 1, "model.patch": (2, 4)}
@@ -29,7 +29,7 @@ def offline(tmp_path, monkeypatch):
 
 def run(workdir, name, first_step=0, last_step=5):
     options = dict(first_step=first_step, last_step=last_step, every=2, batch_size=4)
-    with open_log(workdir, Phases(), **options, trackers=(name,), settings=SETTINGS) as log:
+    with RunLog(workdir, Phases(), **options, trackers=(name,), settings=SETTINGS) as log:
         log.begin_stage(flops_per_step=1e9)
         for step in range(first_step + 1, last_step + 1):
             log.step(step, {"loss": jnp.float32(1 / step)})
@@ -84,7 +84,7 @@ def test_a_tracker_that_fails_is_left_out_with_a_line_and_the_run_goes_on(tmp_pa
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(SummaryWriter, "add_scalar", fail)
-    with open_log(tmp_path, Phases(), first_step=0, last_step=4, every=1, batch_size=4) as log:
+    with RunLog(tmp_path, Phases(), first_step=0, last_step=4, every=1, batch_size=4) as log:
         log.begin_stage(flops_per_step=1e9)
         for step in range(1, 5):
             log.step(step, {"loss": jnp.float32(1)})

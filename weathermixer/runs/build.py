@@ -16,6 +16,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 import weathermixer
 from weathermixer.archive.archive import FORMAT_VERSION, Archive, open_archive
+from weathermixer.archive.reference import Reference
 from weathermixer.archive.storage import cache_folder
 from weathermixer.fields.variables import Channel, ChannelSet
 from weathermixer.model.shape import ModelShape
@@ -74,10 +75,10 @@ def open_data(settings: Settings, data: str | None) -> Archive:
 
 def make_channel_set(settings: Settings, archive: Archive) -> ChannelSet:
     """The channels of a run: those that the settings name, or all of the archive's."""
-    names = settings.data.channels or tuple(channel.name for channel in archive.channels)
-    static = tuple(archive.static) if settings.data.static == ("*",) else settings.data.static
+    data = settings.data
+    names = data.channels or [channel.name for channel in archive.channels]
     chosen = [archive.channels[index] for index in archive.channel_indices(names)]
-    return assign_roles(settings, chosen, static)
+    return assign_roles(settings, chosen, tuple(archive.static) if data.static == ("*",) else data.static)
 
 
 def assign_roles(settings: Settings, channels: Sequence[Channel], static: Sequence[str]) -> ChannelSet:
@@ -89,23 +90,10 @@ def assign_roles(settings: Settings, channels: Sequence[Channel], static: Sequen
 
 def make_model_shape(settings: Settings, grid: tuple[int, int], channel_set: ChannelSet) -> ModelShape:
     """The model's sizes on a grid of (lat, lon) points."""
-    model = settings.model
-    return ModelShape(
-        grid=grid,
-        channels=channel_set.size,
-        predicted=len(channel_set.dynamic),
-        patch=model.patch,
-        embed=model.embed,
-        token_hidden=model.token_hidden,
-        embed_hidden=model.embed_hidden,
-        blocks=model.blocks,
-        head=model.head,
-        dropout_rate=model.dropout_rate,
-        history=model.history,
-        token_mixing=model.token_mixing,
-        noise=model.noise,
-        leads=len(settings.training.leads),
-    )
+    names = {field.name for field in dataclasses.fields(ModelShape)}
+    sizes = {name: value for name, value in vars(settings.model).items() if name in names}
+    sizes |= dict(channels=channel_set.size, predicted=len(channel_set.dynamic), leads=len(settings.training.leads))
+    return ModelShape(grid=grid, **sizes)
 
 
 def compute_dtype(settings: Settings) -> jnp.dtype:
@@ -115,11 +103,9 @@ def compute_dtype(settings: Settings) -> jnp.dtype:
     return jnp.dtype(jnp.bfloat16 if settings.model.compute_dtype == "fp8" else settings.model.compute_dtype)
 
 
-def make_model(
-    settings: Settings, shape: ModelShape, tendency: np.ndarray, mesh: Mesh | AbstractMesh
-) -> tuple[Callable, Callable]:
+def make_model(settings: Settings, reference: Reference, mesh: Mesh | AbstractMesh) -> tuple[Callable, Callable]:
     """The model as two functions on the mesh in use: make_params(key) -> params, apply(params, x, **options of it)."""
-
+    shape = make_model_shape(settings, reference.grid.shape, reference.channel_set)
     if jax.config.jax_enable_x64:
         raise ValueError("JAX_ENABLE_X64 is set, with which this software computes other numbers: unset it")
     if settings.model.compute_dtype == "fp8" and isinstance(mesh, Mesh):
@@ -129,7 +115,7 @@ def make_model(
         return WeatherMixer(
             shape,
             rngs=nnx.Rngs(params=key),
-            tendency=tuple(np.asarray(tendency, np.float64).tolist()),
+            tendency=tuple(np.asarray(reference.tendency, np.float64).tolist()),
             compute_dtype=compute_dtype(settings),
             rematerialize=settings.model.rematerialize,
             schedule=settings.model.schedule,
@@ -195,21 +181,16 @@ class Training:
 
 def make_training(
     settings: Settings,
+    reference: Reference,
     *,
-    latitude: np.ndarray,
-    longitudes: int,
-    channel_set: ChannelSet,
-    tendency: np.ndarray,
     starts: int,
     mesh: Mesh | AbstractMesh,
     rollout: int | None = None,
     length: tuple[int, int] | None = None,
 ) -> Training:
-    """Puts model, loss and optimizer together for a grid, its channels and so many training pairs.
+    """Puts model, loss and optimizer together, for the channels and the grid of a reference and so many training pairs.
 
     Args:
-      latitude: [lat] degrees north, for the loss's weights.
-      tendency: [channel] standardized 6 h tendency standard deviation.
       rollout: how often forecasts are fed back in the loss; None: as often as they ever are in the run.
       length: steps of the run and of its warm-up; None: as training_steps says.
 
@@ -217,26 +198,24 @@ def make_training(
 
     >>> model = {"patch": (2, 4), "embed": 16, "token_hidden": 16, "embed_hidden": 16, "blocks": 1}
     >>> settings = weathermixer.make_settings({"model": model, "training": {"steps": 10}})
-    >>> channels = weathermixer.ChannelSet.from_names(["temperature_850", "temperature_500"])
-    >>> mesh = weathermixer.make_mesh(1, 2, 1)
-    >>> data = dict(channel_set=channels, tendency=np.array([0.1, 0.1], np.float32), starts=100)
+    >>> archive, mesh = weathermixer.open_archive("dry.archive"), weathermixer.make_mesh(1, 2, 1)
+    >>> reference = weathermixer.make_reference(archive, weathermixer.ChannelSet(archive.channels))
     >>> with jax.set_mesh(mesh):
-    ...     grid = dict(latitude=84.375 - 11.25 * np.arange(16), longitudes=32)
-    ...     training = weathermixer.make_training(settings, **grid, **data, mesh=mesh)
+    ...     training = weathermixer.make_training(settings, reference, starts=100, mesh=mesh)
     ...     state = jax.jit(training.initial_state)()
     >>> training.steps, int(state.step)
     (10, 0)
     """
-    shape = make_model_shape(settings, (len(latitude), longitudes), channel_set)
-    make_params, apply = make_model(settings, shape, tendency, mesh)
+    channel_set, options = reference.channel_set, settings.optimizer
+    shape = make_model_shape(settings, reference.grid.shape, channel_set)
+    make_params, apply = make_model(settings, reference, mesh)
     steps, warmup = length or training_steps(settings, starts)
-    options, decay = settings.optimizer, settings.training.ema_decay
     rates = dict(start=options.start_rate, end=options.end_rate, warmup_steps=warmup, total_steps=steps)
     rates |= dict(schedule=options.schedule, factors=options.factors)
-    processor_rate = make_learning_rate(peak=options.peak_rate, **rates)
+    learning_rate = make_learning_rate(peak=options.peak_rate, **rates)
     optimizer = make_optimizer(
         options.kind,
-        processor_rate=processor_rate,
+        processor_rate=learning_rate,
         coder_rate=make_learning_rate(peak=options.coder_peak_rate, **rates),
         beta1=options.beta1,
         beta2=options.beta2,
@@ -246,9 +225,9 @@ def make_training(
     area, channel = make_loss_weights(
         settings.loss.form,
         settings.loss.channel_weights,
-        latitude=latitude,
+        latitude=reference.grid.latitude,
         channel_set=channel_set,
-        tendency=tendency,
+        tendency=reference.tendency,
         factors=settings.loss.weights,
     )
     rollout = rollout or max(settings.training.rollout)
@@ -269,8 +248,8 @@ def make_training(
     train_step = make_train_step(
         loss,
         optimizer,
-        learning_rate=processor_rate,
-        ema_decay=decay or None,
+        learning_rate=learning_rate,
+        ema_decay=settings.training.ema_decay or None,
         seed=settings.seed if shape.dropout_rate or shape.noise or settings.data.augmentation != "none" else None,
         zero=settings.mesh.zero,
         accumulate=settings.training.accumulate,
@@ -278,6 +257,7 @@ def make_training(
     )
 
     def initial_state():
-        return make_state(make_params(jax.random.key(settings.seed)), optimizer, ema=decay > 0, zero=settings.mesh.zero)
+        options = dict(ema=settings.training.ema_decay > 0, zero=settings.mesh.zero)
+        return make_state(make_params(jax.random.key(settings.seed)), optimizer, **options)
 
     return Training(shape, steps, rollout, apply, loss, eval_loss, train_step, initial_state)

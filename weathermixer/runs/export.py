@@ -21,7 +21,7 @@ from weathermixer.runs.record import Record, read_record, write_record
 from weathermixer.runs.run import Run
 from weathermixer.runs.settings import Settings
 from weathermixer.runs.workdir import CHECKPOINTS, write_settings
-from weathermixer.training.checkpoint import name_leaves, open_checkpoints
+from weathermixer.training.checkpoint import Checkpoints, check_matches, name_leaves
 from weathermixer.training.state import describe
 
 
@@ -54,21 +54,12 @@ def import_weights(
     0
     """
     mesh = make_mesh(1, 1, 1)
-    shape = build.make_model_shape(settings, reference.grid.shape, reference.channel_set)
     with use_mesh(mesh):
-        make_params, _ = build.make_model(settings, shape, reference.tendency, mesh)
+        make_params, _ = build.make_model(settings, reference, mesh)
         target = describe(jax.eval_shape(make_params, jax.random.key(0)), mesh)
-    wanted = name_leaves(target)
-    wrong = [f"{name} is absent" for name in wanted if name not in mapping]
-    wrong += [f"{name} is not a weight of this model" for name in mapping if name not in wanted]
-    wrong += [
-        f"{name} is {list(np.shape(mapping[name]))}, not {list(leaf.shape)}"
-        for name, leaf in wanted.items()
-        if name in mapping and np.shape(mapping[name]) != leaf.shape
-    ]
-    if wrong:
-        raise ValueError(f"these weights are not the model's: {'; '.join(sorted(wrong))}")
-    leaves = [jax.device_put(np.asarray(mapping[name], np.float32), leaf.sharding) for name, leaf in wanted.items()]
+    wanted, given = name_leaves(target), {name: np.asarray(values, np.float32) for name, values in mapping.items()}
+    check_matches(wanted, given, what="the mapping")
+    leaves = [jax.device_put(given[name], leaf.sharding) for name, leaf in wanted.items()]
     params = jax.tree.unflatten(jax.tree.structure(target), leaves)
     about = {"path": "", "checksum": None, "source": "imported weights", "first": "", "last": ""}
     return _write(destination, settings, Record(reference, about), params, 0)
@@ -79,16 +70,13 @@ def _write(destination: str | os.PathLike, settings: Settings, record: Record, p
     partial = path.with_name(path.name + ".partial")
     if path.exists():
         raise ValueError(f"{path} exists: delete it or choose another name")
-    wait_for_all("destination was looked at")
     if jax.process_index() == 0:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-    wait_for_all("destination is there")
     write_settings(settings, partial, archive=None)
-    reference = record.reference
-    write_record(record, partial, shape=build.make_model_shape(settings, reference.grid.shape, reference.channel_set))
-    with open_checkpoints(partial / CHECKPOINTS, every=1) as checkpoints:
-        checkpoints.save(step, {"params": params}, {"config": settings.values()}, force=True)
+    write_record(record, partial)
+    with Checkpoints(partial / CHECKPOINTS, keep=1, say=lambda text: None) as checkpoints:
+        checkpoints.save(step, {"params": params}, {"config": settings.values()})
     wait_for_all("parameters are written")
     if jax.process_index() == 0:
         partial.rename(path)

@@ -14,10 +14,11 @@ from weathermixer.fields.forcings import FORCINGS
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.runs import build
 from weathermixer.runs.record import Record, read_record
+from weathermixer.runs.run import open_run
 from weathermixer.runs.settings import Settings
 from weathermixer.runs.workdir import CHECKPOINTS, read_settings
-from weathermixer.training.checkpoint import name_leaves, open_checkpoints
-from weathermixer.training.state import TrainState, describe
+from weathermixer.training.checkpoint import Checkpoints, name_leaves
+from weathermixer.training.state import TrainState
 
 # parameter -> its dimensions along channels, or along a patch's features, which are channels first
 CHANNEL_DIMENSIONS = {
@@ -52,10 +53,10 @@ def fork_record(record: Record, settings: Settings) -> Record:
     """The record of a run that starts from another; ValueError where that is not there, or does not fit."""
     path, _ = parse_origin(settings.training.init_from)
     read_settings(path)  # raises where there is no run
-    if (parent := read_record(path)) is None:
-        raise ValueError(f"{path} holds a run of older software, without run.json: call its training command once more")
-    reference = fork_reference(record.reference, parent.reference)
-    return dataclasses.replace(record, reference=reference, history=parent.history)
+    parent = read_record(path)
+    return dataclasses.replace(
+        record, reference=fork_reference(record.reference, parent.reference), history=parent.history
+    )
 
 
 def fork_state(
@@ -66,42 +67,35 @@ def fork_state(
     Raises ValueError where the run to start from is not there, or differs in more than its channels.
     """
     path, step = parse_origin(settings.training.init_from)
-    state = jax.jit(training.initial_state)()
-    their_settings, _ = read_settings(path)
-    parent = read_record(path).reference
-    labels, before = channel_labels(channels), channel_labels(parent.channel_set)
-    with open_checkpoints(path / CHECKPOINTS) as checkpoints:
-        step = checkpoints.whole(step)
-        if settings.training.init_moments:
-            if labels != before:
-                raise ValueError(
-                    "config.training.init_moments=True takes the state as it is, and the channels differ from those of "
-                    f"{path}: {_difference(labels, before)}; with False the moments begin anew"
-                )
-            kept = {"params": state.params, "moments": state.moments} | ({"ema": state.ema} if state.ema else {})
-            found = checkpoints.restore(kept, step=step, partial=True)
-            restart = lambda s: s._replace(count=0 * s.count) if _is_schedule(s) else s  # noqa: E731 - rates begin anew
-            found["moments"] = jax.tree.map(restart, found["moments"], is_leaf=_is_schedule)
-            return dataclasses.replace(state, **found), f"parameters and moments of step {step} of {path}"
-        part = "ema" if "ema" in checkpoints.parts(step=step) else "params"
-        shape = build.make_model_shape(their_settings, parent.grid.shape, parent.channel_set)
-        make_params, _ = build.make_model(their_settings, shape, parent.tendency, mesh)
-        target = describe(jax.eval_shape(make_params, jax.random.key(0)), mesh)
-        theirs = name_leaves(checkpoints.restore({part: target}, step=step, partial=True)[part])
-    own = name_leaves(state.params)
+    state, parent = jax.jit(training.initial_state)(), open_run(path, mesh=mesh, step=step)
+    labels, before = channel_labels(channels), channel_labels(parent.reference.channel_set)
+    fresh = [label for label in labels if label and label not in before]
+    gone = [label for label in before if label and label not in labels]
+    if settings.training.init_moments:
+        if labels != before:
+            difference = f"new {fresh}, gone {gone}" if fresh or gone else "another order or padding"
+            raise ValueError(
+                "config.training.init_moments=True takes the state as it is, and the channels differ from those of "
+                f"{path}: {difference}; with False the moments begin anew"
+            )
+        kept = {"params": state.params, "moments": state.moments} | ({"ema": state.ema} if state.ema else {})
+        with Checkpoints(path / CHECKPOINTS) as checkpoints:
+            found = checkpoints.restore(kept, parent.step, partial=True)
+        restart = lambda s: s._replace(count=0 * s.count) if _is_schedule(s) else s  # noqa: E731 - rates begin anew
+        found["moments"] = jax.tree.map(restart, found["moments"], is_leaf=_is_schedule)
+        return dataclasses.replace(state, **found), f"parameters and moments of step {parent.step} of {path}"
+    own, theirs = name_leaves(state.params), name_leaves(parent.params)
     added = {name for name in own if name.endswith("condition_kernel")} - set(theirs)
     if wrong := sorted((set(own) ^ set(theirs)) - added):
         raise ValueError(f"{path} is another model: {', '.join(wrong)} are parameters of one of the two alone")
-    take = lambda name: own[name] if name in added else _take(name, own[name], theirs[name], labels, before)  # noqa: E731
-    params = [take(name) for name in own]
-    params = jax.tree.unflatten(jax.tree.structure(state.params), params)
-    about = f"{'moving average' if part == 'ema' else 'parameters'} of step {step} of {path}"
-    if fresh := [label for label in labels if label and label not in before]:
-        about += f"; born fresh: the rows of {', '.join(fresh)}"
-    if added:
-        about += "; born zero: what noise and leads change"
-    if gone := [label for label in before if label and label not in labels]:
-        about += f"; left behind: {', '.join(gone)}"
+    taken = [x if name in added else _take(name, x, theirs[name], labels, before) for name, x in own.items()]
+    params = jax.tree.unflatten(jax.tree.structure(state.params), taken)
+    about = (
+        f"{'moving average' if parent.settings.training.ema_decay else 'parameters'} of step {parent.step} of {path}"
+    )
+    about += f"; born fresh: the rows of {', '.join(fresh)}" if fresh else ""
+    about += "; born zero: what noise and leads change" if added else ""
+    about += f"; left behind: {', '.join(gone)}" if gone else ""
     ema = None if state.ema is None else jax.tree.map(lambda p, e: reshard(p, e.sharding), params, state.ema)
     return dataclasses.replace(state, params=params, ema=ema), about
 
@@ -121,30 +115,21 @@ def channel_labels(channels: ChannelSet) -> list[str | None]:
     return names + [None] * (channels.size - len(names))
 
 
-def _difference(labels: list, before: list) -> str:
-    fresh, gone = (sorted(set(a) - set(b) - {None}) for a, b in ((labels, before), (before, labels)))
-    return f"new {fresh}, gone {gone}" if fresh or gone else "another order or padding"
-
-
 def _take(name: str, own: jax.Array, theirs: jax.Array, labels: list, before: list) -> jax.Array:
     """A parameter with what the other run's holds for the same channels, the rest as it was born."""
-    if labels == before and own.shape == theirs.shape:
-        return reshard(theirs, own.sharding)
     along = CHANNEL_DIMENSIONS.get(name, ())
-    sizes = [(o, t) for axis, (o, t) in enumerate(zip(own.shape, theirs.shape)) if axis not in along]
-    points = {(own.shape[axis] // len(labels), theirs.shape[axis] // len(before)) for axis in along}
-    if any(o != t for o, t in sizes) or any(o != t for o, t in points):
+    points = {axis: own.shape[axis] // len(labels) for axis in along}
+    if theirs.shape != tuple(points[n] * len(before) if n in along else size for n, size in enumerate(own.shape)):
         raise ValueError(f"{name} is {list(theirs.shape)} in the run to start from, {list(own.shape)} in this one")
-    if not along:
+    if labels == before or not along:
         return reshard(theirs, own.sharding)
-    both = [(label, before.index(label)) for label in labels if label and label in before]
-    (point, _), new, old = points.pop(), [labels.index(label) for label, _ in both], [index for _, index in both]
-    spread = lambda places: (np.asarray(places)[:, None] * point + np.arange(point)).ravel()  # noqa: E731
-    values, source = _whole(own).copy(), _whole(theirs)
-    index_new, index_old = ([np.arange(size) for size in values.shape] for _ in range(2))
+    index = np.array([before.index(label) if label and label in before else -1 for label in labels])
+    values, known = _whole(theirs), np.array(True)
     for axis in along:
-        index_new[axis], index_old[axis] = spread(new), spread(old)
-    values[np.ix_(*index_new)] = source[np.ix_(*index_old)]
+        places = (index[:, None] * points[axis] + np.arange(points[axis])).ravel()  # negative: the other has none
+        values = values.take(places, axis)
+        known = known & np.expand_dims(places >= 0, [n for n in range(own.ndim) if n != axis])
+    values = np.where(known, values, _whole(own))
     return jax.make_array_from_callback(values.shape, own.sharding, lambda box: values[box])
 
 

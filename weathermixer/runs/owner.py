@@ -7,6 +7,7 @@ is watched until it is renewed, or for too long is not. Clocks are compared with
 """
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -68,20 +69,17 @@ def own_workdir(workdir: pathlib.Path, *, take_over: bool = False) -> Iterator[N
 
 
 def _take(path: pathlib.Path, token: str, *, mode: str = "x") -> None:
-    """Writes the lock; ValueError where mode is x and another has just made it."""
+    """Writes the lock; OSError where mode is x and another has just made it."""
     since = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     about = {"host": socket.gethostname(), "machine": _machine(), "process": os.getpid(), "since": since}
-    try:
-        with open(path, mode, encoding="utf-8") as file:
-            json.dump(about | {"token": token}, file)
-    except FileExistsError:
-        raise ValueError(f"another run has just begun in {path.parent}: choose another workdir") from None
+    with open(path, mode, encoding="utf-8") as file:
+        json.dump(about | {"token": token}, file)
 
 
 def _renew(path: pathlib.Path, token: str, ended: threading.Event) -> None:
     """Touches the file until the end; ends this process where the file has become another's."""
     while not ended.wait(RENEW_SECONDS):
-        with contextlib.suppress(OSError, ValueError):  # a file system that is away for a while
+        with contextlib.suppress(OSError):  # a file system that is away for a while
             found = _read(path)
             if found is None:  # somebody cleaned up
                 _take(path, token)
@@ -139,8 +137,6 @@ def _machine() -> str:
 def _lives(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
+    except OSError as error:
+        return error.errno == errno.EPERM  # another user's
     return True

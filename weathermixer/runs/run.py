@@ -1,9 +1,4 @@
-"""A trained run: opened from its workdir, or from an export of it, on any mesh; forecasts and scores.
-
-run = open_run("runs/era5")
-forecast = run.forecast(dataset, hours=240)      # any xarray.Dataset with the variables -> xarray.Dataset
-scores = run.evaluate("era5.archive", period=("2020-01-01", "2020-12-31"))
-"""
+"""A trained run: opened from its workdir, or from an export of it, on any mesh; forecasts and scores."""
 
 import dataclasses
 import os
@@ -33,7 +28,7 @@ from weathermixer.runs.record import read_record
 from weathermixer.runs.settings import Settings
 from weathermixer.runs.workdir import CHECKPOINTS, read_settings
 from weathermixer.sources.sources import Source
-from weathermixer.training.checkpoint import name_leaves, open_checkpoints
+from weathermixer.training.checkpoint import Checkpoints, name_leaves
 from weathermixer.training.state import describe
 from weathermixer.verification.climatologies import Calendar, Climatology, make_climatology, open_normals
 from weathermixer.verification.evaluation import Forecaster, evaluate, model_forecaster
@@ -299,22 +294,14 @@ def open_run(path: str | os.PathLike, *, mesh: Mesh | None = None, step: int | N
     """
     path = pathlib.Path(path).expanduser()
     settings, archive = read_settings(path)
-    record = read_record(path)
-    if record is None:
-        raise ValueError(
-            f"{path} holds a run of older software, without run.json: call its training command once more, which "
-            "writes that from the archive, and trains no further where it has ended"
-        )
-    reference = record.reference
+    reference = read_record(path).reference
     mesh = mesh or _find_mesh(settings)
-    with use_mesh(mesh):
-        shape = build.make_model_shape(settings, reference.grid.shape, reference.channel_set)
-        make_params, apply = build.make_model(settings, shape, reference.tendency, mesh)
+    with use_mesh(mesh), Checkpoints(path / CHECKPOINTS, on_damage=settings.training.on_damage) as checkpoints:
+        make_params, apply = build.make_model(settings, reference, mesh)
         target = describe(jax.eval_shape(make_params, jax.random.key(0)), mesh)
-        with open_checkpoints(path / CHECKPOINTS, on_damage=settings.training.on_damage) as checkpoints:
-            step = checkpoints.whole(step)
-            part = "ema" if "ema" in checkpoints.parts(step=step) else "params"
-            params = checkpoints.restore({part: target}, step=step, partial=True)[part]
+        step = checkpoints.whole(step)
+        part = "ema" if "ema" in checkpoints.parts(step) else "params"
+        params = checkpoints.restore({part: target}, step, partial=True)[part]
     return Run(path, settings, reference, archive, mesh, apply, params, step)
 
 

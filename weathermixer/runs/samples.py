@@ -39,11 +39,8 @@ class Samples:
 
     def make_training(self, *, rollout: int) -> build.Training:
         """What trains the run while forecasts are fed back so often."""
-        reference = self.record.reference
-        places = dict(latitude=reference.grid.latitude, longitudes=reference.grid.shape[1], mesh=self.mesh)
-        channels = dict(channel_set=reference.channel_set, tendency=reference.tendency)
-        length = dict(starts=len(self.starts), length=self.record.length)
-        return build.make_training(self.settings, **places, **channels, **length, rollout=rollout)
+        options = dict(starts=len(self.starts), mesh=self.mesh, rollout=rollout, length=self.record.length)
+        return build.make_training(self.settings, self.record.reference, **options)
 
     def open_batches(self, starts: np.ndarray, first_step: int, last_step: int, *, rollout: int) -> Batches:
         """The batches of steps first_step ... last_step - 1."""

@@ -6,41 +6,31 @@ checkpoints/     the last few states
 owner.json       whose it is, while a run trains in it (owner.py)
 """
 
+import fnmatch
 import json
 import pathlib
 import sys
-from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 
 from weathermixer.archive.archive import Archive
 from weathermixer.archive.reference import make_reference
 from weathermixer.runs import build
-from weathermixer.runs.record import Record, describe_archive, read_document, read_record, write_document
+from weathermixer.runs.record import RECORD_FILE, Record, describe_archive, read_record
 from weathermixer.runs.settings import Settings, make_settings
 from weathermixer.training.checkpoint import read_meta, saved_steps
+from weathermixer.training.checksums import read_document, write_document
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
-# What a resumed run may be given otherwise (docs/training.md lists it): where things lie, and what is reported of them,
-REPORTED = ("mesh", "evaluation")
-# and what changes speed, memory or keeping, not what is computed.
-LENGTH = ("training.steps", "training.epochs")  # free too where the rate is constant
+# What a resumed run may be given otherwise (docs/training.md lists it): where things lie, what is reported of them, and
+# what changes speed, memory or keeping, not what is computed; its length too where the rate is constant
 FREE_TO_CHANGE = (
-    "data.source",
-    "data.prefetch",
-    "data.on_error",
-    "model.rematerialize",
-    "model.schedule",
-    "training.log_every",
-    "training.trackers",
-    "training.checkpoint_every",
-    "training.keep_checkpoints",
-    "training.keep_every",
-    "training.keep_hours",
-    "training.keep_best",
-    "training.on_damage",
-)
+    "mesh.*", "evaluation.*", "data.source", "data.prefetch", "data.on_error", "model.rematerialize", "model.schedule",
+    "training.log_every", "training.trackers", "training.checkpoint_every", "training.keep_*", "training.on_damage",
+)  # fmt: skip
+LENGTH = ("training.steps", "training.epochs")
 
 
 def check_workdir(settings: Settings, workdir: pathlib.Path) -> None:
@@ -50,23 +40,17 @@ def check_workdir(settings: Settings, workdir: pathlib.Path) -> None:
     """
     if not saved_steps(workdir / CHECKPOINTS):
         return
-    before, now = (flatten(json.loads(json.dumps(s.values()))) for s in (read_settings(workdir)[0], settings))
+    before, now = (
+        flatten_dict(json.loads(json.dumps(s.values())), sep=".") for s in (read_settings(workdir)[0], settings)
+    )
     free = (*FREE_TO_CHANGE, *LENGTH * (settings.optimizer.schedule == "constant" == before["optimizer.schedule"]))
     for name in before | now:
         old, new = before.get(name), now.get(name)  # None: a name of a mapping that only the other has
-        if old != new and name not in free and name.partition(".")[0] not in REPORTED:
+        if old != new and not any(fnmatch.fnmatch(name, pattern) for pattern in free):
             raise ValueError(
                 f"{workdir} holds a run with {name}={old}, not {new}: resume it with its own config, or train another "
                 f"from it: --workdir=NEW --config.training.init_from={workdir}"
             )
-
-
-def flatten(values: dict[str, Any], within: str = "") -> dict[str, Any]:
-    """{"training.steps": 3} of {"training": {"steps": 3}}."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= flatten(value, f"{within}{name}.") if isinstance(value, dict) else {within + name: value}
-    return flat
 
 
 def write_settings(settings: Settings, workdir: pathlib.Path, *, archive: str | None) -> None:
@@ -106,11 +90,11 @@ def make_record(settings: Settings, workdir: pathlib.Path, archive: Archive, *, 
     Raises ValueError where the archive is not the one that the run began with. `accept_data` takes another one, with
     the run's statistics, as long as its step is the same; channels and grid are compared when it is read.
     """
-    record = read_record(workdir) if saved_steps(workdir / CHECKPOINTS) else None
-    if record is None:
+    if not ((workdir / RECORD_FILE).exists() and saved_steps(workdir / CHECKPOINTS)):
         channel_set = build.make_channel_set(settings, archive)
         reference = make_reference(archive, channel_set, fill_values=settings.data.fill_values)
         return Record(reference, describe_archive(archive))
+    record = read_record(workdir)
     if archive.step_hours != record.reference.step_hours:
         raise ValueError(
             f"{workdir} holds a run with steps of {record.reference.step_hours} h, {archive.path} has times "

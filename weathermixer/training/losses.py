@@ -94,13 +94,9 @@ def make_loss_weights(
       tendency: [channel] standardized 6 h tendency standard deviation.
       factors: of these weights, by name of channel or variable.
 
-    Raises ValueError for an unknown option or name, for factors that leave no weight, and for "tendency" where a
-    channel never changes.
+    Raises ValueError for an unknown name, for factors that leave no weight, and for "tendency" where a channel never
+    changes.
     """
-    if form not in FORMS:
-        raise ValueError(f"loss form={form!r} is not one of {FORMS}")
-    if channel_weights not in CHANNEL_WEIGHTS:
-        raise ValueError(f"loss channel_weights={channel_weights!r} is not one of {CHANNEL_WEIGHTS}")
     predicted, area = channel_set.predicted, cosine_weights(latitude)
     if channel_weights == "published":
         weights = np.array([channel.weight for channel in channel_set.dynamic], np.float64)

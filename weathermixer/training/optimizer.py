@@ -60,7 +60,6 @@ def make_optimizer(
     coder_rate: optax.Schedule,
     beta1: float = 0.9,
     beta2: float = 0.999,
-    epsilon: float = 1e-8,
     weight_decay: float = 0.0,
     clip_norm: float | None = 1.0,
 ) -> optax.GradientTransformation:
@@ -84,11 +83,11 @@ def make_optimizer(
     """
     if kind not in KINDS:
         raise ValueError(f"optimizer kind={kind!r} is not one of {KINDS}")
-    adam = optax.scale_by_adam(beta1, beta2, epsilon, mu_dtype=jnp.float32)
+    adam = optax.scale_by_adam(beta1, beta2, mu_dtype=jnp.float32)
     if kind == "adam":
         steps = [optax.add_decayed_weights(weight_decay), adam]
     else:
-        scale = _muon(beta1, beta2, epsilon) if kind == "muon" else adam
+        scale = _muon(beta1, beta2) if kind == "muon" else adam
         steps = [scale, optax.add_decayed_weights(weight_decay, mask=_kernels)]
     if clip_norm is not None:
         steps = [optax.clip_by_global_norm(clip_norm), *steps]
@@ -99,12 +98,12 @@ def make_optimizer(
     return optax.chain(*steps, optax.partition(rates, _groups))
 
 
-def _muon(beta1: float, beta2: float, epsilon: float) -> optax.GradientTransformation:
+def _muon(beta1: float, beta2: float) -> optax.GradientTransformation:
     """optax's Muon on the blocks' kernels and Adam on the rest, as a direction: rates and decay come after.
 
     The products X X^T of Newton and Schulz contract dimensions that are cut on both sides: the compiler says how.
     """
-    options = dict(adam_b1=beta1, adam_b2=beta2, eps=epsilon, mu_dtype=jnp.float32, consistent_rms=0.2)
+    options = dict(adam_b1=beta1, adam_b2=beta2, mu_dtype=jnp.float32, consistent_rms=0.2)
     muon = optax.contrib.muon(-1.0, muon_weight_dimension_numbers=_matrices, **options)
 
     def update(gradient, moments, params=None):

@@ -10,13 +10,14 @@ and as "lost" all that a restart brings: the time since what the checkpoint's re
 sum up to the time since the run's first start.
 """
 
+import collections
 import contextlib
-import dataclasses
 import faulthandler
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import jax
 
@@ -26,8 +27,7 @@ LOOK_SECONDS = 0.5
 LEAVE_SECONDS = 10.0  # a wait in which a run that is asked to stop hangs is left after so long
 
 
-@dataclasses.dataclass(frozen=True)
-class Phase:
+class Phase(NamedTuple):
     """What a phase counts as, how many times the patience with a step it may take, and whether it may just be left."""
 
     counts_as: str
@@ -57,8 +57,7 @@ class Phases:
 
     def __init__(self) -> None:
         self._name, self._since, self._alive = "starting", time.perf_counter(), time.monotonic()
-        self._seconds = dict.fromkeys(PARTS, 0.0)
-        self._idle = 0.0
+        self._seconds = collections.Counter(dict.fromkeys(PARTS, 0.0))
         self._over = threading.Event()
 
     @contextlib.contextmanager
@@ -81,22 +80,20 @@ class Phases:
 
     def idle(self, seconds: float) -> None:
         """Tells that the devices idled between steps: data, or the log, was late."""
-        self._idle += seconds
+        self._seconds["computing"] -= seconds
+        self._seconds["waiting"] += seconds
 
     def go_on(self, seconds: Mapping[str, float], until: float) -> None:
         """Counts what was spent before: by the parts until a time, of time.time(), and all that has passed since."""
-        for part, value in seconds.items():
-            self._seconds[part] = self._seconds.get(part, 0.0) + value
         self._enter(self._name)
-        spent = sum(self._seconds.values()) - sum(seconds.values())
+        spent = self._seconds.total()
+        self._seconds.update(seconds)
         self._seconds["lost"] += max(0.0, time.time() - until - spent)
 
     def account(self) -> dict[str, float]:
         """Seconds by parts, since the run's first start; they sum up."""
         self._enter(self._name)
-        idle = min(self._idle, self._seconds["computing"])
-        moved = {"computing": self._seconds["computing"] - idle, "waiting": self._seconds["waiting"] + idle}
-        return {part: round(seconds, 3) for part, seconds in (self._seconds | moved).items()}
+        return {part: round(seconds, 3) for part, seconds in self._seconds.items()}
 
     @contextlib.contextmanager
     def watched(self, patience: float | int, report: Callable[[int, str], None]) -> Iterator[None]:

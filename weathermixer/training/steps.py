@@ -8,17 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jax.sharding import reshard
+from jaxtyping import Array, Float, Key
 
 from weathermixer.archive.loader import Batch
 from weathermixer.archive.standardization import Standardization, find_missing, make_input, show, standardize, surround
 from weathermixer.parallel.mesh import spec
 from weathermixer.parallel.zero import cut_instances, gather_instances
-from weathermixer.training.augment import AUGMENTATIONS, rotate_longitude
 from weathermixer.training.losses import fair_crps, weighted_mse
 from weathermixer.training.state import TrainState
 
 Apply = Callable[..., Float[Array, "b c lat lon"]]
+
+AUGMENTATIONS = ("none", "rotate_longitude")
 
 
 def make_loss(
@@ -43,7 +45,7 @@ def make_loss(
     Each step is made again in the backward pass, so that a step more costs the memory of one state.
 
     Args:
-      augmentation: one of augment.py's; without a key, as on data that is not trained on, nothing is turned.
+      augmentation: one of AUGMENTATIONS; without a key, as on data that is not trained on, nothing is turned.
       cut_gradient: each step learns from its own lead alone: what is fed back counts as given.
       input_only: (first, past the last) of the input-only channels, which are the targets' own on the way.
       members: with 2 or more, forecasts of each sample, with other noise at every step: the loss is their fair CRPS.
@@ -118,6 +120,28 @@ def make_loss(
 
     score = functools.partial(fair_crps, members=members) if members > 1 else weighted_mse
     return loss
+
+
+def rotate_longitude(
+    fields: tuple[Float[Array, "b c lat lon"], ...], key: Key[Array, ""]
+) -> tuple[Float[Array, "b c lat lon"], ...]:
+    """Turns each sample about the globe's axis by its own whole number of columns, the same in all `fields`.
+
+        rotated[b, c, i, (j + s_b) % lon] = fields[b, c, i, j]        s_b uniform in 0 .. lon - 1
+
+    Input (with its static fields, so that the land turns along) and target together are a sample of an equally valid
+    planet: 64 columns make 64 of each. Longitude is not cut on any mesh, so nothing moves between devices.
+    """
+    batch, *_, lon = fields[0].shape
+    shifts = reshard(jax.random.randint(key, (batch,), 0, lon), spec("batch"))
+    roll = jax.vmap(lambda field, shift: jnp.roll(field, shift, axis=-1))
+    cut = spec("batch", "channel", "lat", "lon")
+    local = jax.shard_map(
+        lambda fields, shifts: tuple(roll(field, shifts) for field in fields),
+        in_specs=((cut,) * len(fields), spec("batch")),
+        out_specs=(cut,) * len(fields),
+    )
+    return local(tuple(fields), shifts)
 
 
 # keeps the keys of noise apart from dropout's
