@@ -76,20 +76,19 @@ class ForecastWriter:
         """Writes forecasts as they come; `positions` are those of the starts that they are made from."""
         coming: collections.deque = collections.deque()
         going: collections.deque = collections.deque()
-
-        def move_on(frames: int) -> None:
-            while len(coming) > frames:
-                going.append(self._start(*coming.popleft()))
-            while len(going) > frames:
-                self._finish(*going.popleft())
-
         for starts, lead, fields in forecasts:
             parts = fields.addressable_shards
             for part in parts:
                 part.data.copy_to_host_async()
             coming.append((positions[starts], lead, parts))
-            move_on(FRAMES_IN_FLIGHT)
-        move_on(0)
+            if len(coming) > FRAMES_IN_FLIGHT:
+                going.append(self._start(*coming.popleft()))
+            if len(going) > FRAMES_IN_FLIGHT:
+                self._finish(*going.popleft())
+        for frame in coming:
+            going.append(self._start(*frame))
+        for frame in going:
+            self._finish(*frame)
 
     def publish(self) -> xr.Dataset:
         """Puts the file in its place, and opens it lazily; the forecasts of a GRIB file are returned in memory."""

@@ -3,6 +3,7 @@
 import math
 import os
 import struct
+from collections.abc import Iterator
 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 4, 6: 8, 7: 1, 8: 2, 9: 4, 10: 8, 11: 8}  # bytes of a value by its type's number
 
@@ -25,24 +26,22 @@ def check_length(path: str) -> None:
         def skip(size: int) -> None:
             file.seek(-(-size // 4) * 4, 1)
 
-        def skip_attributes() -> None:
+        def entries() -> Iterator[None]:
+            """Those of a list, each read up to the end of its name."""
             number(">i")
             for _ in range(number(count)):
-                skip(number(count))
+                yield skip(number(count))
+
+        def skip_attributes() -> None:
+            for _ in entries():
                 size = _SIZES[number(">i")]
                 skip(size * number(count))
 
         records = number(count)
-        number(">i")
-        dimensions = []
-        for _ in range(number(count)):
-            skip(number(count))
-            dimensions.append(number(count))  # 0: the record dimension
+        dimensions = [number(count) for _ in entries()]  # 0: the record dimension
         skip_attributes()
-        number(">i")
         fixed, recorded = [], []  # (begin, bytes) of each variable, or of its part of a record
-        for _ in range(number(count)):
-            skip(number(count))
+        for _ in entries():
             shape = [dimensions[number(count)] for _ in range(number(count))]
             skip_attributes()
             size = _SIZES[number(">i")] * math.prod(length for length in shape if length)
