@@ -212,10 +212,17 @@ def test_leads_that_do_not_overlap_are_one_series():
     check_frames(source, truth)
 
 
-@pytest.mark.parametrize("scalar", [False, True])
-def test_one_forecast_is_a_series_of_its_valid_times(scalar):
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda f: f,
+        lambda f: f.isel(time=0),
+        lambda f: f.rename(prediction_timedelta="lead_time").swap_dims(lead_time="n"),
+    ],
+)
+def test_one_forecast_is_a_series_of_its_valid_times(change):
     truth, forecasts = make_forecasts([START], np.arange(5) * 6)
-    source = open_source(forecasts.isel(time=0) if scalar else forecasts)
+    source = open_source(change(forecasts))
     assert hours(source.times) == hours(START + np.arange(5) * 6 * HOUR)
     check_frames(source, truth)
 
@@ -226,6 +233,7 @@ def test_one_forecast_is_a_series_of_its_valid_times(scalar):
         lambda f: f.rename(time="init_time", prediction_timedelta="lead_time"),
         lambda f: f.rename(time="forecast_reference_time", prediction_timedelta="forecast_period"),
         lambda f: f.assign_coords(valid_time=f.time + f.prediction_timedelta),
+        lambda f: f.rename(prediction_timedelta="lead_time").swap_dims(lead_time="n"),
         lambda f: f.isel(prediction_timedelta=0),
         lambda f: f.isel(prediction_timedelta=0).assign_coords(valid_time=f.time + f.prediction_timedelta[0]),
         lambda f: f.isel(prediction_timedelta=0).rename(prediction_timedelta="step"),
@@ -239,10 +247,8 @@ def test_forecasts_by_other_names(tmp_path, change):
     truth, forecasts = make_forecasts(START + np.arange(4) * 6 * HOUR, [6, 12])
     dataset = change(forecasts)
     dataset.to_netcdf(tmp_path / "a.nc")
-    name = next(
-        (str(dim) for dim in dataset.dims if dim in ("lead_time", "forecast_period", "prediction_timedelta")), ""
-    )
-    source = open_source(tmp_path / "a.nc", select={name: "6h"} if name else {})
+    names = {"lead_time", "forecast_period", "prediction_timedelta"} & {*dataset.coords}
+    source = open_source(tmp_path / "a.nc", select=dict.fromkeys(names, "6h"))
     assert hours(source.times) == hours(START + np.arange(1, 5) * 6 * HOUR)
     check_frames(source, truth)
 

@@ -29,7 +29,8 @@ def select_entry(pieces: Sequence[xr.Dataset], name: str, value: str) -> list[xr
         offered |= dict.fromkeys(entries)
         numbers = [_as_number(entry) for entry in entries]
         if _as_number(value) in numbers:
-            kept.append(piece.isel({name: numbers.index(_as_number(value))}) if name in piece.dims else piece)
+            along = piece[name].dims  # a lead may have a dimension of another name
+            kept.append(piece.isel({along[0]: numbers.index(_as_number(value))}) if along else piece)
             found = True
     if not offered:
         there = sorted({str(dim) for piece in pieces for dim in piece.dims})

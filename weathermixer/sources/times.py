@@ -54,28 +54,29 @@ def at_valid_times(dataset: xr.Dataset, notes: list[Note], *, source: str) -> li
         raise ValueError(f"{source} has a dimension {unknown[0]} without leads: give it a coordinate, in hours")
     if any(lead.any() for lead in leads.values()):
         notes.append(Note("forecasts are taken at the times that they are valid for, start and lead together", source))
-    if "valid_time" in coords and coords["valid_time"].ndim <= 1:
-        dims = coords["valid_time"].dims
-        dataset = dataset.drop_vars([name for name in ("time", *STARTS) if name in coords])
-        return [dataset.swap_dims({dims[0]: "valid_time"}) if dims else dataset]
+    given = [name for name in ("time", "valid_time", *STARTS) if name in coords]
     start, told = (next((name for name in names if name in coords), None) for names in (("time", *STARTS), STARTS))
-    if start == "time" and told and not np.array_equal(coords["time"].values, coords[told].values):
+    if "valid_time" in coords and coords["valid_time"].ndim <= 1:
+        valid = xr.Variable(coords["valid_time"].dims, coords["valid_time"].values)
+    elif start == "time" and told and not np.array_equal(coords["time"].values, coords[told].values):
         return [dataset.drop_vars(told)]  # CF: `time` is what the fields are about where a reference time stands beside
-    if not leads:
+    elif not leads:
         return [dataset]
-    (name, lead), *more = leads.items()
-    if start is None or more or lead.ndim > 1 or set(coords[name].dims) & set(coords[start].dims):
-        raise ValueError(f"{source} has leads ({', '.join(leads)}), but not clearly their starts: give it a valid_time")
-    starts = read_dates(coords[start], notes, source=source)
-    dataset = dataset.drop_vars([other for other in ("time", "valid_time", *STARTS) if other in coords])
-    if lead.ndim and starts.size == 1:
-        dataset = dataset.squeeze(coords[start].dims).drop_vars(name)
-        return [dataset.assign_coords(time=(name, starts.ravel() + lead)).swap_dims({coords[name].dims[0]: "time"})]
-    rename = {dim: "time" for dim in coords[start].dims if dim != "time"}
-    parts = [dataset.isel({name: n}) for n in range(len(lead))] if lead.ndim else [dataset]
+    else:
+        (name, lead), *more = leads.items()
+        if start is None or more or lead.ndim > 1 or set(coords[name].dims) & set(coords[start].dims):
+            what = f"{source} has leads ({', '.join(leads)}), but not clearly their starts"
+            raise ValueError(f"{what}: give it a valid_time")
+        starts = xr.Variable(coords[start].dims, read_dates(coords[start], notes, source=source))
+        if lead.ndim and starts.size == 1:
+            dataset, starts = dataset.squeeze(starts.dims), starts.squeeze()
+        valid = starts + xr.Variable(coords[name].dims, lead)
+    parts = [(dataset.drop_vars(given), valid)]
+    for dim in valid.dims[1:]:  # of leads
+        parts = [(part.isel({dim: n}), times.isel({dim: n})) for part, times in parts for n in range(valid.sizes[dim])]
     return [
-        part.rename(rename).assign_coords(time=(coords[start].dims and "time", starts + one))
-        for part, one in zip(parts, np.atleast_1d(lead))
+        part.rename(dict.fromkeys(times.dims, "time")).assign_coords(time=(["time"] * times.ndim, times.values))
+        for part, times in parts
     ]
 
 
