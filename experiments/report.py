@@ -34,8 +34,8 @@ from weathermixer.archive.archive import Archive
 from weathermixer.archive.sampling import in_period
 from weathermixer.planning.work import parameters
 from weathermixer.runs.build import make_model_shape
-from weathermixer.runs.record import RECORD_FILE
 from weathermixer.runs.run import Run, open_run, spread
+from weathermixer.runs.workdir import RECORD_FILE
 from weathermixer.training.telemetry import LOG_FILE, METRICS_FILE
 from weathermixer.verification import charts, figures
 from weathermixer.verification.evaluation import BASELINES

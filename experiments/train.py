@@ -40,10 +40,10 @@ from weathermixer.planning.work import parameters, train_flops
 from weathermixer.runs import build, fork
 from weathermixer.runs import workdir as workdirs
 from weathermixer.runs.owner import own_workdir
-from weathermixer.runs.record import describe_archive, write_record
 from weathermixer.runs.run import Run
 from weathermixer.runs.samples import Samples, find_samples
 from weathermixer.runs.settings import Settings
+from weathermixer.runs.workdir import describe_archive, write_record
 from weathermixer.training.checkpoint import Checkpoints, software_versions
 from weathermixer.training.phases import Phases
 from weathermixer.training.state import TrainState, describe

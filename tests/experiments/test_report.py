@@ -15,7 +15,7 @@ from tests.experiments.test_scores_and_forecasts import CHANNELS, TIMES, make_ru
 from tests.sources.written_sources import make_dataset
 from weathermixer.parallel.mesh import make_mesh
 from weathermixer.prepare.prepare import prepare_archive
-from weathermixer.runs.record import Record, describe_archive, write_record
+from weathermixer.runs.workdir import Record, describe_archive, write_record
 from weathermixer.sources.sources import open_source
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

@@ -17,9 +17,9 @@ from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel import distributed
 from weathermixer.parallel.mesh import make_mesh, use_mesh
 from weathermixer.runs import run as runs
-from weathermixer.runs.record import Record
 from weathermixer.runs.samples import Samples
 from weathermixer.runs.settings import make_settings
+from weathermixer.runs.workdir import Record
 from weathermixer.training.checkpoint import saved_steps
 from weathermixer.training.telemetry import read_records
 

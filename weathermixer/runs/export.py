@@ -17,10 +17,9 @@ from weathermixer.archive.reference import Reference
 from weathermixer.parallel.distributed import wait_for_all
 from weathermixer.parallel.mesh import make_mesh, use_mesh
 from weathermixer.runs import build
-from weathermixer.runs.record import Record, read_record, write_record
 from weathermixer.runs.run import Run
 from weathermixer.runs.settings import Settings
-from weathermixer.runs.workdir import CHECKPOINTS, write_settings
+from weathermixer.runs.workdir import CHECKPOINTS, Record, read_record, write_record, write_settings
 from weathermixer.training.checkpoint import Checkpoints, check_matches, name_leaves
 from weathermixer.training.state import describe
 

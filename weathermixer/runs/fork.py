@@ -13,10 +13,9 @@ from weathermixer.archive.reference import Reference
 from weathermixer.fields.forcings import FORCINGS
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.runs import build
-from weathermixer.runs.record import Record, read_record
 from weathermixer.runs.run import open_run
 from weathermixer.runs.settings import Settings
-from weathermixer.runs.workdir import CHECKPOINTS, read_settings
+from weathermixer.runs.workdir import CHECKPOINTS, Record, read_record, read_settings
 from weathermixer.training.checkpoint import Checkpoints, name_leaves
 from weathermixer.training.state import TrainState
 

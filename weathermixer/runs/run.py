@@ -24,9 +24,8 @@ from weathermixer.forecasting.rollout import check_leads, tell_what_is_held
 from weathermixer.parallel.mesh import make_mesh, use_mesh, ways
 from weathermixer.runs import build
 from weathermixer.runs.data import Data, make_frames, open_data_set
-from weathermixer.runs.record import read_record
 from weathermixer.runs.settings import Settings
-from weathermixer.runs.workdir import CHECKPOINTS, read_settings
+from weathermixer.runs.workdir import CHECKPOINTS, read_record, read_settings
 from weathermixer.sources.sources import Source
 from weathermixer.training.checkpoint import Checkpoints, name_leaves
 from weathermixer.training.state import describe

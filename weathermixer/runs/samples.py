@@ -16,9 +16,8 @@ from weathermixer.archive.frames import Frames, archive_frames
 from weathermixer.archive.loader import Batches, make_batches
 from weathermixer.archive.sampling import sample_leads, sample_starts, valid_starts, with_previous
 from weathermixer.runs import build, fork
-from weathermixer.runs.record import Record
 from weathermixer.runs.settings import Settings
-from weathermixer.runs.workdir import CHECKPOINTS, find_length, make_record
+from weathermixer.runs.workdir import CHECKPOINTS, Record, find_length, make_record
 from weathermixer.training.checkpoint import saved_steps
 
 
