@@ -34,15 +34,10 @@ def fork_reference(own: Reference, parent: Reference) -> Reference:
     """
     if own.step_hours != parent.step_hours:
         raise ValueError(f"the run to start from has steps of {parent.step_hours} h, the data {own.step_hours} h")
-    theirs = {channel.name: (index, channel.units) for index, channel in enumerate(parent.channel_set.stored)}
-    found = {name: getattr(own, name).copy() for name in ("mean", "std", "tendency_std", "fill")}
-    for index, channel in enumerate(own.channel_set.stored):
-        if channel.name in theirs:
-            there, units = theirs[channel.name]
-            if units != channel.units:
-                raise ValueError(f"{channel.name} is in {channel.units!r}, in the run to start from in {units!r}")
-            for name, values in found.items():
-                values[index] = getattr(parent, name)[there]
+    stored = own.channel_set.stored_names
+    places = own.find_channels("the run to start from", parent.channel_set.stored, optional=stored)
+    names = ("mean", "std", "tendency_std", "fill")
+    found = {name: np.where(places < 0, getattr(own, name), getattr(parent, name)[places]) for name in names}
     same = own.grid.difference(parent.grid) is None
     static = {name: parent.static.get(name, field) if same else field for name, field in own.static.items()}
     return dataclasses.replace(own, **found, static=static)
