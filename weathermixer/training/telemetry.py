@@ -96,6 +96,7 @@ class RunLog(contextlib.AbstractContextManager):
         self._called: tuple[float, Future] | None = None  # the next one's call, and its batch's arrival
         self._ended: float | None = None  # the step before; None where something else came between
         self._restart(first_step, time.perf_counter(), None)
+        self._trackers: list[Tracker] = []
         self._files, self._writes = contextlib.ExitStack(), workdir is not None and jax.process_index() == 0
         if self._writes:
             self._open(Path(workdir), first_step, trackers, settings)
@@ -114,15 +115,15 @@ class RunLog(contextlib.AbstractContextManager):
         else:  # from here on time is accounted for, also where the run is killed
             accounts.append(self._append({"step": 0, "seconds": {}}))
         identity = f"{accounts[0]['time'] * 1e3:.0f}"  # the run's birth
-        self._trackers: list[Tracker] = [TensorBoard(workdir, first_step)]
+        self._trackers += [TensorBoard(workdir, first_step)]
         self._trackers += [TRACKERS[name](workdir, identity, settings) for name in trackers]
-        for tracker in self._trackers:
-            self._files.callback(tracker.close)
 
     def __exit__(self, kind, *_) -> None:
         if kind is None:
             self.flush()
         self._ends.shutdown(wait=False)
+        for tracker in self._trackers:  # but those that have failed
+            tracker.close()
         self._files.close()
         self._writes = False
 
