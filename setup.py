@@ -63,6 +63,7 @@ setup(
         "cloud": CLOUD,
         "dask": DASK,
         "regrid": REGRID,
+        "maps": ["cartopy>=0.25"],  # coastlines, of Natural Earth's files where it has fetched them
         "trackers": TRACKERS,
         "test": [
             "pytest>=8.4",

@@ -64,6 +64,7 @@ def get_config(size: str = "") -> ConfigDict:
     config.training.ema_decay = 0.998
     config.training.checkpoint_every = 1000
     config.evaluation.every = 500
+    config.evaluation.validation_lead_hours = (6, 24)
     config.evaluation.batches = 2
     config.evaluation.batch_size = 8
     config.evaluation.final = True

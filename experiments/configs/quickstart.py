@@ -40,6 +40,7 @@ def get_config() -> ConfigDict:
     config.training.ema_decay = 0.99
     config.training.checkpoint_every = 500
     config.evaluation.every = 500
+    config.evaluation.validation_lead_hours = (6, 24)
     config.evaluation.max_starts = 64
     config.evaluation.batch_size = 16
     config.evaluation.final = True

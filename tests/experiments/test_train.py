@@ -1,5 +1,6 @@
 """A run from config to checkpoint: stopped, resumed, on other meshes, on bad input, and when values are not finite."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -22,9 +23,11 @@ from weathermixer.runs.settings import make_settings
 from weathermixer.runs.workdir import Record
 from weathermixer.training.checkpoint import saved_steps
 from weathermixer.training.telemetry import read_records
+from weathermixer.verification.evaluation import evaluate
 
 STEPS = 6
 CUT = dict(mesh__domain=2, mesh__tensor=2, model__head="blend")
+LOOKS = dict(evaluation__validation_lead_hours=(6, 12))
 CHANNELS = ChannelSet.from_names(
     ["2m_temperature", "geopotential_500", "geopotential_850", "temperature_500", "temperature_850"], ["land_sea_mask"]
 )
@@ -70,7 +73,7 @@ def records(workdir):
 def undisturbed(archive, tmp_path_factory):
     """(workdir, final parameters) of a run that nobody stopped, on domain x tensor = 2 x 2."""
     workdir = tmp_path_factory.mktemp("undisturbed")
-    run = train.train(make_run_settings(**CUT), workdir, archive)
+    run = train.train(make_run_settings(**CUT, **LOOKS), workdir, archive)
     return workdir, jax.tree.map(np.asarray, run.params)
 
 
@@ -83,12 +86,43 @@ def test_a_run_leaves_its_config_log_records_and_checkpoints(undisturbed, archiv
     log = (workdir / "log.txt").read_text()
     assert "parameters" in log
     assert "of fair share" in log
-    values = json.loads(json.dumps(make_run_settings(**CUT).values()))
+    values = json.loads(json.dumps(make_run_settings(**CUT, **LOOKS).values()))
     kept = json.loads((workdir / "config.json").read_text())
     assert values | {"archive": archive, "crc32c": kept["crc32c"]} == kept
     record = json.loads((workdir / "run.json").read_text())
     assert [c["variable"] for c in record["channels"]] == [c.variable for c in CHANNELS.dynamic]
     assert record["archive"]["path"] == archive and record["step_hours"] == 6 and record["software"]["jax"]
+
+
+def test_looks_at_the_validation_period_have_the_rmse_by_channel_and_what_it_cost(undisturbed, archive):
+    """Over the mesh of the run the same as of its last parameters on one device; in TensorBoard, too."""
+    workdir, params = undisturbed
+    looks = [record for record in records(workdir) if "validation_loss" in record]
+    assert all(look["scores_seconds"] > 0 for look in looks) and looks[0]["rmse_6h/z500"] != looks[1]["rmse_6h/z500"]
+    log = (workdir / "log.txt").read_text()
+    assert "scores_seconds" in log and "rmse" not in log  # channels are many
+    run = runs.open_run(workdir, mesh=make_mesh(1, 1, 1))
+    own, tree = jax.tree.flatten(run.params)
+    last = [jax.device_put(x, there.sharding) for x, there in zip(jax.tree.leaves(params), own)]
+    run = dataclasses.replace(run, params=tree.unflatten(last))
+    frames, starts = run.open_frames(archive), np.array([28, 30, 32, 34])  # of the 7 pairs of the period, evenly
+    model = run.forecaster(frames, lead_hours=(6, 12), mode="autoregressive", starts=starts)
+    options = dict(starts=starts, lead_hours=(6, 12), batch_size=1, climatology=None, until=TIMES[35])
+    rmse = evaluate({"model": model}, frames, **options).rmse.sel(source="model")
+    for lead in (6, 12):
+        for channel in CHANNELS.dynamic:
+            expected = rmse.sel(lead_hours=lead, channel=channel.name)
+            np.testing.assert_allclose(looks[1][f"rmse_{lead}h/{channel.short}"], expected, rtol=1e-4)
+    events = b"".join(path.read_bytes() for path in (workdir / "tensorboard").iterdir())
+    assert b"rmse_12h/t850" in events
+
+
+def test_leads_of_looks_that_cannot_be_are_refused_before_the_run(archive, tmp_path):
+    for hours, why in (((7,), r"lead_hours=\[7\].*multiples of 6"), ((96,), r"lead_hours=\[96\]: no start")):
+        settings = make_run_settings(**CUT, evaluation__validation_lead_hours=hours)
+        with pytest.raises(ValueError, match=f"config.evaluation.validation_lead_hours: {why}"):
+            train.train(settings, tmp_path / "run", archive)
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_stopped_and_resumed_is_bit_equal(undisturbed, archive, tmp_path, monkeypatch):

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from PIL import Image
 
 from tests.archives import make_grid
 from weathermixer.fields.grid import area_weights
 from weathermixer.fields.variables import Channel
-from weathermixer.verification.figures import draw_errors, draw_forecast, save_animation
+from weathermixer.verification.figures import _natural_earth, draw_errors, draw_forecast, save_animation
 
 GRID = make_grid(16, 32)
 START = np.datetime64("2020-12-01T00", "ns")
@@ -89,3 +90,24 @@ def test_an_animation_goes_through_all_leads_and_analyses_may_end(tmp_path):
     save_animation(tmp_path / "b.gif", forecast, None, **options)
     with Image.open(tmp_path / "b.gif") as one:
         assert one.size[0] < 450
+
+
+def test_coasts_are_natural_earths_where_cartopy_has_them(tmp_path, monkeypatch):
+    cartopy = pytest.importorskip("cartopy", reason="needs cartopy: pip install 'weathermixer[maps]'")
+    shapefile = pytest.importorskip("shapefile")
+    monkeypatch.setitem(cartopy.config, "data_dir", tmp_path)
+    monkeypatch.setattr("cartopy.io.Downloader.acquire_resource", None)  # nothing is fetched
+    draw = lambda: draw_errors(np.ones((1, *GRID.shape)), grid=GRID, channel=Channel("2m_temperature"), **about)  # noqa: E731
+    about = dict(lead_hours=[6], land=(np.arange(GRID.shape[1]) < 4) * np.ones(GRID.shape))
+    _natural_earth.cache_clear()
+    assert not any(isinstance(found, LineCollection) for found in draw().axes[0].collections)
+    (folder := tmp_path / "shapefiles/natural_earth/physical").mkdir(parents=True)
+    with shapefile.Writer(str(folder / "ne_110m_coastline"), shapeType=shapefile.POLYLINE) as file:
+        file.field("name")
+        file.line([[[0, 0], [10, 20], [-30, 40]], [[50, 60], [70, 65]]])
+        file.record("two")
+    _natural_earth.cache_clear()
+    (lines,) = [found for found in draw().axes[0].collections if isinstance(found, LineCollection)]
+    np.testing.assert_allclose(lines.get_segments()[0], [[0, 0], [10, 20], [-30, 40]])
+    assert len(lines.get_segments()) == 2 and draw().axes[0].get_xlim()[1] > 170
+    _natural_earth.cache_clear()

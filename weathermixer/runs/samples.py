@@ -14,11 +14,14 @@ from jaxtyping import Int
 from weathermixer.archive.archive import Archive
 from weathermixer.archive.frames import Frames, archive_frames
 from weathermixer.archive.loader import Batches, make_batches
-from weathermixer.archive.sampling import sample_leads, sample_starts, valid_starts, with_previous
+from weathermixer.archive.sampling import in_period, sample_leads, sample_starts, valid_starts, with_previous
+from weathermixer.forecasting.rollout import check_leads
 from weathermixer.runs import build, fork
+from weathermixer.runs.run import spread
 from weathermixer.runs.settings import Settings
 from weathermixer.runs.workdir import CHECKPOINTS, Record, find_length, make_record
 from weathermixer.training.checkpoint import saved_steps
+from weathermixer.verification.evaluation import evaluate, model_forecaster, valid_indices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +81,23 @@ class Samples:
                 self.check(self.held_out, number, rollout=training.rollout)
         return sum(float(loss) for loss in losses) / len(losses)
 
+    def score(self, training: build.Training, params: Any) -> dict[str, float]:
+        """RMSE by lead and channel, {"rmse_24h/z500": ...} in SI units, of some forecasts of the validation period."""
+        options, size = self.settings.evaluation, self.settings.training.batch_size // self.settings.training.accumulate
+        hours = sorted(set(options.validation_lead_hours))
+        about = {"lead_hours": hours, "mode": options.mode, "prescribed": options.prescribed}
+        about |= {"history": self.settings.model.history, "leads": self.settings.training.leads}
+        model = model_forecaster(training.apply, params, self.frames, **about)
+        asked = dict(starts=spread(self.held_out, options.batches * size), lead_hours=hours, batch_size=size)
+        asked |= dict(climatology=None, baselines=False, until=_last(self.settings, self.archive))
+        rmse = evaluate({"model": model}, self.frames, **asked).rmse.sel(source="model").to_dataframe()
+        return {f"rmse_{lead}h/{row.short}": row.rmse for (lead, _), row in rmse.iterrows()}
+
+
+def _last(settings: Settings, archive: Archive) -> np.datetime64:
+    """The last time of the validation period."""
+    return archive.times[in_period(archive.times, settings.data.validation)].max()
+
 
 def find_samples(
     settings: Settings, workdir: pathlib.Path, archive: Archive, mesh: Mesh, *, accept_data: bool = False
@@ -90,6 +110,12 @@ def find_samples(
     if settings.training.init_from and not saved_steps(workdir / CHECKPOINTS):
         record = fork.fork_record(record, settings)
     starts, held_out = (find_starts(settings, archive, name) for name in ("train", "validation"))
+    if hours := settings.evaluation.validation_lead_hours:
+        try:
+            check_leads(hours, step_hours=archive.step_hours * settings.training.leads[0])
+            valid_indices(archive.times, held_out, lead_hours=hours, until=_last(settings, archive))
+        except ValueError as error:
+            raise ValueError(f"config.evaluation.validation_lead_hours: {error}") from None
     record = dataclasses.replace(record, length=find_length(record, settings, len(starts)))
     return Samples(settings, archive, record, mesh, starts, held_out)
 

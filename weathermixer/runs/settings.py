@@ -203,6 +203,7 @@ class EvaluationSettings:
 
     every: Whole = 1000  # steps between looks at the validation loss; 0: never
     batches: Count = 16  # how many batches of the validation period a look takes
+    validation_lead_hours: tuple[Count, ...] = ()  # a look also takes the RMSE by channel at these, of as many samples
     batch_size: Count = 8
     lead_hours: Counts = (6, 24, 72)
     mode: Literal[*MODES] = "autoregressive"

@@ -257,6 +257,7 @@ class RunLog(contextlib.AbstractContextManager):
 def format_line(step: int, values: Mapping[str, float]) -> str:
     """`step 1200  loss 0.1234  grad_norm 0.81  learning_rate 0.0003  0.052 s/step  153 samples/s  41 TFLOP/s ...`"""
     ordered = {name: values[name] for name in FIRST_IN_LINE if name in values} | values
+    ordered = {name: value for name, value in ordered.items() if "/" not in name}  # by channel are for the files alone
     words = (IN_WORDS.get(name, f"{name} {{:.4g}}".format)(value) for name, value in ordered.items())
     return "  ".join([f"step {step}", *words])
 

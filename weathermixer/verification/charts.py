@@ -94,7 +94,7 @@ def draw_scores(scores: xr.Dataset, *, metric: str = "rmse", channels: Sequence[
     """
     other = [dim for dim in scores[metric].dims if dim != "channel"]
     names = channels or choose_channels(scores.isel(channel=np.isfinite(scores[metric]).any(other).values))
-    figure, axes = _panels(len(names), height=2.4, sharex=True)
+    figure, axes = make_panels(len(names), height=2.4, sharex=True)
     for axis, name in zip(axes, names):
         values = scores[metric].sel(channel=name)
         factor, units = READ_AS.get(values.units.item(), (1.0, values.units.item()))
@@ -117,7 +117,7 @@ def draw_spectra(scores: xr.Dataset, *, channel: str, lead_hours: int) -> Figure
     truth = scores.spectrum_truth.sel(channel=channel, lead_hours=lead_hours).expand_dims(source=["analyses"])
     power = xr.concat([truth, power], "source", coords="minimal", compat="override").isel(wavenumber=slice(1, None))
     factor, units = READ_AS.get(power.units.item(), (1.0, power.units.item()))
-    figure, axes = _panels(power.sizes["band"], height=2.7, sharey=True)
+    figure, axes = make_panels(power.sizes["band"], height=2.7, sharey=True)
     for axis, band in zip(axes, power.band.values):
         for source in power.source.values.tolist():
             values = factor**2 * power.sel(source=source, band=band)
@@ -132,7 +132,7 @@ def draw_spectra(scores: xr.Dataset, *, channel: str, lead_hours: int) -> Figure
 
 def draw_series(fields: Mapping[str, xr.DataArray], *, latitude: float, longitude: float, units: str) -> Figure:
     """Fields [time, latitude, longitude], such as a forecast and the analyses, at the grid point next to a place."""
-    figure, axes = _panels(1, height=2.2, width=6.6)
+    figure, axes = make_panels(1, height=2.2, width=6.6)
     factor, shown = READ_AS.get(units, (1.0, units))
     for name, field in fields.items():
         field = field.sel(latitude=latitude, longitude=longitude % 360, method="nearest")
@@ -159,7 +159,7 @@ def line_style(source: str) -> dict[str, Any]:
     return dict(linewidth=1.3, markersize=3.5, label=source) | OTHERS.get(source, {})
 
 
-def _panels(count: int, *, height: float, width: float = 3.3, **options) -> tuple[Figure, list[Axes]]:
+def make_panels(count: int, *, height: float, width: float = 3.3, **options) -> tuple[Figure, list[Axes]]:
     """At least `count` axes, three abreast; those that are left over are off."""
     columns = min(count, 3)
     rows = -(-count // columns)

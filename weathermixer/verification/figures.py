@@ -1,5 +1,6 @@
 """Maps of a forecast, the truth and the difference, of errors by lead, moving ones, and of what an archive holds."""
 
+import functools
 import os
 from collections.abc import Sequence
 
@@ -7,11 +8,13 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.animation import PillowWriter
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from weathermixer.archive.archive import Statistics
 from weathermixer.fields.grid import Grid, area_weights
 from weathermixer.fields.variables import Channel, group_by_variable
+from weathermixer.verification.charts import make_panels
 from weathermixer.verification.scores import READ_AS, digits
 
 Field = Float[np.ndarray, "lat lon"]
@@ -32,7 +35,8 @@ def draw_forecast(
 ) -> Figure:
     """Draws the forecast and, where there is a truth, the analysis on the same colours, and their difference.
 
-    Fields are in SI units; the title gives the area-weighted RMSE. Coastlines are the 0.5 contour of a land-sea mask.
+    Fields are in SI units; the title gives the area-weighted RMSE. Where there is land, coastlines are Natural Earth's
+    if cartopy is installed and has them, else the 0.5 contour of the land-sea mask.
 
     >>> grid = weathermixer.Grid(90 - 11.25 * (np.arange(16) + 0.5), 11.25 * np.arange(32))
     >>> t850 = np.float32(260 + 30 * np.cos(np.deg2rad(grid.latitude))[:, None] + np.zeros(32))
@@ -40,26 +44,19 @@ def draw_forecast(
     >>> weathermixer.draw_forecast(t850 + 1, t850, grid=grid, **about).savefig("t850.png")
     """
     factor, units, colours, symmetric = _look(channel)
-    states = {"forecast": forecast * factor}
-    title = f"{channel.short}, {_stamp(start)} + {lead_hours} h"
-    if truth is not None:
-        states["analysis"] = truth * factor
-        error = states["forecast"] - states["analysis"]
-        rmse = np.sqrt(np.mean(area_weights(grid.latitude)[:, None] * error**2))
-        title += f" = {_stamp(start + np.timedelta64(lead_hours, 'h'))}, RMSE {digits(rmse).strip()} {units}"
-
-    count = 1 if truth is None else 3
-    figure = Figure(figsize=(4.4 * count + 0.4, 3.6), layout="constrained", dpi=140)
-    axes = figure.subplots(1, count, squeeze=False, sharey=True)[0]
-    limits = _limits(list(states.values()), symmetric=symmetric)
+    states = {"forecast": forecast * factor} | ({} if truth is None else {"analysis": truth * factor})
+    figure, axes = make_panels(1 if truth is None else 3, width=4.4, height=3.1, sharey=True)
+    limits, title = _limits(list(states.values()), symmetric=symmetric), f"{channel.short}, {_stamp(start)}"
     for axis, (name, field) in zip(axes, states.items()):
         image = _draw(axis, field, grid, limits, colours, land, title=name)
-    figure.colorbar(image, ax=axes[:2], label=units, extend="both", location="bottom", shrink=0.6, aspect=40)
+    _add_bar(image, axes[:2], units)
+    title += f" + {lead_hours} h"
     if truth is not None:
-        image = _draw(
-            axes[2], error, grid, _limits([error], symmetric=True), "PuOr_r", land, title="forecast − analysis"
-        )
-        figure.colorbar(image, ax=axes[2], label=units, extend="both", location="bottom", shrink=0.8, aspect=30)
+        error = states["forecast"] - states["analysis"]
+        rmse = digits(_globe_rmse(error, grid))
+        title += f" = {_stamp(start + np.timedelta64(lead_hours, 'h'))}, RMSE {rmse} {units}"
+        limits = _limits([error], symmetric=True)
+        _add_bar(_draw(axes[2], error, grid, limits, "PuOr_r", land, title="forecast − analysis"), axes[2], units)
     figure.suptitle(title, fontsize=13)
     return figure
 
@@ -74,18 +71,12 @@ def draw_errors(
 ) -> Figure:
     """Maps of errors by lead, such as the RMSE over forecasts, on the same colours; titles have the globe's RMSE."""
     factor, units, *_ = _look(channel)
-    columns = min(len(errors), 3)
-    rows = -(-len(errors) // columns)
-    figure = Figure(figsize=(3.6 * columns, 2.3 * rows + 0.6), layout="constrained", dpi=110)
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    figure, axes = make_panels(len(errors), width=3.6, height=2.3, sharex=True, sharey=True)
     limits = 0.0, _limits([errors * factor], symmetric=False)[1]
     for axis, field, lead in zip(axes, errors * factor, lead_hours):
-        whole = np.sqrt(np.mean(area_weights(grid.latitude)[:, None] * field**2))
-        image = _draw(axis, field, grid, limits, "YlOrBr", land, title=f"{lead} h: {digits(whole)}")
-    for axis in axes[len(errors) :]:
-        axis.set_axis_off()
-    label = f"RMSE of {channel.short} in {units}"
-    figure.colorbar(image, ax=axes, label=label, extend="max", location="bottom", shrink=0.6, aspect=40)
+        title = f"{lead} h: {digits(_globe_rmse(field, grid))}"
+        image = _draw(axis, field, grid, limits, "YlOrBr", land, title=title)
+    _add_bar(image, axes, f"RMSE of {channel.short} in {units}", extend="max")
     return figure
 
 
@@ -104,10 +95,9 @@ def save_animation(
     factor, units, colours, symmetric = _look(channel)
     states = {"forecast": forecast * factor} | ({} if truth is None else {"analysis": truth * factor})
     limits = _limits(list(states.values()), symmetric=symmetric)
-    figure = Figure(figsize=(4.4 * len(states) + 0.4, 3.4), layout="constrained", dpi=80)
-    axes = figure.subplots(1, len(states), squeeze=False, sharey=True)[0]
+    figure, axes = make_panels(len(states), width=4.4, height=2.9, sharey=True)
     images = [_draw(a, x[0], grid, limits, colours, land, title=name) for a, (name, x) in zip(axes, states.items())]
-    figure.colorbar(images[0], ax=axes, label=units, extend="both", location="bottom", shrink=0.6, aspect=40)
+    _add_bar(images[0], axes, units)
     writer = PillowWriter(fps=4)
     with writer.saving(figure, os.fspath(path), dpi=80):
         for number, lead in enumerate(lead_hours):
@@ -130,52 +120,43 @@ def draw_archive(
     statistics: Statistics,
     land: Field | None = None,
 ) -> Figure:
-    """Draws fields of some channels at one time, and below them the statistics of upper-air variables by level.
+    """Draws fields of some channels at one time, and after them the statistics of upper-air variables by level.
 
     A profile has the mean, one standard deviation to both sides and the range; a level that is out of line shows.
     """
-    profiles = {
-        variable: indices
-        for variable, indices in group_by_variable(all_channels).items()
+    profiles = [
+        indices
+        for indices in group_by_variable(all_channels).values()
         if len(indices) > 1 and all_channels[indices[0]].level_hpa is not None
-    }
-    columns = min(len(fields), 3)
-    heights = [3.5 * -(-len(fields) // columns)] + [3.6] * bool(profiles)
-    figure = Figure(figsize=(4.5 * columns, sum(heights)), layout="constrained", dpi=110)
-    top, *bottom = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
-    axes = top.subplots(-(-len(fields) // columns), columns, squeeze=False).ravel()
+    ]
+    figure, axes = make_panels(len(fields) + len(profiles), width=4.5, height=3.4)
     for axis, field, channel in zip(axes, fields, channels):
         factor, units, colours, symmetric = _look(channel)
         limits = _limits([field * factor], symmetric=symmetric)
-        image = _draw(axis, field * factor, grid, limits, colours, land, title=f"{channel.short}, {_stamp(time)}")
-        top.colorbar(image, ax=axis, label=units, extend="both", location="bottom", shrink=0.8, aspect=30)
-    for axis in axes[len(fields) :]:
-        axis.set_axis_off()
-    if profiles:
-        for axis, indices in zip(bottom[0].subplots(1, len(profiles), squeeze=False)[0], profiles.values()):
-            _draw_profile(axis, [all_channels[index] for index in indices], indices, statistics)
-        bottom[0].supylabel("hPa", fontsize=9)
-        bottom[0].legend(*axis.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+        title = f"{channel.short}, {_stamp(time)}"
+        _add_bar(_draw(axis, field * factor, grid, limits, colours, land, title=title), axis, units)
+    for axis, indices in zip(axes[len(fields) :], profiles):
+        _draw_profile(axis, [all_channels[index] for index in indices], indices, statistics)
     return figure
 
 
 def _draw_profile(axis: Axes, channels: Sequence[Channel], indices: Sequence[int], statistics: Statistics) -> None:
-    factor, units = READ_AS.get(channels[0].units, (1.0, channels[0].units))
+    factor, units, *_ = _look(channels[0])
     levels = np.array([channel.level_hpa for channel in channels], float)
     order = np.argsort(levels)
-    chosen = np.asarray(indices)[order]
-    mean, std, low, high = (
-        factor * values[chosen] for values in (statistics.mean, statistics.std, statistics.minimum, statistics.maximum)
-    )
-    axis.fill_betweenx(levels[order], low, high, color="0.9", label="range")
-    axis.fill_betweenx(levels[order], mean - std, mean + std, color="tab:blue", alpha=0.35, label="one std")
-    axis.plot(mean, levels[order], "o-", color="tab:blue", markersize=3, label="mean")
-    axis.set(yscale="log", xlabel=units, title=Channel(channels[0].variable).short)
+    chosen, levels = np.asarray(indices)[order], levels[order]
+    values = (statistics.mean, statistics.std, statistics.minimum, statistics.maximum)
+    mean, std, low, high = (factor * value[chosen] for value in values)
+    axis.fill_betweenx(levels, low, high, color="0.9", label="range")
+    axis.fill_betweenx(levels, mean - std, mean + std, color="tab:blue", alpha=0.35, label="one std")
+    axis.plot(mean, levels, "o-", color="tab:blue", markersize=3, label="mean")
+    axis.set(yscale="log", xlabel=units, ylabel="hPa", title=Channel(channels[0].variable).short)
     axis.set_ylim(levels.max() * 1.05, levels.min() / 1.05)
-    axis.set_yticks(levels, [f"{level:g}" for level in levels], fontsize=7)
+    axis.set_yticks(levels, [f"{level:g}" for level in levels])
     axis.minorticks_off()
     axis.locator_params(axis="x", nbins=4)
-    axis.tick_params(axis="x", labelsize=7)
+    axis.tick_params(labelsize=7)
+    axis.legend(fontsize=7, frameon=False)
 
 
 def _look(channel: Channel) -> tuple[float, str, str, bool]:
@@ -197,7 +178,9 @@ def _draw(axis: Axes, field: Field, grid: Grid, limits, colours: str, land: Fiel
     low, high = limits
     image = axis.pcolormesh(longitude, grid.latitude, field, vmin=low, vmax=high, cmap=colours, shading="nearest")
     image.set_rasterized(True)
-    if land is not None:  # with a column more on either side, so that lines reach the edges
+    if land is not None and (coasts := _natural_earth()):
+        axis.add_collection(LineCollection(coasts, colors="black", linewidths=0.7), autolim=False)
+    elif land is not None:  # with a column more on either side, so that lines reach the edges
         around = np.pad(longitude, 1, "wrap") + 360 * np.pad(np.zeros_like(longitude), 1, constant_values=(-1, 1))
         cyclic = np.pad(_from_west(land, grid)[1], ((0, 0), (1, 1)), "wrap")
         axis.contour(around, grid.latitude, cyclic, levels=[0.5], colors="black", linewidths=0.7)
@@ -210,6 +193,31 @@ def _draw(axis: Axes, field: Field, grid: Grid, limits, colours: str, land: Fiel
     axis.grid(color="black", alpha=0.15, linewidth=0.5)
     axis.set_title(title, fontsize=11)
     return image
+
+
+@functools.cache
+def _natural_earth() -> list[Float[np.ndarray, "point 2"]]:
+    """Coastlines in degrees, of files that cartopy has on this machine; none where it, or they, are not there."""
+    try:
+        import cartopy
+        from cartopy.io import Downloader, shapereader
+    except ImportError:
+        return []
+    words = {"config": cartopy.config, "category": "physical", "name": "coastline", "resolution": "110m"}
+    known = Downloader.from_config(("shapefiles", "natural_earth", "110m", "physical", "coastline"))
+    for path in (known.pre_downloaded_path(words), known.target_path(words)):  # its path() would download
+        if path is not None and path.exists():
+            lines = shapereader.Reader(path).geometries()
+            return [np.array(part.coords)[:, :2] for line in lines for part in getattr(line, "geoms", [line])]
+    return []
+
+
+def _add_bar(image, axes: Axes | Sequence[Axes], label: str, *, extend: str = "both") -> None:
+    image.figure.colorbar(image, ax=axes, label=label, extend=extend, location="bottom", shrink=0.7, aspect=35)
+
+
+def _globe_rmse(error: Field, grid: Grid) -> float:
+    return np.sqrt(np.mean(area_weights(grid.latitude)[:, None] * error**2))
 
 
 def _limits(fields: Sequence[Float[np.ndarray, "*n lat lon"]], *, symmetric: bool) -> tuple[float, float]:
