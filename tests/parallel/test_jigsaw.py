@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.tiny_training import quick_compilation
 from weathermixer.parallel.jigsaw import mix
 from weathermixer.parallel.mesh import make_mesh, sharding, use_mesh
 from weathermixer.parallel.schedule import SCHEDULES, choose_schedule, kernel_names
@@ -44,7 +45,7 @@ def distributed(mesh, cases, dtype, *, fp8=False):
             results.append((y, *pull(dy.astype(dtype))))
         return results
 
-    with use_mesh(mesh):
+    with use_mesh(mesh), quick_compilation():
         arguments = [
             (
                 jax.device_put(x, activation),
