@@ -85,7 +85,8 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
         for compressor in COMPRESSORS:
             make_archive(source, folder / compressor, MADE_FOR, compressor=compressor)
         for processes, cold in [*((count, False) for count in args.processes), (1, True)]:
-            tables.append(measure(folder, processes, cold=cold, seconds=SECONDS, rounds=ROUNDS))
+            rounds = ROUNDS * (3 if cold else 1)
+            tables.append(measure(folder, processes, cold=cold, seconds=SECONDS, rounds=rounds))
             print("\n" + tables[-1].to_string(index=False, float_format="{:.2f}".format, na_rep=""), flush=True)
         print("\nbytes read over bytes needed, by data x domain x tensor and by what the archive is made for")
         print(report_amplification(source, folder / "made"))
@@ -106,14 +107,15 @@ def measure(folder: Path, processes: int, *, cold: bool, **options: Any) -> pd.D
         take_turns = functools.partial(_take_turns, folder=folder, together=manager.Barrier(processes), **options)
         turns = list(itertools.chain.from_iterable(pool.map(take_turns, range(processes))))
     found = pd.DataFrame(turns).groupby(["domain", "tensor", "source"], sort=False).median()
-    rows = []
-    for (domain, tensor, source), turn in found.iterrows():
-        here, ours, needed = found.seconds[domain, tensor], source in COMPRESSORS, turn.needed
-        row = {"domain": domain, "tensor": tensor, "processes": processes, "cache": "cold" if cold else "warm"}
+    seconds, rows = found.seconds.to_dict(), []
+    for (*cut, source), turn in found.iterrows():
+        ours, needed = source in COMPRESSORS, turn.needed
+        raw, *slow = (seconds.get((*cut, name)) for name in (f"{source}, raw", "xarray", "xarray, dask"))
+        row = {"domain": cut[0], "tensor": cut[1], "processes": processes, "cache": "cold" if cold else "warm"}
         row |= {"source": source, "MB/s": needed / turn.seconds / 1e6, "CPU s/GB": turn.cpu_seconds / needed * 1e9}
         row |= {"read": turn["read"] / needed if ours else None, "disk": turn["disk"] / needed}
-        row["of raw"] = here[f"{source}, raw"] / turn.seconds if ours else None
-        row["x xarray"] = min(here["xarray"], here["xarray, dask"]) / turn.seconds if ours else None
+        row["of raw"] = raw / turn.seconds if ours else None
+        row["x xarray"] = min(slow) / turn.seconds if ours else None
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -121,7 +123,7 @@ def measure(folder: Path, processes: int, *, cold: bool, **options: Any) -> pd.D
 def _take_turns(
     process: int, folder: Path, together: Any, cuts: Sequence[tuple[int, int]], seconds: float, rounds: int, cold: bool
 ) -> list[dict[str, Any]]:
-    """One process's turns: what they took per sample."""
+    """One process's turns: what they took per sample; cold, of one alone, after its pages were dropped."""
     simulate_devices(DEVICES)
     turns = []
     for cut in cuts:
@@ -129,24 +131,18 @@ def _take_turns(
         # the first turn fills the page cache, warms up, and tells how many samples take `seconds`
         counts = dict.fromkeys(sources, 1)
         for turn, (name, read) in itertools.product(range(rounds + 1), sources.items()):
+            if cold:
+                weather.drop_from_page_cache(folder)
             together.wait(LIMIT_SECONDS)
-            taken = _take_turn(read, counts[name], folder if cold else None)
-            counts[name] = max(1, round(seconds / taken["seconds"]))
+            before = [counter() for counter in COUNTERS.values()]
+            read(counts[name])
+            spent = [counter() - start for counter, start in zip(COUNTERS.values(), before)]
+            taken = dict(zip(COUNTERS, np.divide(spent, counts[name])))
+            if not cold:
+                counts[name] = max(1, round(seconds / taken["seconds"]))
             if turn:
                 turns.append({"domain": cut[0], "tensor": cut[1], "source": name, "needed": needed, **taken})
     return turns
-
-
-def _take_turn(read: Callable[[int], None], count: int, dropped: Path | None) -> dict[str, float]:
-    """Reads so many samples: ahead of each other, or each alone after its pages were dropped, which is not timed."""
-    totals = np.zeros(len(COUNTERS))
-    for samples in [count] if dropped is None else [1] * count:
-        if dropped is not None:
-            weather.drop_from_page_cache(dropped)
-        before = np.array([counter() for counter in COUNTERS.values()], float)
-        read(samples)
-        totals += np.array([counter() for counter in COUNTERS.values()], float) - before
-    return dict(zip(COUNTERS, totals / count))
 
 
 def open_sources(folder: Path, mesh: Mesh, process: int, *, ahead: int) -> tuple[int, dict[str, Callable[[int], None]]]:

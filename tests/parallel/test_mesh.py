@@ -4,7 +4,7 @@ import jax
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from weathermixer.parallel.mesh import AXES, LOGICAL_AXES, check_divides, make_mesh, resolve_sizes, spec, ways, without
+from weathermixer.parallel.mesh import AXES, LOGICAL_AXES, check_divides, make_mesh, spec, ways, without
 
 
 def test_the_mesh_has_three_explicit_axes_and_fills_the_devices():
@@ -26,7 +26,6 @@ def test_the_mesh_has_three_explicit_axes_and_fills_the_devices():
 def test_meshes_that_do_not_fit_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
         make_mesh(*sizes)
-    assert resolve_sizes(-1, 2, 2, 8) == (2, 2, 2)
 
 
 def test_names_are_strict():

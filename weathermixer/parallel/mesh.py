@@ -61,29 +61,21 @@ def make_mesh(data: int, domain: int, tensor: int) -> Mesh:
     >>> dict(mesh.shape)
     {'data': 2, 'domain': 2, 'tensor': 2}
     """
-    sizes = resolve_sizes(data, domain, tensor, jax.device_count())
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Explicit,) * 3, devices=jax.devices()[: math.prod(sizes)])
+    shape, devices = f"mesh data={data} x domain={domain} x tensor={tensor}", jax.devices()
+    if domain < 1 or tensor < 1 or (data < 1 and data != -1):
+        raise ValueError(f"{shape}: every size must be at least 1 (data may be -1: all devices that are left)")
+    sizes = (data if data > 0 else max(1, len(devices) // (domain * tensor)), domain, tensor)
+    if (needed := math.prod(sizes)) > len(devices):
+        raise ValueError(
+            f"{shape} needs {needed} devices, {len(devices)} are visible: choose a smaller mesh, or simulate devices "
+            "on the CPU with XLA_FLAGS=--xla_force_host_platform_device_count=N"
+        )
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices[:needed])
 
 
 def make_abstract_mesh(data: int, domain: int, tensor: int) -> AbstractMesh:
     """A mesh of that shape with no devices, for tracing and planning."""
     return AbstractMesh((data, domain, tensor), AXES, axis_types=(AxisType.Explicit,) * 3)
-
-
-def resolve_sizes(data: int, domain: int, tensor: int, devices: int) -> tuple[int, int, int]:
-    """The mesh's three sizes on `devices` devices, with data=-1 filled in; ValueError where they do not fit."""
-    shape = f"mesh data={data} x domain={domain} x tensor={tensor}"
-    if domain < 1 or tensor < 1 or (data < 1 and data != -1):
-        raise ValueError(f"{shape}: every size must be at least 1 (data may be -1: all devices that are left)")
-    if data == -1:
-        data = devices // (domain * tensor)
-    needed = data * domain * tensor
-    if not 1 <= needed <= devices:
-        raise ValueError(
-            f"{shape} needs {max(needed, domain * tensor)} devices, {devices} are visible: choose a smaller mesh, or "
-            "simulate devices on the CPU with XLA_FLAGS=--xla_force_host_platform_device_count=N"
-        )
-    return data, domain, tensor
 
 
 use_mesh = jax.set_mesh

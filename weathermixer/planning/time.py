@@ -12,9 +12,9 @@ from weathermixer.planning.traffic import Transfer, read_bytes, step_transfers
 from weathermixer.planning.work import FLOAT32, contractions, muon_flops, parameters, train_flops
 
 # Passes over memory that fusions make of a step's elementwise work, counted in the mixer's equations as (forward,
-# backward). Per MLP over the activation: norm 2 and residual 3; both 4 and bias 1. Over its hidden layer: GELU 2; GELU
-# 3 and bias 1.
-ACTIVATION_PASSES, HIDDEN_PASSES = (5, 5), (2, 4)
+# backward), by what an MLP's products read. Its activation: norm 2 and residual 3; both 4 and bias 1. Its hidden layer:
+# GELU 2; GELU 3 and bias 1.
+PASSES = {"up": (5, 5), "down": (2, 4)}
 GRID_PASSES = {"blend": 18, "increment": 12}  # of float32: standardize, patch, head and loss, forward and backward
 
 
@@ -52,13 +52,11 @@ def product_seconds(shape: ModelShape, layout: Layout, options: StepOptions, har
 
 def elementwise_bytes(shape: ModelShape, layout: Layout, options: StepOptions) -> float:
     """Bytes that a device reads and writes in elementwise passes over activations and fields."""
-    s, batch = shape, options.batch
     forward = 2 if options.rematerialize == "block" else 1
-    passes = [forward * ahead + back for ahead, back in (ACTIVATION_PASSES, HIDDEN_PASSES)]
-    block = 2 * passes[0] * s.tokens * s.embed
-    block += passes[1] * (s.token_hidden * s.embed + s.tokens * s.embed_hidden)
-    grid = GRID_PASSES[s.head] * s.channels * s.grid[0] * s.grid[1] * FLOAT32
-    return options.passes * batch * (options.repeats * s.blocks * block * options.compute_bytes + grid) / layout.devices
+    passes = {half: forward * ahead + back for half, (ahead, back) in PASSES.items()}
+    read = sum(c.count * c.inputs * c.rows * passes[c.name.split()[1]] for c in contractions(shape) if c.in_block)
+    grid = GRID_PASSES[shape.head] * shape.channels * shape.grid[0] * shape.grid[1] * FLOAT32
+    return options.passes * options.batch * (options.repeats * read * options.compute_bytes + grid) / layout.devices
 
 
 def optimizer_bytes(shape: ModelShape, layout: Layout, options: StepOptions) -> float:
