@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
-from weathermixer.archive.loader import Batch, place_leads
+from weathermixer.archive.loader import Batch
 from weathermixer.archive.reference import Reference
 from weathermixer.archive.standardization import Standardization, place_roles, place_terms
 from weathermixer.fields.forcings import TERMS
 from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import ERA5, ChannelSet, parse_channel
 from weathermixer.model.shape import ModelShape
-from weathermixer.parallel.mesh import sharding, use_mesh
+from weathermixer.parallel.mesh import put, sharding, use_mesh
 from weathermixer.runs import build
 from weathermixer.runs.settings import Settings
 from weathermixer.training.state import TrainState, describe
@@ -172,7 +172,7 @@ def make_batch(
     def terms(times: np.ndarray) -> Any:
         return place_terms(channel_set, times, mesh, step_hours=6)
 
-    lead = place_leads(rng.integers(leads, size=batch_size), mesh) if leads > 1 else None
+    lead = put(rng.integers(leads, size=batch_size).astype(np.int32), mesh, "batch") if leads > 1 else None
     batch = Batch(place(inputs), place(targets), terms=terms(times), lead=lead)
     if rollout > 1:
         later = [targets + 0.1 * rng.standard_normal(size, np.float32) for _ in range(rollout - 1)]

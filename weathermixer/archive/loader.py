@@ -30,7 +30,7 @@ from weathermixer.archive.sampling import replace_start, sample_leads, sample_st
 from weathermixer.archive.standardization import place_terms
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel.distributed import exchange
-from weathermixer.parallel.mesh import CutArray, sharding
+from weathermixer.parallel.mesh import CutArray, put
 
 REPLACEMENTS = 16  # of a sample, before the archive counts as broken
 READY = 2  # batches that wait for the consumer at most
@@ -160,7 +160,7 @@ def make_batches(
     def draw(step: int) -> Samples:
         chosen = sample_starts(starts, seed=seed, step=step, batch_size=batch_size, block=block)
         numbers = sample_leads(leads, seed=seed, step=step, batch_size=batch_size)
-        placed = place_leads(numbers, mesh) if len(leads) > 1 else None
+        placed = put(numbers.astype(np.int32), mesh, "batch") if len(leads) > 1 else None
         return Samples(step, chosen, lead * np.asarray(leads)[numbers], placed)
 
     def make(samples: Samples, frames: dict[int, Array]) -> Batch:
@@ -181,12 +181,6 @@ def make_batches(
     drawn = map(draw, range(first_step, last_step))
     replace = functools.partial(replace_start, starts, seed=seed) if on_error == "skip" else None
     return Batches(reader, drawn, make, offsets=offsets, replace=replace, prefetch=prefetch, keep=keep)
-
-
-def place_leads(numbers: Int[np.ndarray, " b"], mesh: Mesh) -> Int[Array, " b"]:
-    """The numbers of a batch's leads on the devices."""
-    numbers = numbers.astype(np.int32)
-    return jax.make_array_from_callback(numbers.shape, sharding(mesh, "batch"), lambda box: numbers[box])
 
 
 class Batches(Iterator[Batch], contextlib.AbstractContextManager):

@@ -18,7 +18,7 @@ from weathermixer.archive.reference import Reference
 from weathermixer.fields import forcings
 from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import ChannelSet
-from weathermixer.parallel.mesh import CutArray, check_divides, sharding
+from weathermixer.parallel.mesh import CutArray, check_divides, put
 
 
 @jax.tree_util.register_dataclass
@@ -79,14 +79,14 @@ def make_standardization(
         channels=("channel", channel_set.size),
     )  # fmt: skip
     scale, offset = (1.0 if scale is None else scale), (0.0 if offset is None else offset)
-    place = lambda values, fill: _put(channel_set.pad(values, fill=fill), sharding(mesh, "channel"))  # noqa: E731
+    place = lambda values, fill: put(channel_set.pad(values, fill=fill), mesh, "channel")  # noqa: E731
     return Standardization(
         scale=place(scale / std, 0.0),
         offset=place((offset - mean) / std, 0.0),
         mean=place(mean, 0.0),
         std=place(std, 1.0),
-        tendency=_put(reference.tendency, sharding(mesh, "channel")),
-        static=_put(_static_fields(reference), sharding(mesh, "channel", "lat", "lon")),
+        tendency=put(reference.tendency, mesh, "channel"),
+        static=put(_static_fields(reference), mesh, "channel", "lat", "lon"),
         fill=None if np.isnan(reference.fill).all() else place((reference.fill - mean) / std, 0.0),
         **place_roles(channel_set, reference.grid, mesh),
     )
@@ -97,10 +97,10 @@ def place_roles(channel_set: ChannelSet, grid: Grid, mesh: Mesh) -> dict[str, ja
     placed = {}
     if channel_set.output_only:
         seen = channel_set.pad(~np.isin(channel_set.names, channel_set.output_only), fill=1.0)
-        placed["seen"] = _put(seen, sharding(mesh, "channel"))
+        placed["seen"] = put(seen, mesh, "channel")
     if channel_set.forcings:
-        placed["latitude"] = _put(np.deg2rad(grid.latitude).astype(np.float32), sharding(mesh, "lat"))
-        placed["longitude"] = _put(np.deg2rad(grid.longitude).astype(np.float32), sharding(mesh, "lon"))
+        placed["latitude"] = put(np.deg2rad(grid.latitude).astype(np.float32), mesh, "lat")
+        placed["longitude"] = put(np.deg2rad(grid.longitude).astype(np.float32), mesh, "lon")
     return placed
 
 
@@ -121,10 +121,6 @@ def _static_fields(reference: Reference) -> Float[np.ndarray, "n lat lon"]:
         field = reference.static[name].astype(np.float64)
         fields[index] = (field - field.mean()) / (field.std() or 1.0)
     return fields
-
-
-def _put(values: np.ndarray, where: jax.sharding.NamedSharding) -> jax.Array:
-    return jax.make_array_from_callback(values.shape, where, lambda box: values[box])
 
 
 def make_input(
@@ -167,7 +163,7 @@ def place_terms(
     found = forcings.forcing_terms(channel_set.forcings, times, step_hours=step_hours).astype(np.float32)
     before = channel_set.first_forcing
     whole = np.pad(found, ((0, 0), (before, channel_set.size - before - found.shape[1]), (0, 0)))
-    return _put(whole, sharding(mesh, "batch", "channel", None))
+    return put(whole, mesh, "batch", "channel", None)
 
 
 def find_missing(state: Float[Array, "b n lat lon"], s: Standardization) -> Bool[Array, "b n lat lon"] | None:

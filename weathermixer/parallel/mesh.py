@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "domain", "tensor")
@@ -99,6 +100,11 @@ def sharding(mesh: Mesh | AbstractMesh, *names: str | None) -> NamedSharding:
     (('data', 'tensor', 'domain', None), (1, 3, 8, 64))
     """
     return NamedSharding(mesh, spec(*names))
+
+
+def put(values: np.ndarray, mesh: Mesh, *names: str | None) -> jax.Array:
+    """Values that every process holds as a global array with these dimensions, cut as they are."""
+    return jax.make_array_from_callback(values.shape, sharding(mesh, *names), lambda box: values[box])
 
 
 def axes_of(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
