@@ -12,6 +12,7 @@ from weathermixer.prepare.prepare import prepare_archive
 from weathermixer.sources.sources import Source, open_source
 
 YEARS = (2019, 2020)  # of 365 and 366 days
+MADE = dict(climatology=True, times_per_shard=400)
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +50,7 @@ def weatherbench(source: Source, frames: np.ndarray) -> np.ndarray:
 )
 def test_it_is_weatherbenchs(tmp_path, dataset, domain, tensor, dtype):
     source = open_source(dataset, step_hours=12)
-    archive = prepare_archive(source, tmp_path / "a", domain=domain, tensor=tensor, dtype=dtype, climatology=True)
-    assert verify_archive(tmp_path / "a") == []
+    archive = prepare_archive(source, tmp_path / "a", domain=domain, tensor=tensor, dtype=dtype, **MADE)
     frames = frames_of(dataset, source.channels).astype(np.float64)
     expected = weatherbench(source, frames)
     with xr.open_zarr(tmp_path / "a", group="climatology", chunks=None) as climatology:
@@ -69,8 +69,8 @@ def test_it_is_weatherbenchs(tmp_path, dataset, domain, tensor, dtype):
 
 
 def test_only_times_that_count(tmp_path, daily):
-    prepare_archive(open_source(daily), tmp_path / "one", climatology=True, statistics_period=("2019", "2019"))
-    prepare_archive(open_source(daily, period=("2019", "2019")), tmp_path / "fewer", climatology=True)
+    prepare_archive(open_source(daily), tmp_path / "one", **MADE, statistics_period=("2019", "2019"))
+    prepare_archive(open_source(daily, period=("2019", "2019")), tmp_path / "fewer", **MADE)
     fields = []
     for name in ("one", "fewer"):
         with xr.open_zarr(tmp_path / name, group="climatology", chunks=None) as climatology:
@@ -81,9 +81,9 @@ def test_only_times_that_count(tmp_path, daily):
 def test_missing_values_are_left_out(tmp_path, daily):
     broken = daily.copy(deep=True)
     broken["2m_temperature"].values[100, 1, 2] = np.nan
-    prepare_archive(open_source(broken), tmp_path / "a", climatology=True, keep_faults=True)
+    prepare_archive(open_source(broken), tmp_path / "a", **MADE, keep_faults=True)
     left_out = open_source(broken, exclude=[str(broken.time.values[100])])
-    prepare_archive(left_out, tmp_path / "b", climatology=True)
+    prepare_archive(left_out, tmp_path / "b", **MADE)
     with (
         xr.open_zarr(tmp_path / "a", group="climatology", chunks=None) as a,
         xr.open_zarr(tmp_path / "b", group="climatology", chunks=None) as b,
@@ -97,7 +97,7 @@ def test_missing_values_are_left_out(tmp_path, daily):
 def test_records_that_are_too_short(tmp_path, daily):
     source = open_source(daily, period=("2019-01-01", "2019-06-30"))
     with pytest.raises(ValueError, match="no climatology: at 00 UTC, day 211 of the year has no time in its window"):
-        prepare_archive(source, tmp_path / "a", climatology=True)
+        prepare_archive(source, tmp_path / "a", **MADE)
     archive = prepare_archive(source, tmp_path / "none")  # where it is left to prepare, there is none, and it says why
     assert archive.attributes["climatology"] == "none: its times span less than 10 years"
     prepare_archive(source, tmp_path / "a", climatology=False)
@@ -115,16 +115,17 @@ def test_winters_alone_make_an_archive_without_a_climatology(tmp_path):
     assert source.step_hours == 24 and len(archive.times) == len(times)
     assert archive.attributes["climatology"].startswith("none: at 00 UTC, day ")
     with pytest.raises(ValueError, match="lacks a season"):
-        prepare_archive(source, tmp_path / "b", climatology=True)
+        prepare_archive(source, tmp_path / "b", **MADE)
 
 
 def test_a_flipped_byte_is_found_and_what_is_whole_is_not_made_again(tmp_path, daily, monkeypatch):
     monkeypatch.setattr(writer, "publish", lambda *_, **__: 1 / 0)  # stopped at the end
     with pytest.raises(ZeroDivisionError):
-        prepare_archive(open_source(daily), tmp_path / "a", climatology=True)
+        prepare_archive(open_source(daily), tmp_path / "a", **MADE)
     monkeypatch.undo()
     monkeypatch.setattr(normals, "_make_block", lambda block: 1 / 0)
-    prepare_archive(open_source(daily), tmp_path / "a", climatology=True)
+    prepare_archive(open_source(daily), tmp_path / "a", **MADE)
+    assert verify_archive(tmp_path / "a") == []
     (shard,) = (tmp_path / "a" / "climatology" / "2m_temperature" / "c" / "0").rglob("0/0/0")
     content = bytearray(shard.read_bytes())
     content[10] ^= 1

@@ -27,18 +27,37 @@ from weathermixer.sources.sources import open_source
 OPTIONS = dict(domain=2, times_per_shard=3)
 
 
-@pytest.mark.parametrize("where", [dict(count=2), dict(dask="local:2")])
-def test_the_archive_is_that_of_one_process(tmp_path, where):
-    if "dask" in where:
-        pytest.importorskip("distributed", reason="no distributed: pip install 'weathermixer[dask]'")
-    source = open_source(write_zarr(make_dataset(), tmp_path / "source.zarr"))
-    alone = prepare_archive(source, tmp_path / "alone", **OPTIONS)
-    with open_workers(**where) as workers:
-        assert workers.count == 2
-        together = prepare_archive(source, tmp_path / "together", workers=workers, **OPTIONS)
-    assert together.attributes["checksum"] == alone.attributes["checksum"]
-    assert together.attributes["manifest"] == alone.attributes["manifest"]
-    assert verify_archive(tmp_path / "together") == []
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A source, and the archive that one process makes of it."""
+    folder = tmp_path_factory.mktemp("alone")
+    source = open_source(write_zarr(make_dataset(), folder / "source.zarr"))
+    return source, prepare_archive(source, folder / "alone", **OPTIONS)
+
+
+def check_same(alone, path, workers):
+    source, archive = alone
+    assert workers.count == 2
+    together = prepare_archive(source, path, workers=workers, **OPTIONS)
+    assert together.attributes["checksum"] == archive.attributes["checksum"]
+    assert together.attributes["manifest"] == archive.attributes["manifest"]
+    assert verify_archive(path) == []
+
+
+def test_processes_make_the_archive_of_one_and_stop_at_once_at_a_fault(tmp_path, alone):
+    with pytest.raises(ValueError, match="math domain error|nonnegative"), open_workers(2) as workers:
+        check_same(alone, tmp_path / "together", workers)
+        began = time.monotonic()
+        sleeping = workers.executor.submit(time.sleep, 300)
+        list(workers.map(math.sqrt, [-1.0]))
+    assert time.monotonic() - began < 100
+    assert sleeping.exception()
+
+
+def test_dasks_workers_make_the_archive_of_one(tmp_path, alone):
+    pytest.importorskip("distributed", reason="no distributed: pip install 'weathermixer[dask]'")
+    with open_workers(dask="local:2") as workers:
+        check_same(alone, tmp_path / "together", workers)
 
 
 def test_faults_do_not_depend_on_who_makes_what(tmp_path):
@@ -63,15 +82,6 @@ def test_a_process_that_is_killed_is_said():
     message = "one of 2 processes was killed.*the same command goes on"
     with pytest.raises(ValueError, match=message), open_workers(2) as workers:
         list(workers.map(signal.raise_signal, [signal.SIGKILL]))
-
-
-def test_processes_stop_at_once_when_one_of_them_finds_a_fault():
-    began = time.monotonic()
-    with pytest.raises(ValueError, match="math domain error|nonnegative"), open_workers(2) as workers:
-        sleeping = workers.executor.submit(time.sleep, 300)
-        list(workers.map(math.sqrt, [-1.0]))
-    assert time.monotonic() - began < 100
-    assert sleeping.exception()
 
 
 @pytest.mark.parametrize(
