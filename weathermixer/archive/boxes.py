@@ -9,9 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Int
 
 from weathermixer.archive.archive import Archive
 from weathermixer.fields.variables import ChannelSet
@@ -73,10 +71,3 @@ def read_amplification(
         if needed:
             ratios.append(read / needed)
     return max(ratios)
-
-
-def as_slice(indices: Int[np.ndarray, " n"]) -> slice | Int[np.ndarray, " n"]:
-    """A slice where the indices are consecutive, which is read without a gather."""
-    if np.all(np.diff(indices) == 1):
-        return slice(int(indices[0]), int(indices[-1]) + 1)
-    return indices

@@ -21,8 +21,9 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from weathermixer.archive.archive import Archive
-from weathermixer.archive.boxes import Box, as_slice, find_boxes, frames_shape
+from weathermixer.archive.boxes import Box, find_boxes, frames_shape
 from weathermixer.archive.files import open_files
+from weathermixer.archive.storage import as_slice
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel.mesh import sharding
 

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Int
 
+from weathermixer.archive.storage import as_slice
 from weathermixer.fields.grid import Grid, area_weights
 
 # steps between latitudes may differ by this share: those of a Gaussian grid do by 1 %
@@ -95,11 +96,3 @@ def take(field: np.ndarray, index: np.ndarray, *, axis: int) -> np.ndarray:
     if isinstance(some, slice):
         return field[(slice(None),) * (axis % field.ndim) + (some,)]
     return np.take(field, index, axis=axis)
-
-
-def as_slice(index: np.ndarray) -> slice | np.ndarray:
-    """A slice where an ascending index has equal steps: lazy stores read slices quickest."""
-    steps = np.diff(index)
-    if len(index) > 1 and (steps[0] <= 0 or np.any(steps != steps[0])):
-        return index
-    return slice(int(index[0]), int(index[-1]) + 1, int(steps[0]) if len(steps) else 1)

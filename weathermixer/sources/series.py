@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
+from weathermixer.archive.storage import as_slice
 from weathermixer.fields.variables import Channel
-from weathermixer.sources.orientation import Orientation, as_slice, take
+from weathermixer.sources.orientation import Orientation, take
 from weathermixer.sources.parts import Note, Part
 
 HOUR = np.timedelta64(1, "h")
