@@ -15,9 +15,6 @@ class _Lines:
         if text.strip():
             print(text.strip(), file=sys.stderr, flush=True)
 
-    def flush(self) -> None:
-        pass
-
 
 def make_progress(what: str, *, total: int, done: int = 0, unit: str, bytes_each: int = 0, show: bool = True) -> tqdm:
     """Counts work out of a total, as `update` says of it; in MB where `bytes_each` is given. To be used in `with`."""
