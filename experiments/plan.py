@@ -31,7 +31,7 @@ from weathermixer.parallel.mesh import make_mesh
 from weathermixer.planning.account import format_bytes
 from weathermixer.planning.hardware import HARDWARE, Hardware, find_hardware
 from weathermixer.planning.hlo import free_products, hidden_transfers
-from weathermixer.planning.measured import MEASURED, MODELS, Measured
+from weathermixer.planning.measured import MEASURED, MODEL, SHAPE, Measured
 from weathermixer.planning.meshes import StepOptions
 from weathermixer.planning.plan import USABLE_MEMORY, Plan, Refusal, plan_meshes
 from weathermixer.planning.time import step_time
@@ -112,11 +112,12 @@ def format_measured(cases: Iterable[Measured]) -> str:
     """The steps that were timed, each beside its prediction."""
     lines = []
     for case in cases:
-        shape = ModelShape(**MODELS[case.model])
-        predicted = 1e3 * step_time(shape, case.layout, case.options, find_hardware(case.device)).total
+        sizes = ",".join(map(str, dataclasses.astuple(case.layout)))
+        predicted = 1e3 * step_time(SHAPE, case.layout, case.options, find_hardware(case.device)).total
         lines.append(
-            f"{case.device}, {case.layout}, {case.model}: predicted {predicted:.1f} ms, measured {case.step_ms:.1f} ms "
-            f"by `{case.command}`, ratio {predicted / case.step_ms:.2f} ({case.software})"
+            f"{case.device}, {case.layout}, {MODEL}: predicted {predicted:.1f} ms, measured {case.step_ms:.1f} ms "
+            f"by `python -m experiments.benchmark train --mesh={sizes}`, ratio {predicted / case.step_ms:.2f} "
+            f"({case.software})"
         )
     return "\n".join(lines)
 
@@ -227,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "node.\nHow near such times are to measured ones: --measured."
         )
         planned = [(hardware.name, p.layout, shape, dataclasses.replace(step, batch=p.batch)) for p in plans]
-        timed = [c for c in MEASURED if (c.device, c.layout, ModelShape(**MODELS[c.model]), c.options) in planned]
+        timed = [c for c in MEASURED if (c.device, c.layout, SHAPE, c.options) in planned]
         if timed:
             print(f"\n{format_measured(timed)}")
     if refusals:

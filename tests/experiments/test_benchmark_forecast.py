@@ -1,5 +1,6 @@
 """The benchmark of forecasts writes the forecast that it times, and says how long each part took."""
 
+import pytest
 import xarray as xr
 
 from experiments.benchmark import forecast
@@ -7,6 +8,7 @@ from experiments.benchmark import forecast
 SMALL = dict(embed=16, token_hidden=8, embed_hidden=16, blocks=1, patch="(2,4)")
 
 
+@pytest.mark.slow
 def test_a_small_forecast_is_timed_and_written(tmp_path, capsys):
     sizes = [f"--config.model.{name}={value}" for name, value in SMALL.items()]
     seconds = forecast.main(

@@ -18,6 +18,7 @@ def describe_instead_of_hold():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@pytest.mark.slow
 def test_a_row_is_printed(tmp_path, capsys):
     program = tmp_path / "step.hlo"
     row = train.main([*TINY, *FEW, "--mesh=1,2,2", f"--hlo={program}"])
@@ -34,6 +35,7 @@ def test_sizes_that_do_not_divide_are_refused():
 
 def test_fed_steps_are_timed_beside_bare_ones(make_archive, tmp_path):
     archive = make_archive(domain=2)
-    row = train.main([*TINY, "--mesh=2,2,1", f"--data={archive.path}", "--steps=3"])
+    row = train.main([*TINY, "--mesh=2,2,1", f"--data={archive.path}", "--steps=3", f"--hlo={tmp_path / 'hlo'}"])
+    assert row["mesh"] == "2x2x1" and "collective-permute" in (tmp_path / "hlo").read_text()
     assert row["fed_over_bare"] == pytest.approx(row["fed_ms"] / row["step_ms"], rel=0.02)
     assert 0 <= row["idle_ms"] <= row["fed_ms"]
