@@ -34,7 +34,8 @@ AMOUNTS = {"total_precipitation": ("tp",)}  # per step of the source, of which s
 STATIC = ERA5_STATIC
 UPPER = (*ERA5_UPPER, "vertical_velocity", "vorticity", "divergence")
 SURFACE = tuple(name for name in VARIABLES if name not in (*STATIC, *UPPER))
-HEIGHTS = ("gh", "geopotential_height", "zg", "orography", "orog", "hsurf")  # in metres where units are not given
+# heights rather than geopotentials, perhaps with a level in the name: in metres where units are not given
+HEIGHT = re.compile(r"(gh|geopotential_height|zg|orography|orog|hsurf)_?\d*")
 _WITH_LEVEL = re.compile(r"(.*[A-Za-z])_?(\d{1,4})(?:_?(?:hPa|mb))?")
 _LOWEST_IN_SHORT_NAME = 20  # t2 and q2 are 2 m above the ground, not on 2 hPa
 
@@ -58,11 +59,6 @@ def rank(variable: str, given: str) -> int:
     """Which of a variable's names comes first where a file has several: its own, then in the order of ALIASES."""
     names = (variable, *ALIASES.get(variable, ()))
     return names.index(given) if given in names else len(names)
-
-
-def is_height(name: str) -> bool:
-    """Whether what is called so is a height rather than a geopotential."""
-    return re.sub(r"_?\d+$", "", name) in HEIGHTS
 
 
 def identify(name: str, *, levels: Sequence[float], beside: Collection[float]) -> tuple[str, float | None]:

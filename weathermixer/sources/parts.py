@@ -10,7 +10,7 @@ from jaxtyping import Float
 from weathermixer.fields.units import conversion
 from weathermixer.fields.variables import VARIABLES
 from weathermixer.sources.coordinates import Levels, find_levels
-from weathermixer.sources.names import STATIC, amounts_of, identify, is_height, rank
+from weathermixer.sources.names import HEIGHT, STATIC, amounts_of, identify, rank
 from weathermixer.sources.orientation import Orientation, make_orientation
 
 NAMES_SHOWN = 12  # in one line
@@ -109,7 +109,8 @@ def _take_one(
             notes.append(Note(str(error), file, name))
             continue
         is_static = times is None or (variable in STATIC and "time" not in array.dims)
-        there = array.attrs.get("units", "m" if is_height(name) or is_height(rename.get(name, name)) else "")
+        is_height = any(HEIGHT.fullmatch(called) for called in (name, rename.get(name, name)))
+        there = array.attrs.get("units", "m" if is_height else "")
         unit = str(units.get(name, units.get(variable, there))).strip()
         parts.append(Part(variable, name, file, array, None if is_static else times, levels, latitude, longitude, unit))
     taken: dict[tuple, Part] = {}
