@@ -20,10 +20,11 @@ import numpy as np
 from experiments import command_line, evaluate
 from experiments.prepare import describe_archive
 from weathermixer.archive.archive import Archive, open_archive
-from weathermixer.archive.sampling import in_period, valid_starts, with_previous
+from weathermixer.archive.sampling import in_period
 from weathermixer.archive.verify import verify_archive
 from weathermixer.planning.meshes import Layout, misfits
 from weathermixer.runs.build import make_channel_set, make_model_shape
+from weathermixer.runs.samples import find_starts
 from weathermixer.runs.settings import Settings
 from weathermixer.verification.figures import draw_archive
 
@@ -86,16 +87,13 @@ def _check_periods(settings: Settings, archive: Archive) -> list[str]:
     """Prints what each period holds; names those that hold no pairs."""
     problems, lead_hours = [], settings.training.longest_steps * archive.step_hours
     for name in PERIODS:
-        period = getattr(settings.data, name)
-        pairs = np.zeros(0)
+        period, starts = getattr(settings.data, name), ()
         try:
-            pairs = valid_starts(archive.times, period, lead_hours, step_hours=archive.step_hours)
-            if settings.model.history == 2:
-                pairs = with_previous(archive.times, pairs, step_hours=archive.step_hours)
+            starts = find_starts(settings, archive, name)
         except ValueError as error:
             problems.append(f"config.data.{name}: {error}")
         count = in_period(archive.times, period).sum()
-        print(f"{name:<11}{period[0]} to {period[1]}: {count} times, {len(pairs)} pairs {lead_hours} h apart")
+        print(f"{name:<11}{period[0]} to {period[1]}: {count} times, {len(starts)} pairs {lead_hours} h apart")
     return problems
 
 
@@ -149,7 +147,6 @@ def draw(archive: Archive, path: str) -> None:
 
 
 def make_parser() -> command_line.Parser:
-    """The command line's options."""
     parser = command_line.make_parser("experiments.check", __doc__)
     parser.add_argument("archive", help="archive made by experiments.prepare")
     command_line.add_config(parser, required=False)

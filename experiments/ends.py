@@ -21,7 +21,7 @@ from weathermixer.model.shape import ModelShape
 from weathermixer.parallel import distributed
 from weathermixer.planning.hardware import Hardware, find_device, find_hardware
 from weathermixer.planning.memory import memory_parts
-from weathermixer.planning.meshes import Layout, StepOptions
+from weathermixer.planning.meshes import Layout
 from weathermixer.planning.plan import Plan, layouts, make_plan
 from weathermixer.runs.settings import Settings
 from weathermixer.training.checksums import write_document
@@ -79,22 +79,20 @@ def explained(settings: Settings, shape: ModelShape, mesh: Mesh) -> Iterator[Non
 
 def advise(settings: Settings, shape: ModelShape, layout: Layout, hardware: Hardware) -> str:
     """One line: what the step needs, and up to three changes of the settings with which it fits."""
-    size = settings.training.batch_size
-    alone = settings.replace({"training.members": 1, "model.noise": 0})  # the planner knows members as a larger batch
-    block = {"model.rematerialize": "block"}
-    tried = [(layout, block), (layout, {"mesh.zero": "parameters"})]
-    for other in layouts(layout.devices):
-        tried.append((other, {f"mesh.{name}": ways for name, ways in dataclasses.asdict(other).items()}))
+    size, block = settings.training.batch_size, {"model.rematerialize": "block"}
+    # the planner knows members as a larger batch
+    alone = settings.replace(_sizes(layout) | {"training.members": 1, "model.noise": 0})
+    tried = [block, {"mesh.zero": "parameters"}, *map(_sizes, layouts(layout.devices))]
     for parts in range(2, size + 1):
         if size % parts == 0:
-            tried += [(layout, {"training.accumulate": parts} | more) for more in ({}, block)]
-
-    def options(changes: dict[str, Any]) -> StepOptions:
-        return plan.step_options(alone.replace(changes), hardware, batch=size * settings.training.members)
-
-    needed, fitting = sum(memory_parts(shape, layout, options({})).values()), []
-    for other, changes in tried:
-        judged = make_plan(shape, other, options(changes), hardware)
+            tried += [{"training.accumulate": parts}, {"training.accumulate": parts} | block]
+    batch = size * settings.training.members
+    needed = sum(memory_parts(shape, layout, plan.step_options(alone, hardware, batch=batch)).values())
+    fitting = []
+    for changes in tried:
+        changed = alone.replace(changes)
+        mesh = Layout(changed.mesh.data, changed.mesh.domain, changed.mesh.tensor)
+        judged = make_plan(shape, mesh, plan.step_options(changed, hardware, batch=batch), hardware)
         # by a tenth at least: the planner may be a little wrong, and was where it said that this fits
         if isinstance(judged, Plan) and sum(judged.memory.values()) < 0.9 * needed:
             fitting.append(" ".join(f"--config.{name}={value}" for name, value in changes.items()))
@@ -104,3 +102,7 @@ def advise(settings: Settings, shape: ModelShape, layout: Layout, hardware: Hard
         + (f"It would fit with {', or '.join(fitting[:3])}" if fitting else "Nothing fits: use more devices")
         + "; python -m experiments.plan shows all meshes"
     )
+
+
+def _sizes(layout: Layout) -> dict[str, int]:
+    return {f"mesh.{name}": ways for name, ways in dataclasses.asdict(layout).items()}

@@ -14,7 +14,6 @@ from weathermixer.runs.run import open_run
 
 
 def make_parser() -> command_line.Parser:
-    """The command line's options."""
     parser = command_line.make_parser("experiments.export", __doc__)
     parser.add_argument("run", metavar="RUN", help="folder of a trained run")
     parser.add_argument("dest", metavar="DEST", help="folder to make")

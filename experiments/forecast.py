@@ -46,6 +46,11 @@ from weathermixer.runs.run import Run
 
 FORECAST_FILE = "forecast.zarr"
 PLOT_FILE = "forecast.png"
+# options of `write`, as they are called there
+WRITTEN_WITH = (
+    "starts", "analysis", "regrid", "hours", "mode", "members", "perturbation", "seed", "output", "plot", "plot_hours",
+    "channel",
+)  # fmt: skip
 # what a forecaster looks at first, where the run has it
 DRAWN_FIRST = "geopotential_500"
 
@@ -74,7 +79,7 @@ def write(
         raise ValueError(f"channel={channel!r} is not predicted; the run has {list(names)}")
     output, frames = output or run.path / FORECAST_FILE, run.open_frames(data, regrid=regrid)
     if starts is None:
-        starts = _choose_start(run, frames) if data else _first_of_period(frames, run.settings.data.test)
+        starts = _choose_start(run, frames, own=data is None)
     first = jax.process_index() == 0
     options |= {"starts": starts, "output": output, "regrid": regrid, "progress": first and sys.stderr.isatty()}
     forecasts = run.forecast(data, **options)
@@ -90,19 +95,15 @@ def write(
         )
 
 
-def _first_of_period(frames: Frames, period: tuple[str, str]) -> np.ndarray:
-    found = frames.times[in_period(frames.times, period)]
-    if not len(found):
-        raise ValueError(f"{frames.name} has no time between {period[0]} and {period[1]} to start from: give --start")
-    return found[:1]
-
-
-def _choose_start(run: Run, frames: Frames) -> np.ndarray:
+def _choose_start(run: Run, frames: Frames, *, own: bool) -> np.ndarray:
+    """The only time that can be started from; of the run's own archive the first one of its test period."""
     starts = frames.times[run.find_starts(frames)]
-    if len(starts) > 1:
-        raise ValueError(
-            f"{frames.name} has {len(starts)} times to start from, {starts[0]:.13} to {starts[-1]:.13}: give --start"
-        )
+    if own:
+        starts = starts[in_period(starts, run.settings.data.test)][:1]
+    if len(starts) != 1:
+        some = f", {starts[0]:.13} to {starts[-1]:.13}" if len(starts) else ""
+        within = " between {} and {}".format(*run.settings.data.test) if own else ""
+        raise ValueError(f"{frames.name} has {len(starts)} times{within} to start from{some}: give --start")
     return starts
 
 
@@ -149,12 +150,11 @@ def _draw(run: Run, frames: Frames, forecast: xr.Dataset, plot: pathlib.Path, in
 
 
 def make_parser() -> command_line.Parser:
-    """The command line's options."""
     parser = command_line.make_parser("experiments.forecast", __doc__)
     add_run_options(parser)
     add, hours = parser.add_argument, command_line.integer(1)
     about = "times to start from; default: the only one of DATA, or the first of the run's test period"
-    add("--start", type=command_line.times, metavar="TIME,...", help=about)
+    add("--start", dest="starts", type=command_line.times, metavar="TIME,...", help=about)
     add("--hours", type=hours, metavar="H", help="length of the forecast; default: the config's")
     add("--analysis", action="store_true", help="include the state that is started from, at lead 0")
     add("--members", type=command_line.integer(1), metavar="N", help="of an ensemble; default: one forecast, no noise")
@@ -170,21 +170,7 @@ def make_parser() -> command_line.Parser:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
     distributed.initialize()
-    write(
-        *open_run(options),
-        starts=options.start,
-        analysis=options.analysis,
-        regrid=options.regrid,
-        hours=options.hours,
-        mode=options.mode,
-        members=options.members,
-        perturbation=options.perturbation,
-        seed=options.seed,
-        output=options.output,
-        plot=options.plot,
-        plot_hours=options.plot_hours,
-        channel=options.channel,
-    )
+    write(*open_run(options), **{name: getattr(options, name) for name in WRITTEN_WITH})
 
 
 if __name__ == "__main__":

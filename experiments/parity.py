@@ -25,8 +25,10 @@ import numpy as np
 import pandas as pd
 
 from experiments import command_line, synthetic
+from weathermixer.archive.standardization import make_standardization
 from weathermixer.parallel.mesh import check_divides, make_mesh, use_mesh
 from weathermixer.runs.settings import Settings
+from weathermixer.training.checkpoint import name_leaves
 
 # Of float32 on a mesh: sums of thousands of terms in another order. A gradient is a long chain of such sums, a run a
 # chain of gradients. What is wrong in kind, such as a norm over a shard or a bias counted twice, differs by percents.
@@ -35,6 +37,7 @@ LEAST_SHARE = 1e-3  # of the whole gradient's norm, by which a parameter's is me
 # How far bfloat16 on a mesh may be from float32, in units of how far it is on the other mesh: partial sums are rounded
 # once more where they travel. Seen on eight devices: 1.2 to 1.8 for the worst parameter, 0.9 to 1.5 for all together
 BFLOAT16_SHARE = 2.0
+STEPS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +49,8 @@ class Measured:
     run: np.ndarray
 
 
-def measure(
-    settings: Settings, sizes: tuple[int, int, int], *, data: str | None, grid: tuple[int, int], steps: int
-) -> Measured:
-    """Runs a config's training problem on a mesh; every array comes back whole.
+def measure(settings: Settings, sizes: tuple[int, int, int], *, data: str | None, grid: tuple[int, int]) -> Measured:
+    """Runs a config's training problem on a mesh, STEPS long; every array comes back whole.
 
     Raises ValueError, with the numbers, where the mesh does not divide the model or the batch.
     """
@@ -59,9 +60,9 @@ def measure(
     with use_mesh(mesh), jax.default_matmul_precision(precision):
         shape, channel_set = synthetic.find_sizes(settings, data=data, grid=grid)
         training = synthetic.make_training(settings, shape, channel_set, mesh)
-        standardization = synthetic.make_standardization(channel_set, shape.grid, mesh)
+        standardization = make_standardization(synthetic.make_reference(channel_set, shape.grid), mesh)
         frames = dict(batch_size=batch_size, history=shape.history, rollout=training.rollout, leads=shape.leads)
-        batches = [synthetic.make_batch(channel_set, shape.grid, mesh, step=step, **frames) for step in range(steps)]
+        batches = [synthetic.make_batch(channel_set, shape.grid, mesh, step=step, **frames) for step in range(STEPS)]
         state = jax.jit(training.initial_state)()
         key = jax.random.key(settings.seed) if shape.dropout_rate else None
         loss, gradient = jax.jit(jax.value_and_grad(training.loss))(state.params, batches[0], standardization, key)
@@ -69,14 +70,8 @@ def measure(
         for batch in batches:
             state, metrics = training.train_step(state, batch, standardization)
             run.append(float(metrics["loss"]))
-    leaves = jax.tree_util.tree_leaves_with_path(gradient)
-    return Measured(np.asarray(loss), {name_of(path): np.asarray(leaf) for path, leaf in leaves}, np.array(run))
-
-
-def name_of(path: tuple) -> str:
-    """A parameter's name as the model's documentation has it: blocks.0.token_mlp.up.kernel."""
-    names = [str(getattr(entry, "key", getattr(entry, "name", entry))) for entry in path]
-    return ".".join(name for name in names if name != "value")
+    named = {name: np.asarray(leaf) for name, leaf in name_leaves(gradient).items()}
+    return Measured(np.asarray(loss), named, np.array(run))
 
 
 def relative(a: np.ndarray, b: np.ndarray, *, least: float = 0.0) -> float:
@@ -112,10 +107,10 @@ def compare(found: Mapping[str, float], rounding: Mapping[str, float] | None) ->
     return rows
 
 
-def format_differences(title: str, rows: pd.DataFrame, show: int) -> str:
+def format_differences(title: str, rows: pd.DataFrame, show: int = 8) -> str:
     """Loss and run, then the gradients that are nearest to what they may be, or beyond it."""
     gradients = rows[rows.index.str.startswith("gradient")]
-    nearest = (gradients.relative / gradients.allowed).sort_values(ascending=False).index[: show or None]
+    nearest = (gradients.relative / gradients.allowed).sort_values(ascending=False).index[:show]
     shown = pd.concat([rows.drop(gradients.index), rows.loc[nearest]])
     table = shown.rename(columns={"allowed": "of"}).assign(fine=shown.fine.map({True: "", False: "TOO LARGE"}))
     within = f"{gradients.fine.sum()} of {len(gradients)} gradients within what is allowed"
@@ -123,7 +118,6 @@ def format_differences(title: str, rows: pd.DataFrame, show: int) -> str:
 
 
 def make_parser() -> command_line.Parser:
-    """The command line's options."""
     parser = command_line.make_parser("experiments.parity", __doc__)
     command_line.add_config(parser)
     command_line.add_data(parser, "default: made-up fields")
@@ -131,10 +125,6 @@ def make_parser() -> command_line.Parser:
     sizes = dict(type=command_line.mesh, metavar=command_line.MESH)
     parser.add_argument("--mesh", required=True, **sizes, help="mesh to show right, as 2,2,2")
     parser.add_argument("--against", default=(1, 1, 1), **sizes, help="mesh to compare it to; default: 1,1,1")
-    about = "length of the training run; default: 10"
-    parser.add_argument("--steps", default=10, type=command_line.integer(1), metavar="N", help=about)
-    about = "how many parameters, the worst ones, the table shows; 0: all; default: 8"
-    parser.add_argument("--show", default=8, type=command_line.integer(0), metavar="N", help=about)
     return parser
 
 
@@ -144,15 +134,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if jax.process_count() > 1:
         raise ValueError("parity compares whole arrays in one process: start it on one host")
     measured, fine = {}, True
-    problem = dict(data=options.data, grid=options.grid, steps=options.steps)
     for dtype in ("float32", "bfloat16"):
         settings = command_line.read_settings(options).replace({"model.compute_dtype": dtype})
-        here, there = (measure(settings, sizes, **problem) for sizes in (options.mesh, options.against))
+        here, there = (
+            measure(settings, sizes, data=options.data, grid=options.grid) for sizes in (options.mesh, options.against)
+        )
         measured[dtype] = there
         rounding = None if dtype == "float32" else differences(there, measured["float32"])
         rows = compare(differences(here, measured["float32"]), rounding)
         title = f"{dtype}: mesh {options.mesh} against {options.against} in float32, relative differences"
-        print(format_differences(title, rows, options.show), flush=True)
+        print(format_differences(title, rows), flush=True)
         fine &= rows.fine.all()
     print("the meshes agree" if fine else "the meshes DO NOT agree")
     return 0 if fine else 1

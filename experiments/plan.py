@@ -100,11 +100,10 @@ def format_plans(plans: list[Plan]) -> str:
 
 def format_refusals(refusals: list[Refusal]) -> str:
     """One line per refused mesh, with its first reasons."""
-    width = max(len(str(refusal.layout)) for refusal in refusals)
     lines = []
     for refusal in refusals:
         more = f" (and {len(refusal.reasons) - 2} more)" if len(refusal.reasons) > 2 else ""
-        lines.append(f"  {refusal.layout!s:>{width}}  {'; '.join(refusal.reasons[:2])}{more}")
+        lines.append(f"  {refusal.layout}  {'; '.join(refusal.reasons[:2])}{more}")
     return "\n".join(lines)
 
 
@@ -131,8 +130,7 @@ def header(settings: Settings, shape: ModelShape, options: StepOptions, hardware
             f"model: {parameters(shape) / 1e9:.2f} B parameters, {lat} x {lon} points, {shape.channels} channels, "
             f"patch {shape.patch[0]} x {shape.patch[1]}: {shape.tokens} tokens of {shape.embed}; forward "
             f"{forward_flops(shape, repeats=options.repeats) / 1e12:.2f} TFLOP per sample, training three times that",
-            f"step: rematerialize={options.rematerialize}, schedule={options.schedule}, zero={options.zero}, "
-            f"ema={options.ema}, float32 parameters and moments",
+            f"step: {options}",
             f"{hardware.name}: {rates} (products reach {100 * hardware.achieved_products:.0f} %), "
             f"{hardware.memory_bytes / 1e9:.0f} GB ({100 * USABLE_MEMORY:.0f} % usable) at "
             f"{hardware.memory_rate / 1e12:.2f} TB/s; per device {hardware.node_rate / 1e9:.0f} GB/s within nodes of "
@@ -177,7 +175,6 @@ def format_transfers(text: str) -> str:
 
 
 def make_parser() -> command_line.Parser:
-    """The command line's options."""
     parser = command_line.make_parser("experiments.plan", __doc__)
     command_line.add_config(parser, required=False)
     command_line.add_data(parser, "default: a grid and the config's channels, or ERA5's")
@@ -186,10 +183,7 @@ def make_parser() -> command_line.Parser:
     add("--devices", type=least(1), default=1, metavar="N", help="how many devices; default: 1")
     add("--device", default="h200", choices=sorted(HARDWARE), help="which machine; default: h200")
     add("--hardware", type=replaced, default={}, metavar="NAME=NUMBER,...", help="numbers of the machine to replace")
-    batch = parser.add_mutually_exclusive_group()
-    about = "batch = this times the mesh's data axis; default: 1"
-    batch.add_argument("--samples-per-instance", type=least(1), default=1, metavar="N", help=about)
-    batch.add_argument("--batch-size", type=least(1), metavar="N", help="instead: the same batch on every mesh")
+    add("--batch-size", type=least(1), metavar="N", help="of every mesh; default: a sample for each instance")
     add("--top", type=least(0), default=12, metavar="N", help="how many meshes the table shows; 0: all; default: 12")
     add("--compile", action="store_true", help="compile the best mesh's step on simulated devices and compare memory")
     add("--measured", action="store_true", help="show the predictions for the steps that were timed, and nothing else")
@@ -216,8 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         patch = tuple(max(1, options.grid[0] // 720) * size for size in settings.model.patch)
         settings = settings.replace({"model.patch": patch})
     shape, channel_set = synthetic.find_sizes(settings, data=options.data, grid=options.grid)
-    step = step_options(settings, hardware, batch=options.batch_size or options.samples_per_instance)
-    samples = 0 if options.batch_size else options.samples_per_instance
+    step = step_options(settings, hardware, batch=options.batch_size or 1)
+    samples = 0 if options.batch_size else 1
     plans, refusals = plan_meshes(shape, options.devices, step, hardware, samples_per_instance=samples)
     print(header(settings, shape, step, hardware))
     if plans:
@@ -227,10 +221,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "\nexposed: what the step waits for; hidden: what runs under its products; read: by each process, one on a "
             "node.\nHow near such times are to measured ones: --measured."
         )
-        planned = [(hardware.name, p.layout, shape, dataclasses.replace(step, batch=p.batch)) for p in plans]
-        timed = [c for c in MEASURED if (c.device, c.layout, SHAPE, c.options) in planned]
-        if timed:
-            print(f"\n{format_measured(timed)}")
     if refusals:
         print(f"\n{len(refusals)} refused:\n{format_refusals(refusals)}")
     if options.json:

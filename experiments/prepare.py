@@ -34,7 +34,7 @@ import pandas as pd
 
 from experiments import command_line
 from weathermixer.archive.archive import Archive, is_archive, open_archive
-from weathermixer.archive.layout import COMPRESSORS, Layout
+from weathermixer.archive.layout import COMPRESSORS
 from weathermixer.archive.verify import describe_missing, verify_archive
 from weathermixer.fields.variables import ERA5, group_by_variable
 from weathermixer.prepare.prepare import prepare_archive
@@ -46,11 +46,16 @@ from weathermixer.simulation.simulate import simulate
 from weathermixer.sources.sources import Source, open_source
 
 COMPRESSOR_HELP = "default: none, read fastest; zstd (2/3 of the bytes), lz4 (4/5): for slow and remote stores"
+# of open_source and of plan_archive, as they are called there
+SOURCE_OPTIONS = (
+    "variables", "levels_hpa", "static", "period", "step_hours", "crop_south_pole", "coarsen", "exclude", "select",
+    "rename", "units",
+)  # fmt: skip
+LAYOUT_OPTIONS = ("dtype", "compressor", "domain", "tensor", "times_per_shard")
 CLIMATOLOGY_HELP = "mean by hour and day of the year, as WeatherBench 2's; auto: of ten years or more"
 
 
 def make_parser() -> command_line.Parser:
-    """The command line's options."""
     parser = command_line.make_parser("experiments.prepare", __doc__)
     words, period, count = command_line.words, command_line.period, command_line.integer(1)
     about = "Zarr stores, netCDF or GRIB files, folders or quoted globs of them, or `simulated`"
@@ -61,12 +66,13 @@ def make_parser() -> command_line.Parser:
     take("--channels", choices=["era5"], help=about)
     about = "WeatherBench 2's names or the source's, with a level or without; default: all that are known"
     take("--variables", type=words, metavar="NAME,...", help=about)
-    take("--levels", type=command_line.integers, metavar="HPA,...", help="pressure levels; default: all there are")
+    about = "pressure levels; default: all there are"
+    take("--levels", dest="levels_hpa", type=command_line.integers, metavar="HPA,...", help=about)
     about = "static fields, --static= for none; default: those known that are there"
     take("--static", type=words, metavar="NAME,...", help=about)
     take("--period", type=period, metavar="FIRST,LAST", help="dates, both included; default: everything")
     about = "hours between times; default: 6, or the source's if that is no part of 6"
-    take("--step", type=count, metavar="HOURS", help=about)
+    take("--step", dest="step_hours", type=count, metavar="HOURS", help=about)
     about = "months, days or hours to leave out, as 2020-02 or 2020-02-29T06"
     take("--exclude", type=dates, default=(), metavar="DATE,...", help=about)
     take("--crop-south-pole", action="store_true", help="drop the last row: 721 -> 720, as published")
@@ -124,13 +130,7 @@ def _prepare(options: argparse.Namespace) -> bool:
         # kept beside the archive: it is made once, and prepared in as many ways as one likes
         options.source = [simulate(options.dest.rstrip("/") + ".simulation.zarr", days=options.days or Simulation.days)]
     source = open_source(options.source, **source_options(options))
-    layout = {
-        "dtype": options.dtype,
-        "compressor": options.compressor,
-        "domain": options.domain,
-        "tensor": options.tensor,
-        "times_per_shard": options.times_per_shard,
-    }
+    layout = {name: getattr(options, name) for name in LAYOUT_OPTIONS}
     plan = plan_archive(source, **layout, workers=options.workers)
     workers = f"Dask's workers at {options.dask}" if options.dask else f"{plan.workers} workers"
     print(describe_plan(source, plan, options.dest, workers), flush=True)
@@ -141,9 +141,7 @@ def _prepare(options: argparse.Namespace) -> bool:
             source,
             options.dest,
             **layout,
-            statistics_period=options.statistics_period,
-            area_weighted=options.area_weighted,
-            keep_faults=options.keep_faults,
+            **{name: getattr(options, name) for name in ("statistics_period", "area_weighted", "keep_faults")},
             climatology={"auto": None, "yes": True, "no": False}[options.climatology],
             workers=workers,
         )
@@ -153,7 +151,7 @@ def _prepare(options: argparse.Namespace) -> bool:
 
 def check_options(options: argparse.Namespace) -> None:
     """ValueError for options that go with nothing that is there, and would do nothing."""
-    if options.channels and (options.variables or options.levels or options.static is not None):
+    if options.channels and (options.variables or options.levels_hpa or options.static is not None):
         raise ValueError("--channels is a set of variables, levels and static fields: leave those out, or it")
     if options.days and options.source != ["simulated"]:
         raise ValueError("--days is of `simulated`: a source has --period")
@@ -163,35 +161,24 @@ def check_options(options: argparse.Namespace) -> None:
 
 def source_options(options: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of `open_source` from the command line."""
-    variables, levels, static = options.variables, options.levels, options.static
+    found = {name: getattr(options, name) for name in SOURCE_OPTIONS}
     if options.channels == "era5":
-        variables, levels, static = [channel.name for channel in ERA5.dynamic], None, list(ERA5.static)
-    storage = {}
+        found |= {"variables": [channel.name for channel in ERA5.dynamic], "static": list(ERA5.static)}
     if options.anonymous:
-        storage = {"token": "anon"} if options.source[0].startswith("gs://") else {"anon": True}
-    return {
-        "variables": variables,
-        "levels_hpa": levels,
-        "static": static,
-        "period": options.period,
-        "step_hours": options.step,
-        "crop_south_pole": options.crop_south_pole,
-        "coarsen": options.coarsen,
-        "exclude": options.exclude,
-        "select": options.select,
-        "rename": options.rename,
-        "units": options.units,
-        "storage_options": storage,
-    }
+        found["storage_options"] = {"token": "anon"} if options.source[0].startswith("gs://") else {"anon": True}
+    return found
 
 
 def describe_plan(source: Source, plan: ArchivePlan, dest: str | os.PathLike, workers: str) -> str:
     """What will be made, before it is made."""
-    layout = plan.layout
+    layout, compression = plan.layout, "without compression"
+    if layout.compressor != "none":
+        share = COMPRESSORS[layout.compressor][2]
+        compression = f"before {layout.compressor}, about {_size(int(share * layout.total_bytes))} after it"
     lat, lon = source.grid.shape
     lines = [
         f"source    {source.name}",
-        f"times     {len(source.times)}, {_time(source.times[0])} to {_time(source.times[-1])}",
+        f"times     {len(source.times)}, {source.times[0]:.13} to {source.times[-1]:.13}",
         f"          every {source.step_hours} h, {len(source.missing_times)} missing between them",
         *(f"account   {line}" for line in source.account),
         f"grid      {lat} x {lon}, latitude {source.grid.latitude[0]:g} to {source.grid.latitude[-1]:g}",
@@ -203,7 +190,7 @@ def describe_plan(source: Source, plan: ArchivePlan, dest: str | os.PathLike, wo
     lines += [
         f"static    {' '.join(source.static) or 'none'}",
         f"archive   {dest}",
-        f"          {layout.dtype}, {_size(layout.total_bytes)} {_compression(layout)}",
+        f"          {layout.dtype}, {_size(layout.total_bytes)} {compression}",
         f"          made for meshes up to domain={layout.domain} tensor={layout.tensor}",
         f"          {layout.shards} files of {layout.times_per_shard} times, up to {_size(layout.shard_bytes)} each",
         f"          chunks of {' x '.join(map(str, layout.chunk))} (time, channel, latitude, longitude)",
@@ -234,17 +221,6 @@ def describe_archive(archive: Archive) -> str:
         faults = attributes["faults"]
         lines += ["", f"{len(faults)} faulty fields were kept, the first:", *(f"  {fault}" for fault in faults[:10])]
     return "\n".join(lines)
-
-
-def _compression(layout: Layout) -> str:
-    if layout.compressor == "none":
-        return "without compression"
-    share = COMPRESSORS[layout.compressor][2]
-    return f"before {layout.compressor}, about {_size(int(share * layout.total_bytes))} after it"
-
-
-def _time(time) -> str:
-    return str(time.astype("datetime64[h]"))
 
 
 def _size(count: int) -> str:

@@ -125,7 +125,6 @@ def format_table(statuses: Sequence[dict[str, Any]]) -> str:
 
 
 def make_parser() -> command_line.Parser:
-    """The command line's options."""
     parser = command_line.make_parser("experiments.status", __doc__)
     parser.add_argument("runs", nargs="+", type=pathlib.Path, metavar="RUN", help="workdirs of runs")
     parser.add_argument("--watch", action="store_true", help="look again every ten seconds, until Ctrl-C")

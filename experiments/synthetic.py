@@ -4,7 +4,7 @@ Programs that plan, compare meshes or measure need the grid and the channels of 
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from weathermixer.archive.loader import Batch
 from weathermixer.archive.reference import Reference
-from weathermixer.archive.standardization import Standardization, place_roles, place_terms
+from weathermixer.archive.standardization import Standardization, place_terms
 from weathermixer.fields.forcings import TERMS
 from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import ERA5, ChannelSet, parse_channel
@@ -44,15 +44,8 @@ def make_training(
     settings: Settings, shape: ModelShape, channel_set: ChannelSet, mesh: Mesh | AbstractMesh
 ) -> build.Training:
     """What trains the config on these sizes, on the mesh in use."""
-    reference, starts = make_reference(channel_set, make_grid(*shape.grid)), 100 * settings.training.batch_size
+    reference, starts = make_reference(channel_set, shape.grid), 100 * settings.training.batch_size
     return build.make_training(settings, reference, starts=starts, mesh=mesh)
-
-
-def make_reference(channel_set: ChannelSet, grid: Grid) -> Reference:
-    """Of standardized fields; a channel's 6 h tendency is a tenth of its spread, static fields are random."""
-    one = np.ones(len(channel_set.stored))
-    static = {name: np.random.default_rng(1).random(grid.shape, np.float32) for name in channel_set.static}
-    return Reference(channel_set, grid, 6, 0 * one, one, 0.1 * one, np.nan * one, static=static)
 
 
 def simulate_devices(number: int) -> None:
@@ -101,43 +94,34 @@ def describe_arguments(
         lat, lon = array(jnp.float32, fields[1:2], "lat"), array(jnp.float32, fields[2:], "lon")
         standardization = dataclasses.replace(standardization, latitude=lat, longitude=lon)
         terms = array(jnp.float32, (batch_size, shape.channels, TERMS), "batch", "channel", None)
-    more = training.rollout - 1
-    batch = Batch(
-        frames,
-        frames,
-        frames if shape.history == 2 else None,
-        terms,
-        terms if shape.history == 2 else None,
-        later=(frames,) * more,
-        later_terms=(terms,) * more,
-        lead=array(jnp.int32, (batch_size,), "batch") if shape.leads > 1 else None,
-    )
+    lead = array(jnp.int32, (batch_size,), "batch") if shape.leads > 1 else None
+    batch = _arrange(lambda _: frames, lambda _: terms, history=shape.history, rollout=training.rollout, lead=lead)
     return state, batch, standardization
 
 
-def make_standardization(
-    channel_set: ChannelSet, grid: tuple[int, int], mesh: Mesh, *, missing: Sequence[str] = ()
-) -> Standardization:
-    """Of fields that are stored standardized; static fields are random and the same on every mesh."""
-    held = (np.arange(channel_set.size) < len(channel_set.stored)).astype(np.float32)
-    static = np.zeros((channel_set.size, *grid), np.float32)
-    some = slice(channel_set.first_static, channel_set.first_forcing)
-    static[some] = np.random.default_rng(1).standard_normal(static[some].shape, np.float32)
-
-    def vector(values):
-        return jax.device_put(np.asarray(values, np.float32), sharding(mesh, "channel"))
-
-    fill = channel_set.pad([0.0 if name in missing else np.nan for name in channel_set.stored_names])
-    return Standardization(
-        scale=vector(held),
-        offset=vector(0 * held),
-        mean=vector(0 * held),
-        std=vector(np.ones_like(held)),
-        tendency=vector(0.1 * held),
-        static=jax.device_put(static, sharding(mesh, "channel", "lat", "lon")),
-        fill=vector(fill) if missing else None,
-        **place_roles(channel_set, make_grid(*grid), mesh),
+def _arrange(
+    frames: Callable[[int], Any], terms: Callable[[int], Any], *, history: int, rollout: int, lead: Any
+) -> Batch:
+    """A batch of frames and forcings' coefficients, by how many steps after the inputs they are."""
+    seen_before = history == 2
+    return Batch(
+        frames(0),
+        frames(1),
+        previous=frames(-1) if seen_before else None,
+        terms=terms(0),
+        previous_terms=terms(-1) if seen_before else None,
+        later=tuple(map(frames, range(2, rollout + 1))),
+        later_terms=tuple(map(terms, range(1, rollout))),
+        lead=lead,
     )
+
+
+def make_reference(channel_set: ChannelSet, grid: tuple[int, int], *, missing: Sequence[str] = ()) -> Reference:
+    """Of standardized fields; a channel's 6 h tendency is a tenth of its spread, static fields are random."""
+    one, rng = np.ones(len(channel_set.stored)), np.random.default_rng(1)
+    static = {name: rng.standard_normal(grid, np.float32) for name in channel_set.static}
+    fill = np.where(np.isin(channel_set.stored_names, missing), 0.0, np.nan)
+    return Reference(channel_set, make_grid(*grid), 6, 0 * one, one, 0.1 * one, fill, static)
 
 
 def make_batch(
@@ -158,27 +142,26 @@ def make_batch(
     """
     rng = np.random.default_rng([2, step])
     size = (batch_size, len(channel_set.stored), *grid)
-    inputs = rng.standard_normal(size, np.float32)
-    targets = inputs + 0.1 * rng.standard_normal(size, np.float32)
+
+    def change(fields: np.ndarray) -> np.ndarray:
+        return fields + 0.1 * rng.standard_normal(size, np.float32)
+
+    fields = {0: rng.standard_normal(size, np.float32)}
+    fields[1] = change(fields[0])
+    lead = put(rng.integers(leads, size=batch_size).astype(np.int32), mesh, "batch") if leads > 1 else None
+    fields |= {number: change(fields[1]) for number in range(2, rollout + 1)}
+    if history == 2:
+        fields[-1] = change(fields[0])
     land = np.random.default_rng(4).random(grid) < 1 / 3
     lost = np.isin(channel_set.stored_names, missing)[:, None, None] & land
     times = np.datetime64("2000-01-01", "ns") + (batch_size * step + np.arange(batch_size)) * np.timedelta64(6, "h")
 
-    def place(fields: np.ndarray) -> Any:
+    def frames(number: int) -> Any:
         padding = ((0, 0), (0, channel_set.size - size[1]), (0, 0), (0, 0))
-        whole = np.pad(np.where(lost, np.nan, fields).astype(np.float16), padding)
+        whole = np.pad(np.where(lost, np.nan, fields[number]).astype(np.float16), padding)
         return jax.device_put(whole, sharding(mesh, "batch", "channel", "lat", "lon"))
 
-    def terms(times: np.ndarray) -> Any:
-        return place_terms(channel_set, times, mesh, step_hours=6)
+    def terms(number: int) -> Any:
+        return place_terms(channel_set, times + number * np.timedelta64(6, "h"), mesh, step_hours=6)
 
-    lead = put(rng.integers(leads, size=batch_size).astype(np.int32), mesh, "batch") if leads > 1 else None
-    batch = Batch(place(inputs), place(targets), terms=terms(times), lead=lead)
-    if rollout > 1:
-        later = [targets + 0.1 * rng.standard_normal(size, np.float32) for _ in range(rollout - 1)]
-        passed = [times + number * np.timedelta64(6, "h") for number in range(1, rollout)]
-        batch = dataclasses.replace(batch, later=tuple(map(place, later)), later_terms=tuple(map(terms, passed)))
-    if history == 1:
-        return batch
-    previous = place(inputs + 0.1 * rng.standard_normal(size, np.float32))
-    return dataclasses.replace(batch, previous=previous, previous_terms=terms(times - np.timedelta64(6, "h")))
+    return _arrange(frames, terms, history=history, rollout=rollout, lead=lead)

@@ -308,7 +308,6 @@ class Stage:
 
 
 def make_parser() -> command_line.Parser:
-    """The command line's options."""
     parser = command_line.make_parser("experiments.train", __doc__)
     command_line.add_config(parser)
     add = parser.add_argument

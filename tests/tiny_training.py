@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from experiments import synthetic
+from weathermixer.archive.standardization import make_standardization
 from weathermixer.parallel.mesh import make_mesh, use_mesh
 from weathermixer.runs.settings import Settings, make_settings
 
@@ -74,5 +75,5 @@ def make_tiny(
     with use_mesh(mesh):
         shape, channel_set = synthetic.find_sizes(settings, data=None, grid=grid)
         training = synthetic.make_training(settings, shape, channel_set, mesh)
-        standardization = synthetic.make_standardization(channel_set, grid, mesh, missing=missing)
+        standardization = make_standardization(synthetic.make_reference(channel_set, grid, missing=missing), mesh)
         return Tiny(settings, mesh, channel_set, training, standardization, missing)

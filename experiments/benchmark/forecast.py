@@ -62,7 +62,7 @@ def make_run(settings: Settings, grid: tuple[int, int], path: pathlib.Path) -> R
     """A run of this config with random parameters, on ERA5's channels where it names none."""
     mesh = make_mesh(settings.mesh.data, settings.mesh.domain, settings.mesh.tensor)
     _, channel_set = synthetic.find_sizes(settings, data=None, grid=grid)
-    reference = synthetic.make_reference(channel_set, synthetic.make_grid(*grid))
+    reference = synthetic.make_reference(channel_set, grid)
     with use_mesh(mesh):
         make_params, apply = build.make_model(settings, reference, mesh)
         params = jax.jit(make_params)(jax.random.key(0))

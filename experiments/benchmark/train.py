@@ -29,7 +29,7 @@ from jax.sharding import Mesh
 from experiments import command_line, synthetic
 from weathermixer.archive.archive import open_archive
 from weathermixer.archive.loader import Batches
-from weathermixer.archive.standardization import Standardization
+from weathermixer.archive.standardization import Standardization, make_standardization
 from weathermixer.model.shape import ModelShape
 from weathermixer.parallel.mesh import make_mesh, use_mesh
 from weathermixer.parallel.zero import ZERO
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             training = synthetic.make_training(settings, shape, channel_set, mesh)
             sizes = dict(batch_size=settings.training.batch_size, step=0, history=shape.history)
             batch = synthetic.make_batch(channel_set, shape.grid, mesh, **sizes)
-            fields = batch, synthetic.make_standardization(channel_set, shape.grid, mesh)
+            fields = batch, make_standardization(synthetic.make_reference(channel_set, shape.grid), mesh)
         state = jax.jit(training.initial_state)()
         compiled = training.train_step.lower(state, *fields).compile()
         text = compiled.as_text()

@@ -2,13 +2,7 @@
 
     WEATHERMIXER_REAL_DATA=FOLDER python -m experiments.train --config=era5_djf --workdir=DIR
 
-FOLDER holds era5_djf_2025_dev_2p5deg.zarr. Scored on its last ten days, which training does not see. RMSE there of
-pressure in Pa, and of vorticity in 1e-5 per second, which is sampled at points and hardly to be forecast:
-
-                     6 h         24 h        72 h
-    persistence      256         572         843
-    climatology      744         747         741
-    this model       134  3.60   433  4.15   736  4.35
+FOLDER holds era5_djf_2025_dev_2p5deg.zarr. Scored on its last ten days, which training does not see: docs/skill.md.
 """
 
 from ml_collections import ConfigDict

@@ -3,17 +3,10 @@
     WEATHERMIXER_REAL_DATA=FOLDER python -m experiments.train --config=gfs_wind --workdir=DIR
 
 FOLDER holds gfs_10mwind_6h_2026_dev_64x32.zarr. Scored on its last nine days, which training does not see; settings
-were chosen on the first six of these. RMSE of u and v there in m/s, of runs in float32 on one GPU:
-
-                                                  6 h           24 h          72 h
-    persistence                               1.54  1.95    3.33  4.17
-    climatology, by hour of day               3.91  4.05    3.90  4.05    3.91  4.06
-    linear ridge on 5 x 7 points, one frame   1.16  1.27    2.66  2.96
-    this model                                0.83  0.86    2.17  2.35    3.67  4.05
-    gfs_wind:skill, for a GPU                 0.74  0.78    2.05  2.22    3.79  4.09
+were chosen on the first six of these. RMSE of u and v there in m/s, and what made it so: docs/skill.md.
 
 Turning the globe is worth most: it shows each pair in 64 places. Next come two frames: wind alone does not tell where
-the pressure pushes it, its change does. What else was tried, and what it gave: docs/skill.md.
+the pressure pushes it, its change does.
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,7 @@
     python -m experiments.train --config=quickstart --workdir=DIR
 
 Simulates the weather first (cached), and ends with scores, a forecast and a map in DIR: two to four minutes on two
-cores, of which the simulation and its archive take a third. RMSE over persistence's at 6, 24 and 72 h: z500 0.14, 0.16
-and 0.41, t850 0.16, 0.17 and 0.40, u850 0.24, 0.26 and 0.48; docs/skill.md says what made it so.
+cores, of which the simulation and its archive take a third. What the settings bring: docs/skill.md.
 """
 
 from ml_collections import ConfigDict

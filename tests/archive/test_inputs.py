@@ -9,7 +9,7 @@ import pytest
 from experiments import synthetic
 from tests.archives import make_archive, make_frames
 from tests.fields.test_forcings import fields
-from weathermixer.archive.standardization import find_missing, make_input, place_terms
+from weathermixer.archive.standardization import find_missing, make_input, make_standardization, place_terms
 from weathermixer.fields.forcings import FORCINGS
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel.mesh import make_mesh, sharding, spec, use_mesh
@@ -38,7 +38,7 @@ def make_state(mesh):
 def test_every_channel_gets_what_its_role_asks_for(sizes):
     mesh = make_mesh(*sizes)
     with use_mesh(mesh):
-        s = synthetic.make_standardization(CHANNELS, GRID, mesh, missing=MISSING)
+        s = make_standardization(synthetic.make_reference(CHANNELS, GRID, missing=MISSING), mesh)
         s = dataclasses.replace(s, fill=s.fill + 0.5)
         state, values = make_state(mesh)
         x = jax.jit(make_input)(state, s, place_terms(CHANNELS, TIMES, mesh, step_hours=6))

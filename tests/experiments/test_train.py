@@ -13,6 +13,7 @@ import pytest
 from experiments import train
 from experiments.configs import base
 from tests.archives import make_archive, make_frames
+from tests.tiny_training import quick_compilation
 from weathermixer.archive.archive import open_archive
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel import distributed
@@ -32,6 +33,12 @@ CHANNELS = ChannelSet.from_names(
     ["2m_temperature", "geopotential_500", "geopotential_850", "temperature_500", "temperature_850"], ["land_sea_mask"]
 )
 TIMES = np.datetime64("2000-01-01T00", "ns") + np.arange(40) * np.timedelta64(6, "h")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_quickly():
+    with quick_compilation():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.parity import Measured, compare, differences, format_differences, name_of, relative
+from experiments.parity import Measured, compare, differences, format_differences, relative
 from tests.tiny_training import make_tiny, quick_compilation
 from weathermixer.parallel.mesh import use_mesh
 from weathermixer.planning.plan import layouts
+from weathermixer.training.checkpoint import name_leaves
 from weathermixer.training.state import describe
 
 MESHES = [(layout.data, layout.domain, layout.tensor) for layout in layouts(8)]
@@ -56,7 +57,7 @@ def measure(sizes, options, params=None):
             params = tree.unflatten([jax.device_put(leaf, target.sharding) for leaf, target in zip(whole, targets)])
         arguments = (params, tiny.batch(0), tiny.standardization, jax.random.key(3))
         loss, gradient = jax.jit(jax.value_and_grad(tiny.training.loss))(*arguments)
-    named = {name_of(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)}
+    named = {name: np.asarray(leaf) for name, leaf in name_leaves(gradient).items()}
     return Measured(np.asarray(loss), named, np.zeros(1)), params
 
 
@@ -100,7 +101,7 @@ def test_roles_forcings_and_missing_values(head, mesh, one_device):
     rows = compare(differences(here, expected), None)
     assert rows.fine.all(), format_differences(str(mesh), rows, 5)
     # the columns of output only, input only and padding are shown or changed as their roles say
-    encode = expected.gradient["encode.kernel"].reshape(16, 4, -1)
+    encode = expected.gradient["encode/kernel"].reshape(16, 4, -1)
     assert np.flatnonzero(~encode.any(axis=(1, 2))).tolist() == [3, 14, 15]
     decode = expected.gradient["decode_kernel"].reshape(2, -1, 16, 4)
     assert np.flatnonzero(decode.any(axis=(0, 1, 3))).tolist() == [0, 1, 2, 3]
@@ -155,9 +156,9 @@ def test_rounding_of_a_format_is_the_measure_of_it(one_device, dtype, most):
 def test_padding_is_exact(one_device):
     """Padding channels learn nothing: their rows and columns get a gradient of exactly zero."""
     gradient = one_device(PUBLISHED)[0].gradient
-    encode = gradient["encode.kernel"].reshape(8, 4, 64)  # channel, column of the patch, embed
+    encode = gradient["encode/kernel"].reshape(8, 4, 64)  # channel, column of the patch, embed
     assert np.all(encode[5:] == 0) and np.all(np.any(encode[:5] != 0, axis=(1, 2)))
-    blend = gradient["head.kernel"]
+    blend = gradient["head/kernel"]
     assert np.all(blend[:, 4:] == 0) and np.all(blend[:, :, 4:] == 0) and np.any(blend[:, :4, :4] != 0)
 
 
