@@ -124,13 +124,14 @@ def format_measured(cases: Iterable[Measured]) -> str:
 def header(settings: Settings, shape: ModelShape, options: StepOptions, hardware: Hardware) -> str:
     """What is planned, and for which machine."""
     lat, lon = shape.grid
+    said = (f"{name}={value}" for name, value in dataclasses.asdict(options).items() if name != "batch")
     rates = f"{hardware.peak(options.compute_dtype) / 1e12:.0f} TFLOP/s {options.compute_dtype}"
     return "\n".join(
         [
             f"model: {parameters(shape) / 1e9:.2f} B parameters, {lat} x {lon} points, {shape.channels} channels, "
             f"patch {shape.patch[0]} x {shape.patch[1]}: {shape.tokens} tokens of {shape.embed}; forward "
             f"{forward_flops(shape, repeats=options.repeats) / 1e12:.2f} TFLOP per sample, training three times that",
-            f"step: {options}",
+            f"step: {', '.join(said)}",
             f"{hardware.name}: {rates} (products reach {100 * hardware.achieved_products:.0f} %), "
             f"{hardware.memory_bytes / 1e9:.0f} GB ({100 * USABLE_MEMORY:.0f} % usable) at "
             f"{hardware.memory_rate / 1e12:.2f} TB/s; per device {hardware.node_rate / 1e9:.0f} GB/s within nodes of "
