@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 import xarray as xr
 from jax.sharding import Mesh
@@ -20,7 +19,7 @@ from weathermixer.archive.frames import Frames, archive_frames
 from weathermixer.archive.reference import Reference
 from weathermixer.archive.standardization import make_standardization
 from weathermixer.fields.regridding import regrid
-from weathermixer.parallel.mesh import sharding
+from weathermixer.parallel.mesh import put
 from weathermixer.sources.sources import Source, open_source
 
 # an open data set, in pieces too, or the path or address of one
@@ -94,5 +93,4 @@ def _place(
     unique, positions = np.unique(indices, return_inverse=True)
     whole = np.zeros((len(indices), channels.size, *reference.grid.shape), np.float32)
     whole[:, : len(channels.stored)] = read(unique)[positions]
-    cut = sharding(mesh, "batch", "channel", "lat", "lon")
-    return jax.make_array_from_callback(whole.shape, cut, lambda box: whole[box])
+    return put(whole, mesh, "batch", "channel", "lat", "lon")

@@ -24,7 +24,7 @@ from weathermixer.archive.frames import Frames
 from weathermixer.archive.reference import Reference
 from weathermixer.archive.sampling import days_of_year, find_times, in_period
 from weathermixer.archive.standardization import make_standardization
-from weathermixer.parallel.mesh import sharding, spec, use_mesh
+from weathermixer.parallel.mesh import put, sharding, spec, use_mesh
 
 DAYS_PER_YEAR = 365.2425
 # With less than two years, a seasonal cycle cannot be told from the weather of those seasons
@@ -51,7 +51,8 @@ class Climatology:
     def at(self, times: np.ndarray) -> Float[Array, "b n lat lon"]:
         """The standardized climatology at these times, a global array cut like a batch of fields."""
         terms = climatology_terms(times, hours=self.hours, harmonics=self.harmonics)
-        return _combine(_on_mesh(terms, self.coefficients.sharding.mesh), self.coefficients)
+        mesh = self.coefficients.sharding.mesh
+        return _combine(put(terms.astype(np.float32), mesh, "batch", None), self.coefficients)
 
 
 def climatology_terms(times: np.ndarray, *, hours: tuple[int, ...], harmonics: int) -> Float[np.ndarray, "time term"]:
@@ -109,13 +110,9 @@ def make_climatology(
         for first in tqdm(range(0, len(indices), batch_size), desc="climatology", disable=not progress, leave=False):
             chosen = np.arange(first, first + batch_size) % len(indices)
             weights = terms[chosen] * (np.arange(first, first + batch_size) < len(indices))[:, None]
-            total = _accumulate(total, _on_mesh(weights, frames.mesh), frames.read(indices[chosen]))
+            placed = put(weights.astype(np.float32), frames.mesh, "batch", None)
+            total = _accumulate(total, placed, frames.read(indices[chosen]))
         return Climatology(_solve(np.linalg.inv(gram).astype(np.float32), total), hours, harmonics)
-
-
-def _on_mesh(terms: Float[np.ndarray, "b term"], mesh: Mesh) -> Float[Array, "b term"]:
-    terms = terms.astype(np.float32)
-    return jax.make_array_from_callback(terms.shape, sharding(mesh, "batch", None), lambda box: terms[box])
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -20,7 +20,7 @@ from weathermixer.archive.sampling import find_times
 from weathermixer.archive.standardization import Standardization, find_missing, to_physical
 from weathermixer.fields.regridding import conservative_weights, equiangular_grid
 from weathermixer.forecasting.rollout import Apply, batches, check_leads, make_advance, rollout
-from weathermixer.parallel.mesh import check_divides, sharding, use_mesh
+from weathermixer.parallel.mesh import check_divides, put, sharding, use_mesh
 from weathermixer.verification import statistics
 from weathermixer.verification.climatologies import Calendar, Climatology
 from weathermixer.verification.metrics import compute_metrics
@@ -203,8 +203,7 @@ def _place_grid(frames: Frames, name: str, regions: Sequence[str], land: np.ndar
     grid = frames.reference.grid
     if name == "native":
         weights = region_weights(grid, regions, land=land).astype(np.float32)
-        where = sharding(frames.mesh, None, "lat", None)
-        return None, jax.make_array_from_callback(weights.shape, where, lambda box: weights[box])
+        return None, put(weights, frames.mesh, None, "lat", None)
     longitudes, _, latitudes = name.partition("x")
     if not (longitudes.isdigit() and latitudes.isdigit()):
         raise ValueError(f"grid {name!r} is not known: give native, or longitudes x latitudes as 64x32 or 240x121")
