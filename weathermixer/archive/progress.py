@@ -5,7 +5,7 @@ import sys
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 10.0
-FORMAT = "{desc}: {percentage:.0f} %|{bar}| {n:.0f} of {total:.0f}{unit}, {rate_fmt}, {remaining} left"
+FORMAT = "{desc}: {percentage:.0f} %|{bar}| {n:.0f} of {total:.0f}{unit}, {rate_noinv_fmt}, {remaining} left"
 
 
 class _Lines:
