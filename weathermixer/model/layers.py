@@ -73,13 +73,10 @@ class Dense(nnx.Module):
         """finish(x kernel, bias): an activation function that adds the bias itself saves writing the sum."""
         kernel, bias, columns = self.kernel[...], self.bias[...], self.columns
         if columns > 1:  # [s, l, r, j]: from a column l the offsets are turned by l
+            size, names = [columns * rows for rows in kernel.shape[:2]], kernel_names("token", self.schedule)
             kernel = kernel.astype(x.dtype)
             turned = jnp.stack([jnp.roll(kernel, column, axis=-1) for column in range(columns)], axis=1)
-            size, cut = (
-                (kernel.shape[0] * columns, kernel.shape[1] * columns),
-                spec(*kernel_names("token", self.schedule)),
-            )
-            kernel = jnp.reshape(turned, size, out_sharding=cut)
+            kernel = jnp.reshape(turned, size, out_sharding=spec(*names))
             bias = jnp.broadcast_to(bias[:, None], (len(bias), columns)).reshape(-1)
         y = mix(x, kernel, over=self.over, schedule=self.schedule, fp8=self.fp8)
         return finish(y, dense_bias(bias, self.over))

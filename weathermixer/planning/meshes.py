@@ -65,7 +65,8 @@ class StepOptions:
       accumulate: parts, one after the other, in which a batch's gradient is made.
       muon: whether the blocks' kernels keep one moment, not two.
       compute_dtype: of activations and products, "bfloat16" or "float32"; or "fp8", as in the settings.
-      rematerialize, schedule, dropout: as in the model, whether there is any dropout.
+      rematerialize, schedule: as in the model.
+      dropout: whether there is any.
       ema: whether an exponential moving average of the parameters is kept.
       zero: what is cut over the mesh's data axis as well: "none", "moments" (EMA included) or "parameters" (all).
       frames: read per sample, the input and its targets.
