@@ -119,6 +119,10 @@ def test_scores_of_two_runs_are_joined_at_the_starts_of_both():
     one, other = (make_scores(np.full((1, 10), float(n + 1)), sources=["model"]) for n in range(2))
     joined = join_scores({"old": one, "new": other.isel(time=slice(3, None))})
     assert joined.source.values.tolist() == ["old", "new"] and joined.sizes["time"] == 7 and joined.samples.item() == 7
+    by_region = {
+        name: part.expand_dims(region=["global", "europe"]) for name, part in {"old": one, "new": other}.items()
+    }
+    assert join_scores(by_region).samples.dims == ("lead_hours",)  # as evaluate's, whatever the regions
     np.testing.assert_allclose(compare(joined, "new", "old").difference, np.sqrt(2) - 1)
     with pytest.raises(ValueError, match="old, new have no starts, leads and channels in common"):
         join_scores({"old": one, "new": other.assign_coords(channel=["t"])})

@@ -59,7 +59,7 @@ def draw_scorecard(scores: xr.Dataset, one: str, other: str, *, metric: str = "r
             part = group.sel(region=region).transpose("channel", "lead_hours")
             image = _draw_cells(axis, part, limit, "RdBu" if metric.startswith("acc") else "RdBu_r")
         axes[0, number].set_title(region, fontsize=9)
-    axes[-1, len(columns) // 2].set_xlabel("lead / h", fontsize=9)
+        axes[-1, number].set_xlabel("lead / h", fontsize=9)
     starts = f"{scores.time.values.min():.13} to {scores.time.values.max():.13} UTC"
     label = f"{metric.upper()} of {one} against {other}, %; forecasts from {starts}\n"
     label += f"blue is better; hatched may be chance, p ≥ {LEVEL}"

@@ -33,7 +33,8 @@ def join_scores(scores: Mapping[str, xr.Dataset], *, source: str = "model") -> x
     if not all(joined.sizes.values()):
         raise ValueError(f"{', '.join(scores)} have no starts, leads and channels in common: {dict(joined.sizes)}")
     counted = joined.counted.all("source")
-    return joined.assign(counted=counted, samples=counted.any("channel").sum("time"))
+    others = [dim for dim in counted.dims if dim not in ("time", "lead_hours")]
+    return joined.assign(counted=counted, samples=counted.any(others).sum("time"))
 
 
 def compare(scores: xr.Dataset, one: str, other: str, *, metric: str = "rmse", seed: int = 0) -> xr.Dataset:

@@ -90,21 +90,15 @@ class Table:
 
     def _summed(self, name: str, dims: tuple[str, ...]) -> xr.DataArray | None:
         """The sums of a name over starts [source, grid, lead_hours, *dims]; None where there are none."""
-        names = [*self._coords["source"], "truth"]
-        by_source = {}
-        for (other, source, grid, _), values in sorted(self._sums.items(), key=lambda item: item[0]):
+        sources, channels = [*self._coords["source"], "truth"], [channel.name for channel in self._channels]
+        parts = []
+        for (other, source, grid, lead), values in self._sums.items():
             if other == name:
-                by_source.setdefault(source, {}).setdefault(grid, []).append(values)
-        if not by_source:
-            return None
-        arrays = []
-        for of_grids in by_source.values():
-            values = np.array(list(of_grids.values()))
-            array = xr.DataArray(values, dims=("grid", "lead_hours", *dims))
-            known = {"grid": self._coords["grid"][: len(values)], "lead_hours": self._coords["lead_hours"]}
-            known |= {"channel": [channel.name for channel in self._channels], dims[-1]: range(values.shape[-1])}
-            arrays.append(array.assign_coords(known))
-        return xr.concat(arrays, xr.Variable("source", [names[source] for source in by_source]), join="outer")
+                place = {"source": [sources[source]], "grid": [self._coords["grid"][grid]]}
+                place |= {"lead_hours": [self._coords["lead_hours"][lead]], "channel": channels}
+                place[dims[-1]] = range(values.shape[-1])
+                parts.append(xr.DataArray(values[None, None, None], place, ("source", "grid", "lead_hours", *dims)))
+        return xr.combine_by_coords(parts) if parts else None
 
 
 def _describe(channels: Sequence[Channel]) -> dict[str, Any]:
