@@ -147,13 +147,7 @@ def training_steps(settings: Settings, starts: int) -> tuple[int, int]:
 
 
 def rollout_stages(settings: Settings, first_step: int, last_step: int) -> list[tuple[int, int, int]]:
-    """(first step, last step, rollout) of each part of the steps that are left: in each the loss is another.
-
-    >>> settings = weathermixer.make_settings({"training": {"rollout": [1, 2, 4], "rollout_from": [0, 300, 400]}})
-    >>> from weathermixer.runs.build import rollout_stages
-    >>> rollout_stages(settings, 350, 500)
-    [(350, 400, 2), (400, 500, 4)]
-    """
+    """(first step, last step, rollout) of each part of the steps that are left: in each the loss is another."""
     since = settings.training.rollout_from
     parts = zip(since, (*since[1:], last_step), settings.training.rollout, strict=True)
     left = [(max(first, first_step), min(last, last_step), rollout) for first, last, rollout in parts]
