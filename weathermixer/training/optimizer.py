@@ -1,5 +1,6 @@
 """Adam as published, AdamW or Muon: one global gradient norm, warm-up and cosine, a rate per group of parameters."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -88,14 +89,15 @@ def make_optimizer(
         steps = [optax.add_decayed_weights(weight_decay), adam]
     else:
         scale = _muon(beta1, beta2) if kind == "muon" else adam
-        steps = [scale, optax.add_decayed_weights(weight_decay, mask=_kernels)]
+        steps = [scale, optax.add_decayed_weights(weight_decay, mask=_named(lambda names, _: "kernel" in names[-1]))]
     if clip_norm is not None:
         steps = [optax.clip_by_global_norm(clip_norm), *steps]
     rates = {
         "coder": optax.scale_by_learning_rate(coder_rate),
         "processor": optax.scale_by_learning_rate(processor_rate),
     }
-    return optax.chain(*steps, optax.partition(rates, _groups))
+    group = _named(lambda names, _: "coder" if names[0] in CODERS else "processor")
+    return optax.chain(*steps, optax.partition(rates, group))
 
 
 def _muon(beta1: float, beta2: float) -> optax.GradientTransformation:
@@ -104,7 +106,7 @@ def _muon(beta1: float, beta2: float) -> optax.GradientTransformation:
     The products X X^T of Newton and Schulz contract dimensions that are cut on both sides: the compiler says how.
     """
     options = dict(adam_b1=beta1, adam_b2=beta2, mu_dtype=jnp.float32, consistent_rms=0.2)
-    muon = optax.contrib.muon(-1.0, muon_weight_dimension_numbers=_matrices, **options)
+    muon = optax.contrib.muon(-1.0, muon_weight_dimension_numbers=_named(_matrix), **options)
 
     def update(gradient, moments, params=None):
         cuts = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, (gradient, moments))
@@ -113,30 +115,17 @@ def _muon(beta1: float, beta2: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(muon.init, update)
 
 
-def _matrices(params: Any) -> Any:
-    """What Muon takes for a matrix: (contracted, produced) of a kernel, whose third dimension is contracted too."""
-    contracted = {2: 0, 3: (0, 2)}  # the third: offsets along longitude
-
-    def matrix(names, leaf):
-        if names[0] == "blocks" and names[-1] == "kernel":
-            return MuonDimensionNumbers(contracted[leaf.ndim], 1)
-        return None
-
-    return _map_named(matrix, params)
+def _matrix(names: Sequence[str], leaf: Any) -> MuonDimensionNumbers | None:
+    """What Muon takes for a matrix: (contracted, produced) of a kernel; the third dimension, offsets, is contracted."""
+    if names[0] == "blocks" and names[-1] == "kernel":
+        return MuonDimensionNumbers({2: 0, 3: (0, 2)}[leaf.ndim], 1)
+    return None
 
 
-def _groups(params: Any) -> Any:
-    """The group of every parameter, by the name of its module."""
-    return _map_named(lambda names, _: "coder" if names[0] in CODERS else "processor", params)
+def _named(f: Callable) -> Callable:
+    """A function of a tree of parameters that gives f(names on the way to it, parameter) in each one's place."""
 
-
-def _kernels(params: Any) -> Any:
-    return _map_named(lambda names, leaf: "kernel" in names[-1], params)
-
-
-def _map_named(f: Callable, params: Any) -> Any:
     def named(path, leaf):
-        names = [str(entry.key) for entry in path if hasattr(entry, "key")]
-        return f(names, leaf)
+        return f([str(entry.key) for entry in path if hasattr(entry, "key")], leaf)
 
-    return jax.tree_util.tree_map_with_path(named, params)
+    return functools.partial(jax.tree_util.tree_map_with_path, named)
