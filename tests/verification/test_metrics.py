@@ -66,6 +66,22 @@ def weatherbench(prediction, target, climatology, region):
     }
 
 
+def weatherbench_ensemble(members, target, region):
+    """Statistics [time, channel] of ensembles as WeatherBench 2 computes them."""
+    x, y = to_xarray(members), to_xarray(target)
+    mean = lambda field: spatial_average(field, region)  # noqa: E731
+    count, variance = len(members), x.var("number", ddof=1)
+    pairs = sum(abs(x - x.isel(number=n)) for n in range(count)).sum("number") / (count * (count - 1))
+    return {
+        "crps_skill": mean(abs(x - y).mean("number")),
+        "crps_spread": mean(pairs),
+        "variance": mean(variance),
+        "mean_squared_error_unbiased": mean((x.mean("number") - y) ** 2 - variance / count),
+        "energy_skill": np.sqrt(mean((x - y) ** 2)).mean("number"),
+        "energy_spread": np.sqrt(mean(x.diff("number") ** 2)).mean("number"),
+    }
+
+
 def statistics_of(function, mesh, *fields, **options):
     with use_mesh(mesh):
         cuts = [sharding(mesh, *(None,) * (x.ndim - 4), *CUT) for x in fields]
@@ -161,19 +177,8 @@ def test_ensembles_are_scored_as_weatherbench_2_does(shape):
     members = target + np.random.default_rng(1).normal(size=(5, *SHAPE)) + 0.2
     found = statistics_of(ensemble_statistics, make_mesh(*shape), members, target)
     x, y = to_xarray(members), to_xarray(target)
-    pairs = sum(abs(x - x.isel(number=n)) for n in range(5)).sum("number") / (5 * 4)
-    steps = x.diff("number")
     for index, region in enumerate(REGIONS):
-        mean = lambda x, region=region: spatial_average(x, region)  # noqa: E731
-        variance = x.var("number", ddof=1)
-        expected = {
-            "crps_skill": mean(abs(x - y).mean("number")),
-            "crps_spread": mean(pairs),
-            "variance": mean(variance),
-            "mean_squared_error_unbiased": mean((x.mean("number") - y) ** 2 - variance / 5),
-            "energy_skill": np.sqrt(mean((x - y) ** 2)).mean("number"),
-            "energy_spread": np.sqrt(mean(steps**2)).mean("number"),
-        }
+        expected = weatherbench_ensemble(members, target, region)
         for name, value in expected.items():
             np.testing.assert_allclose(found[name][..., index], value, rtol=2e-5, atol=1e-6, err_msg=name)
     ranks = found["rank_histogram"]
@@ -212,3 +217,10 @@ def test_spectra_are_weatherbench_2s(shape):
     # S[k] = 2 C |F[k]|^2 (once for k = 0), F = 1/L sum f exp(-2 pi i k l / L); here without C, a circle's length
     power = np.abs(np.fft.rfft(SCALE[:, None, None] * field, norm="forward")) ** 2 * np.array([1, 2, 2, 2, 2, 2])
     np.testing.assert_allclose(found, np.einsum("bnik,ri->bnrk", power, bands), rtol=1e-4, atol=1e-6)
+
+
+def test_the_table_of_equality_with_weatherbench_2_is_what_the_pages_say():
+    from tests.verification.weatherbench import table
+
+    for name, count, most in table():
+        assert count and most < (1e-12 if name.startswith("weights") else 2e-5), (name, most)

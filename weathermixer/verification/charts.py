@@ -61,7 +61,7 @@ def draw_scorecard(scores: xr.Dataset, one: str, other: str, *, metric: str = "r
         axes[0, number].set_title(region, fontsize=9)
         axes[-1, number].set_xlabel("lead / h", fontsize=9)
     starts = f"{scores.time.values.min():.13} to {scores.time.values.max():.13} UTC"
-    label = f"{metric.upper()} of {one} against {other}, %; forecasts from {starts}\n"
+    label = f"{metric.upper()} of {one} against {other}, %\nforecasts from {starts}\n"
     label += f"blue is better; hatched may be chance, p ≥ {LEVEL}"
     bar = figure.colorbar(image, ax=axes, location="bottom", extend="both", shrink=0.7, aspect=40, pad=0.01)
     bar.set_label(label, fontsize=8)
