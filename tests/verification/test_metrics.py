@@ -219,6 +219,7 @@ def test_spectra_are_weatherbench_2s(shape):
     np.testing.assert_allclose(found, np.einsum("bnik,ri->bnrk", power, bands), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow  # 10 s
 def test_the_table_of_equality_with_weatherbench_2_is_what_the_pages_say():
     from tests.verification.weatherbench import table
 

@@ -43,9 +43,9 @@ def differences():
         ours = ours.merge(plain.scores(of_members))
         for index, region in enumerate(plain.REGIONS):
             expected = plain.weatherbench(*fields, region)
-            means = {n: x.mean("time").data for n, x in plain.weatherbench_ensemble(members, fields[1], region).items()}
+            means = {n: x.mean("time") for n, x in plain.weatherbench_ensemble(members, fields[1], region).items()}
             for name in ("crps", "spread", "spread_skill", "energy_score"):
-                expected[name] = METRICS[name].function(*(means[need] for need in METRICS[name].needs))
+                expected[name] = METRICS[name].function(*(means[need] for need in METRICS[name].needs)).values
             for name, values in expected.items():
                 found.setdefault(name, []).append((ours[name].isel(region=index).values, values))
             wind = single["squared_error"][:, :2, index].sum(1).mean()  # of two channels as the components
