@@ -36,10 +36,11 @@ def format_scores(scores: xr.Dataset) -> str:
 
     >>> run = weathermixer.open_run("runs/quickstart")
     >>> scores = run.evaluate("dry.archive", period=("2000-01-17", "2000-01-18"), lead_hours=[6])
-    >>> print("\\n".join(weathermixer.format_scores(scores).splitlines()[3:6]))
-               6 h (7 samples)
-    RMSE                 model persistence climatology ratio
-    t850 K   ...
+    >>> print("\\n".join(weathermixer.format_scores(scores).splitlines()[2:6]))
+    samples: 7 at 6 h
+    <BLANKLINE>
+    RMSE          6 h
+                model persist climat   ratio
     """
     lines = describe_scores(scores)
     parts = [dim for dim in PARTS if dim in scores.rmse.dims]
