@@ -70,6 +70,7 @@ def test_score_takes_what_is_not_given_from_the_config(run, capsys):
     assert found["step"] == 500
 
 
+@pytest.mark.slow
 def test_the_archives_climatology_counts_unless_it_holds_scored_times(tmp_path, capsys):
     times = np.arange(np.datetime64("2019-01-01T00", "ns"), np.datetime64("2021-02-01", "ns"), np.timedelta64(12, "h"))
     source = open_source(make_dataset(times=times, lat=8, lon=12, levels=(500, 850)), step_hours=12)

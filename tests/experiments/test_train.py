@@ -149,6 +149,7 @@ def test_stopped_and_resumed_is_bit_equal(undisturbed, archive, tmp_path, monkey
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_a_rollout_that_grows_is_resumed_in_its_middle_bit_for_bit(archive, tmp_path):
     """From step 4, as if what came after it was lost: in the middle of the second of two stages."""
     stages = dict(training__rollout=(1, 2), training__rollout_from=(0, 3), training__checkpoint_every=4)
@@ -224,6 +225,7 @@ def make_sea(path, *, land=(), faulty=None, **options):
     return make_archive(str(path), fields, times=TIMES, channel_set=channels, **options).path
 
 
+@pytest.mark.slow
 def test_a_sea_that_lacks_land_trains_and_is_forecast_without_it(tmp_path, caplog):
     archive = make_sea(tmp_path / "a", land=(2, 5))
     changes = dict(data__forcings=("insolation",), data__fill_values={"sea_surface_temperature": -1.0})
@@ -243,7 +245,9 @@ def test_a_sea_that_lacks_land_trains_and_is_forecast_without_it(tmp_path, caplo
         train.train(make_run_settings(**other), tmp_path / "run", archive)
 
 
-@pytest.mark.parametrize(("time", "when"), [(9, "2000-01-03T06:00"), (30, "2000-01-08T12:00")])
+@pytest.mark.parametrize(
+    ("time", "when"), [(9, "2000-01-03T06:00"), pytest.param(30, "2000-01-08T12:00", marks=pytest.mark.slow)]
+)
 def test_a_missing_value_that_stops_a_run_is_named(tmp_path, time, when):
     """In training, and in validation."""
     archive = make_sea(tmp_path / "a", faulty=time, missing=[0, 0])

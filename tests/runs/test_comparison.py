@@ -157,7 +157,7 @@ def plain_seeps(forecast, truth, heavy, share, weights):
     return total / area
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [(1, 1, 1), pytest.param((2, 2, 2), marks=pytest.mark.slow)])
 def test_seeps_of_precipitation_is_weatherbench_2s(shape):
     truth, random = make_truth(), np.random.default_rng(0)
     rain = lambda *size: (random.gamma(0.6, 2e-3, size) * (random.random(size) < 0.6)).astype(np.float32)  # noqa: E731

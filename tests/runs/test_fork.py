@@ -79,6 +79,7 @@ def test_moments_of_other_channels_are_refused(parent, tmp_path):
         train.train(changed, tmp_path / "run", parent[1])
 
 
+@pytest.mark.slow
 def test_another_grid_of_the_same_shape_keeps_its_own_static_fields(parent, tmp_path):
     turned = weather().assign_coords(longitude=weather().longitude + 5.0)
     other = prepare(turned, tmp_path / "other")
@@ -99,6 +100,7 @@ def test_a_constant_run_goes_on_and_cools_down(parent, tmp_path):
     assert "parameters and moments of step 3" in (tmp_path / "cool" / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_finished_cosine_is_not_stretched(parent, tmp_path):
     train.train(settings(), tmp_path / "run", parent[1])
     with pytest.raises(ValueError, match=r"training.steps=2, not 4: .*--config.training.init_from="):

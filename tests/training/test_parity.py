@@ -122,6 +122,7 @@ def test_circulant_token_mixing(mesh, one_device):
     assert rows.fine.all(), format_differences(str(mesh), rows, 5)
 
 
+@pytest.mark.slow
 def test_a_short_run_with_muon_on_kernels_of_two_and_three_dimensions():
     options = CIRCULANT | dict(kind="muon", zero="moments", peak_rate=1e-2)
     (expected, _), (losses, state) = (make_tiny(sizes, **options).run(steps=4) for sizes in ((1, 1, 1), (2, 2, 2)))
@@ -131,6 +132,7 @@ def test_a_short_run_with_muon_on_kernels_of_two_and_three_dimensions():
     assert all(np.prod(leaf.sharding.shard_shape(leaf.shape)) * 8 == leaf.size for leaf in kernels)
 
 
+@pytest.mark.slow
 def test_the_crps_of_an_ensemble_at_random_leads(one_device):
     expected, params = one_device(ENSEMBLE)
     # norms' kernels are born zero: other ones make members differ
@@ -142,7 +144,7 @@ def test_the_crps_of_an_ensemble_at_random_leads(one_device):
     assert all(np.abs(g).max() > 0 for name, g in expected.gradient.items() if name.endswith("condition_kernel"))
 
 
-@pytest.mark.parametrize(("dtype", "most"), [("bfloat16", 0.1), ("fp8", 0.3)])
+@pytest.mark.parametrize(("dtype", "most"), [("bfloat16", 0.1), pytest.param("fp8", 0.3, marks=pytest.mark.slow)])
 def test_rounding_of_a_format_is_the_measure_of_it(one_device, dtype, most):
     exact, params = one_device(PUBLISHED)
     there, _ = measure((1, 1, 1), PUBLISHED | {"compute_dtype": dtype}, params)

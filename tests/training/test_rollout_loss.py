@@ -159,6 +159,7 @@ def test_memory_grows_by_one_state_a_step():
     assert more == 1.5 * size == fed_back_bytes(tiny.training.shape) * 8 / 4
 
 
+@pytest.mark.slow
 def test_a_gradient_made_in_parts_is_that_of_the_whole_batch():
     whole, parts = (make_tiny((2, 2, 2), accumulate=accumulate, batch_size=8) for accumulate in (1, 4))
     (expected, _), (losses, _) = whole.run(steps=3), parts.run(steps=3)
