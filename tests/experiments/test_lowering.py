@@ -51,6 +51,8 @@ TARGETS = {
     "era5_djf": ((73, 144), WINTER, [(1, 1, 1), (8, 1, 1), (1, 1, 2)]),
 }  # fmt: skip
 PAIRS = [(name, sizes) for name, (_, _, meshes) in TARGETS.items() for sizes in meshes]
+# all of them on up to two devices, and what has no smaller mesh; the others take longer, and are slow ones
+SLOW = [(name, sizes) for name, sizes in PAIRS if math.prod(sizes) > 2 and sizes != TARGETS[name][2][0]]
 
 
 def test_every_config_has_meshes():
@@ -87,7 +89,9 @@ def lower(name, sizes):
     return validate.Problem(settings, shape, channel_set, layout, options), arguments, traced
 
 
-@pytest.mark.parametrize(("name", "sizes"), PAIRS, ids=str)
+@pytest.mark.parametrize(
+    ("name", "sizes"), [pytest.param(*pair, marks=[pytest.mark.slow] * (pair in SLOW)) for pair in PAIRS], ids=str
+)
 def test_a_config_lowers_as_its_plan_says(name, sizes):
     problem, (state, batch, _), traced = lower(name, sizes)
 

@@ -67,6 +67,7 @@ def report(runs):
     return output
 
 
+@pytest.mark.slow
 def test_it_is_whole_and_says_what_was_trained_on_what(report):
     text = report.read_text(encoding="utf-8")
     page = Page(text)
@@ -81,6 +82,7 @@ def test_it_is_whole_and_says_what_was_trained_on_what(report):
     assert len(page.all("table")) == 2 and len(page.all("tr")) == (1 + 2) + (1 + 2 * 3)
 
 
+@pytest.mark.slow
 def test_differences_have_the_right_sign_and_intervals(report):
     rows = re.findall(r"([+-][\d.]+) \[([+-][\d.]+), ([+-][\d.]+)\]", report.read_text(encoding="utf-8"))
     assert len(rows) == 6
@@ -88,6 +90,7 @@ def test_differences_have_the_right_sign_and_intervals(report):
         assert low <= difference <= high and difference < 0  # no change is the better forecast
 
 
+@pytest.mark.slow
 def test_what_a_run_lacks_is_refused(runs, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="--channel=sst: .*does not predict it; it has 2m_temperature"):
         write_report(runs, tmp_path / "report.html", channel="sst")

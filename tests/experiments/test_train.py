@@ -164,6 +164,7 @@ def test_a_rollout_that_grows_is_resumed_in_its_middle_bit_for_bit(archive, tmp_
     assert "steps 4 to 6: forecasts of 2 x 6 h" in log
 
 
+@pytest.mark.slow
 def test_a_run_resumes_on_another_mesh_and_its_losses_agree(undisturbed, archive, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(undisturbed[0], workdir)

@@ -142,6 +142,7 @@ def test_parameters_are_born_on_their_shards():
     assert memory.temp_size_in_bytes < kernel
 
 
+@pytest.mark.slow
 def test_zero_noise_and_the_first_lead_are_the_model_without():
     shape, mesh = ModelShape(**{**vars(SHAPE), "noise": 3, "leads": 3}), make_mesh(2, 2, 2)
     params, apply = make(shape, mesh)

@@ -31,6 +31,7 @@ def test_a_fork_begins_with_the_parents_average_and_statistics(parent, tmp_path)
     assert f"starts from the moving average of step 2 of {parent[0]}" in (tmp_path / "run" / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_added_channels_are_born_fresh_and_the_rest_is_kept(parent, tmp_path):
     names = ("geopotential_850", *CHANNELS)
     still = dict(optimizer__peak_rate=1e-30, optimizer__coder_peak_rate=1e-30, optimizer__start_rate=0.0)
@@ -88,6 +89,7 @@ def test_another_grid_of_the_same_shape_keeps_its_own_static_fields(parent, tmp_
     np.testing.assert_array_equal(run.reference.mean, open_run(parent[0]).reference.mean)
 
 
+@pytest.mark.slow
 def test_a_constant_run_goes_on_and_cools_down(parent, tmp_path):
     longer, workdir = settings(optimizer__schedule="constant", training__steps=3), tmp_path / "longer"
     shutil.copytree(parent[0], workdir)

@@ -47,6 +47,7 @@ def record(path):
     return xr.open_zarr(path, chunks=None).load()
 
 
+@pytest.mark.slow
 def test_the_record_is_as_weatherbench_2_has_it(record, path):
     assert os.listdir(path.parent) == [path.name]
     upper = ("geopotential", "temperature", "u_component_of_wind", "v_component_of_wind")
@@ -72,6 +73,7 @@ def test_the_default_grid_is_weatherbench_2s(tmp_path):
         assert empty.longitude.values[:2].tolist() == [0, 5.625]
 
 
+@pytest.mark.slow
 def test_times_are_six_hourly_with_a_gap_between_members(record, path):
     times = record.time.values
     assert times[0] == np.datetime64("2000-01-01T00")
@@ -85,6 +87,7 @@ def test_times_are_six_hourly_with_a_gap_between_members(record, path):
     assert len(source.channels) == 17
 
 
+@pytest.mark.slow
 def test_values_are_those_of_an_atmosphere(record):
     for array in record.data_vars.values():
         assert np.isfinite(array).all()
@@ -99,6 +102,7 @@ def test_values_are_those_of_an_atmosphere(record):
     assert np.std(first.values - second.values) > 100
 
 
+@pytest.mark.slow
 def test_mass_is_conserved(record):
     weights = np.cos(np.deg2rad(record.latitude))
     mass = record.surface_pressure.weighted(weights).mean(("latitude", "longitude"))
@@ -106,6 +110,7 @@ def test_mass_is_conserved(record):
     assert mass.std() < 20  # Pa; surface pressure itself varies by a hundred times that
 
 
+@pytest.mark.slow
 def test_geopotential_and_temperature_are_hydrostatic(record):
     """Phi(500) - Phi(505) = R T ln(505 / 500), with T the mean of the layer."""
     upper, lower = (record.sel(level=level) for level in (500, 505))
@@ -117,6 +122,7 @@ def test_geopotential_and_temperature_are_hydrostatic(record):
     np.testing.assert_allclose(deep, GAS_CONSTANT * mean * np.log(850 / 300), rtol=0.03)
 
 
+@pytest.mark.slow
 def test_winds_are_nearly_geostrophic_in_both_hemispheres(record):
     """f v = d(Phi)/dx and f u = -d(Phi)/dy: wrong signs, units or a turned axis would show."""
     middle = record.sel(level=500)
@@ -132,6 +138,7 @@ def test_winds_are_nearly_geostrophic_in_both_hemispheres(record):
             assert 0.6 < slope < 1.4
 
 
+@pytest.mark.slow
 def test_fields_are_synthesized_from_the_spectrum(record):
     """Nothing lies beyond the model's largest wavenumber: no interpolation in between."""
     spectrum = np.abs(np.fft.rfft(np.log(record.surface_pressure.values.astype(np.float64)), axis=-1))
@@ -175,6 +182,7 @@ def _runs(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_complete_record_is_used_again(path, monkeypatch):
     monkeypatch.setattr(simulation.subprocess, "Popen", None)
     before = os.stat(path).st_mtime_ns
@@ -183,6 +191,7 @@ def test_a_complete_record_is_used_again(path, monkeypatch):
     assert os.stat(path).st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused(path):
     with pytest.raises(ValueError, match=r"seed=0 there, 1 wanted; .*step_minutes=60 there, 30 wanted.*another path"):
         simulate(path, **TINY, seed=1, step_minutes=30)
