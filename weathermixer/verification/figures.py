@@ -71,7 +71,7 @@ def draw_errors(
 ) -> Figure:
     """Maps of errors by lead, such as the RMSE over forecasts, on the same colours; titles have the globe's RMSE."""
     factor, units, *_ = _look(channel)
-    figure, axes = make_panels(len(errors), width=3.6, height=2.3, sharex=True, sharey=True)
+    figure, axes = make_panels(len(errors), width=3.6, height=2.9, sharex=True, sharey=True)
     limits = 0.0, _limits([errors * factor], symmetric=False)[1]
     for axis, field, lead in zip(axes, errors * factor, lead_hours):
         title = f"{lead} h: {digits(_globe_rmse(field, grid))}"
@@ -95,7 +95,7 @@ def save_animation(
     factor, units, colours, symmetric = _look(channel)
     states = {"forecast": forecast * factor} | ({} if truth is None else {"analysis": truth * factor})
     limits = _limits(list(states.values()), symmetric=symmetric)
-    figure, axes = make_panels(len(states), width=4.4, height=2.9, sharey=True)
+    figure, axes = make_panels(len(states), width=4.4, height=3.4, sharey=True)
     images = [_draw(a, x[0], grid, limits, colours, land, title=name) for a, (name, x) in zip(axes, states.items())]
     _add_bar(images[0], axes, units)
     writer = PillowWriter(fps=4)
