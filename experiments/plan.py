@@ -121,7 +121,7 @@ def format_measured(cases: Iterable[Measured]) -> str:
     return "\n".join(lines)
 
 
-def header(settings: Settings, shape: ModelShape, options: StepOptions, hardware: Hardware) -> str:
+def header(shape: ModelShape, options: StepOptions, hardware: Hardware) -> str:
     """What is planned, and for which machine."""
     lat, lon = shape.grid
     said = (f"{name}={value}" for name, value in dataclasses.asdict(options).items() if name != "batch")
@@ -214,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     step = step_options(settings, hardware, batch=options.batch_size or 1)
     samples = 0 if options.batch_size else 1
     plans, refusals = plan_meshes(shape, options.devices, step, hardware, samples_per_instance=samples)
-    print(header(settings, shape, step, hardware))
+    print(header(shape, step, hardware))
     if plans:
         print(f"\n{len(plans)} meshes of {options.devices} devices, fastest per sample first:\n")
         print(format_plans(plans[: options.top or None]))

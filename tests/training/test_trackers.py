@@ -79,11 +79,12 @@ def test_a_resumed_run_is_one_run_with_the_logs_numbers_and_the_last(name, kept,
     assert not [content for content in files if os.environ["PATH"].encode() in content]
 
 
-def test_a_tracker_that_fails_is_left_out_with_a_line_and_the_run_goes_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize("where", ["add_scalar", "close"])
+def test_a_tracker_that_fails_is_left_out_with_a_line_and_the_run_goes_on(where, tmp_path, monkeypatch):
     def fail(*_):
         raise ConnectionError("no route to host")
 
-    monkeypatch.setattr(SummaryWriter, "add_scalar", fail)
+    monkeypatch.setattr(SummaryWriter, where, fail)
     with RunLog(tmp_path, Phases(), first_step=0, last_step=4, every=1, batch_size=4) as log:
         log.begin_stage(flops_per_step=1e9)
         for step in range(1, 5):

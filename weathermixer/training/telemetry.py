@@ -122,8 +122,7 @@ class RunLog(contextlib.AbstractContextManager):
         if kind is None:
             self.flush()
         self._ends.shutdown(wait=False)
-        for tracker in self._trackers:  # but those that have failed
-            tracker.close()
+        self._tell_trackers(lambda tracker: tracker.close())
         self._files.close()
         self._writes = False
 
@@ -239,13 +238,17 @@ class RunLog(contextlib.AbstractContextManager):
     def _write(self, step: int, values: Mapping[str, float]) -> None:
         if self._writes:
             self._append({"step": step} | {n: value if math.isfinite(value) else None for n, value in values.items()})
-            for tracker in self._trackers.copy():
-                try:
-                    tracker.write(step, values)
-                except Exception as error:  # a server that is down ends no run of a week
-                    self._trackers.remove(tracker)
-                    self.note(f"{type(tracker).__name__} takes no more numbers of this start: {error}")
+            self._tell_trackers(lambda tracker: tracker.write(step, values))
             self.note(format_line(step, values))
+
+    def _tell_trackers(self, tell: Callable[[Tracker], None]) -> None:
+        """A server that is down ends no run of a week: a tracker that fails is left out from there."""
+        for tracker in self._trackers.copy():
+            try:
+                tell(tracker)
+            except Exception as error:
+                self._trackers.remove(tracker)
+                self.note(f"{type(tracker).__name__} takes no more numbers of this start: {error}")
 
     def _append(self, record: dict[str, Any]) -> dict[str, Any]:
         record = record | {"time": round(time.time(), 3)}

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from weathermixer.archive import storage
 from weathermixer.verification.evaluation import BASELINES
 from weathermixer.verification.metrics import GROUPS, METRICS
 from weathermixer.verification.significance import compare
@@ -118,8 +119,7 @@ def write_scores(scores: xr.Dataset, path: str | os.PathLike) -> None:
     partial = path.with_name(path.name + ".partial")
     scores.to_netcdf(partial, engine="netcdf4")
     partial.replace(path.with_suffix(".nc"))
-    partial.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
-    partial.replace(path)
+    storage.write_whole(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
 def _nest(field: xr.DataArray, dims: Sequence[str]) -> Any:
