@@ -68,7 +68,7 @@ setup(
         "test": [
             "pytest>=8.4",
             "pytest-timeout>=2.4",
-            "pytest-xdist>=3.7",
+            "pytest-xdist>=3.8",
             "hypothesis>=6.120",
             "beartype>=0.21",
             "ruff>=0.15",
