@@ -19,6 +19,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 install_import_hook("weathermixer", "beartype.beartype")
 
 
+def pytest_collection_modifyitems(items):
+    """The longest file first: a file's tests are one worker's, and for the last one the others wait."""
+    items.sort(key=lambda item: item.path.name != "test_examples.py")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def compiled_once(tmp_path_factory):
     """A program that several tests compile, or several workers, is compiled once."""

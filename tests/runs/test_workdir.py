@@ -76,7 +76,7 @@ def test_a_run_goes_on_without_what_is_written_again(workdir, whole, damage, wha
 
 
 @WAYS
-@pytest.mark.parametrize("what", ["run.json", "static.zarr/latitude/zarr.json"])
+@pytest.mark.parametrize("what", ["run.json", "static.zarr/latitude/c/0"])
 def test_a_damaged_record_is_named_with_a_remedy_that_works(workdir, whole, damage, what):
     if (what, damage) == ("run.json", delete):
         match = "without run.json: call its training command once more"
