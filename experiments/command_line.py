@@ -82,24 +82,35 @@ def make_parser(program: str, doc: str | None) -> Parser:
     )
 
 
-def run(main: Callable[[Sequence[str] | None], int | None], arguments: Sequence[str] | None = None) -> NoReturn:
-    """Ends the process with main's status; what is wrong with its input ends it with one line and status 1.
+def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
+    """Ends the process with the status of `call`.
+
+    One of several processes leaves at once, and the others with it; so does one that failed, whose interpreter would
+    wait for the thread of a read that never returns.
+    """
+    status = call(main)
+    if status or jax.distributed.is_initialized():  # a thread in C++ would abort an end of the interpreter's own
+        distributed.end(status)
+    sys.exit(status)
+
+
+def call(main: Callable[[Sequence[str] | None], int | None], arguments: Sequence[str] | None = None) -> int:
+    """main's status; what is wrong with its input is said in one line, and has status 1.
 
     Anything else is a fault, with a traceback and status 70. WEATHERMIXER_TRACEBACK=1 in the environment shows where
-    everything was raised. One of several processes leaves at once, and the others with it.
+    everything was raised.
     """
     program = _short(main.__globals__["__spec__"].name)
     try:
-        status = main(arguments)
-        if jax.distributed.is_initialized():  # a thread in C++ would abort an end of the interpreter's own
-            distributed.end(status or 0)
-        sys.exit(status)
+        return main(arguments) or 0
     except Exception as error:
         status, line = explain(error, program)
-        distributed.leave(status, line) if jax.distributed.is_initialized() else sys.exit(status)
     except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        status, line = 130, "interrupted"
+        print(f"{program}: {line}", file=sys.stderr)
+    if jax.distributed.is_initialized():
+        distributed.leave(status, line)
+    return status
 
 
 def explain(error: Exception, program: str) -> tuple[int, str]:

@@ -36,12 +36,14 @@ def program(name):
 
 def end(capsys, name, arguments):
     """(status, the line on stderr) of a program that bad input ends."""
-    with pytest.raises(SystemExit) as stopped:
-        command_line.run(program(name).main, arguments)
+    try:
+        status = command_line.call(program(name).main, arguments)
+    except SystemExit as stopped:  # by the parser
+        status = stopped.code
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.endswith("\n"), error
-    assert error.startswith(name.split(".")[0]) and stopped.value.code in (1, 2)
-    return stopped.value.code, error
+    assert error.startswith(name.split(".")[0]) and status in (1, 2)
+    return status, error
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -197,8 +199,7 @@ def test_values():
 
 def test_where_it_was_raised_is_shown_when_asked_for(monkeypatch, capsys):
     monkeypatch.setenv("WEATHERMIXER_TRACEBACK", "1")
-    with pytest.raises(SystemExit, match="1"):
-        command_line.run(program("train").main, ["--config=quikstart", "--workdir=run"])
+    assert command_line.call(program("train").main, ["--config=quikstart", "--workdir=run"]) == 1
     assert re.search(r"(?s)^Traceback.*in _find_config.*ValueError: .*no such config", capsys.readouterr().err)
 
 
@@ -206,9 +207,24 @@ def test_a_fault_of_ours_has_a_traceback_and_a_status_of_its_own(capsys):
     def main(arguments):
         return {}[arguments]
 
-    with pytest.raises(SystemExit, match="70"):
-        command_line.run(main, "no such key")
+    assert command_line.call(main, "no such key") == 70
     assert capsys.readouterr().err.splitlines()[-1] == "KeyError: 'no such key'"
+
+
+def test_a_program_that_fails_waits_for_no_read_that_never_returns(tmp_path):
+    (tmp_path / "program.py").write_text(
+        "import threading\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from experiments import command_line\n"
+        "def main(arguments):\n"
+        "    ThreadPoolExecutor(1).submit(threading.Event().wait)\n"
+        "    raise ValueError('no such thing')\n"
+        "command_line.run(main)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    command = [sys.executable, "-m", "program"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stderr) == (1, "program: no such thing\n")
 
 
 def test_names_that_the_locale_cannot_say_are_refused():
