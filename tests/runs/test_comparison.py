@@ -138,10 +138,10 @@ def test_another_climatology_regions_and_a_coarse_grid(truth, tmp_path):
     assert {"spectrum", "spectrum_truth"} <= set(scores) and scores.spectrum.sizes["wavenumber"] == 9
 
 
-RAIN, DRY = "total_precipitation_6hr", 1e-4
+RAIN = "total_precipitation_6hr"
 
 
-def plain_seeps(forecast, truth, heavy, share, weights):
+def plain_seeps(forecast, truth, heavy, share, weights, dry):
     """Rodwell et al.'s score as WeatherBench 2 computes it, point after point: (category, cost) from the definition."""
     total, area = 0.0, 0.0
     for place in np.ndindex(weights.shape):
@@ -151,26 +151,32 @@ def plain_seeps(forecast, truth, heavy, share, weights):
         cost = 0.5 * np.array(
             [[0, 1 / (1 - p), 4 / (1 - p)], [1 / p, 0, 3 / (1 - p)], [1 / p + 3 / (2 + p), 3 / (2 + p), 0]]
         )
-        kinds = [0 if x[place] < DRY else 1 if x[place] < heavy[place] else 2 for x in (forecast, truth)]
+        kinds = [0 if x[place] < dry else 1 if x[place] < heavy[place] else 2 for x in (forecast, truth)]
         known = not np.isnan(heavy[place])  # elsewhere what is not dry is of no kind, and costs nothing
         total, area = total + weights[place] * cost[*kinds] * known, area + weights[place]
     return total / area
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), pytest.param((2, 2, 2), marks=pytest.mark.slow)])
-def test_seeps_of_precipitation_is_weatherbench_2s(shape):
+@pytest.mark.parametrize(
+    "rain_name, dry, shape",
+    [
+        ("total_precipitation_24hr", 2.5e-4, (1, 1, 1)),
+        pytest.param(RAIN, 1e-4, (2, 2, 2), marks=pytest.mark.slow),
+    ],
+)
+def test_seeps_of_precipitation_is_weatherbench_2s(rain_name, dry, shape):
     truth, random = make_truth(), np.random.default_rng(0)
     rain = lambda *size: (random.gamma(0.6, 2e-3, size) * (random.random(size) < 0.6)).astype(np.float32)  # noqa: E731
-    truth[RAIN] = (("time", "latitude", "longitude"), rain(32, 8, 16), {"units": "m"})
+    truth[rain_name] = (("time", "latitude", "longitude"), rain(32, 8, 16), {"units": "m"})
     forecast = make_forecast(truth)
-    forecast[RAIN] = (("time", "prediction_timedelta", "latitude", "longitude"), rain(9, 3, 8, 16), {"units": "m"})
+    forecast[rain_name] = (("time", "prediction_timedelta", "latitude", "longitude"), rain(9, 3, 8, 16), {"units": "m"})
     dims = ("hour", "dayofyear", "latitude", "longitude")
     climatology = truth.drop_vars("land_sea_mask").isel(time=0, drop=True)
     climatology = climatology.expand_dims(hour=[0, 6, 12, 18], dayofyear=range(1, 367))
     share = random.uniform(0, 1, (8, 16)) + random.uniform(-0.05, 0.05, (4, 366, 8, 16))
-    climatology[f"{RAIN}_seeps_dry_fraction"] = (dims, share.astype(np.float32))
+    climatology[f"{rain_name}_seeps_dry_fraction"] = (dims, share.astype(np.float32))
     heavy = random.uniform(1e-3, 4e-3, (4, 366, 8, 16)).astype(np.float32)
-    climatology[f"{RAIN}_seeps_threshold"] = (dims, np.where(random.random(heavy.shape) < 1e-3, np.nan, heavy))
+    climatology[f"{rain_name}_seeps_threshold"] = (dims, np.where(random.random(heavy.shape) < 1e-3, np.nan, heavy))
     flipped = climatology.transpose("hour", "dayofyear", ..., "longitude", "latitude").isel(
         latitude=slice(None, None, -1)
     )
@@ -179,15 +185,15 @@ def test_seeps_of_precipitation_is_weatherbench_2s(shape):
     assert np.isnan(scores.seeps.sel(channel="2m_temperature")).all()
     weights = np.broadcast_to(area_weights(truth.latitude.values)[:, None], (8, 16))
     inside = weights * (np.abs(truth.latitude.values) <= 20)[:, None]
-    limits = climatology[f"{RAIN}_seeps_threshold"].values
-    for lead_hours, of_lead in zip(LEADS, forecast[RAIN].transpose("prediction_timedelta", ...).values):
+    limits = climatology[f"{rain_name}_seeps_threshold"].values
+    for lead_hours, of_lead in zip(LEADS, forecast[rain_name].transpose("prediction_timedelta", ...).values):
         valid = forecast.time.values + np.timedelta64(int(lead_hours), "h")
-        targets = truth[RAIN].sel(time=valid).values
+        targets = truth[rain_name].sel(time=valid).values
         heavy = [limits[t.dt.hour.item() // 6, t.dt.dayofyear.item() - 1] for t in xr.DataArray(valid, dims="t")]
         for region, of_region in (("global", weights), ("tropics", inside)):
             some = zip(of_lead, targets, heavy)
-            expected = np.mean([plain_seeps(*fields, share.mean((0, 1)), of_region) for fields in some])
-            found = scores.seeps.sel(source="f", channel=RAIN, region=region, lead_hours=lead_hours)
+            expected = np.mean([plain_seeps(*one, share.mean((0, 1)), of_region, dry) for one in some])
+            found = scores.seeps.sel(source="f", channel=rain_name, region=region, lead_hours=lead_hours)
             np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 

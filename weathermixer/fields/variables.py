@@ -53,6 +53,7 @@ VARIABLES = {
         Variable("vorticity", "s**-1", "atmosphere_relative_vorticity", "vo", (-0.1, 0.1)),
         Variable("divergence", "s**-1", "divergence_of_wind", "d", (-0.1, 0.1)),
         Variable("total_precipitation_6hr", "m", "lwe_thickness_of_precipitation_amount", "tp6h", (-0.01, 2.0)),
+        Variable("total_precipitation_24hr", "m", "lwe_thickness_of_precipitation_amount", "tp24h", (-0.01, 5.0)),
         Variable("sea_surface_temperature", "K", "sea_surface_temperature", "sst", (250.0, 320.0)),
         Variable("sea_ice_cover", "1", "sea_ice_area_fraction", "ci", (-0.1, 1.1)),
         Variable("land_sea_mask", "1", "land_binary_mask", "lsm", (-0.1, 1.1)),
