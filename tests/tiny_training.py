@@ -25,7 +25,7 @@ def quick_compilation():
 
 
 def tiny_settings(**options: Any) -> Settings:
-    """Settings of a few thousand parameters; options are fields of data, model, training, mesh or optimizer."""
+    """Settings of a few thousand parameters; options are fields of data, model, training, loss, mesh or optimizer."""
     values = Settings().values()
     channels = ("2m_temperature", "geopotential_500", "temperature_850", "u_component_of_wind_850")
     values["data"] |= dict(channels=channels, static=("land_sea_mask",), channel_multiple=8)
@@ -33,7 +33,7 @@ def tiny_settings(**options: Any) -> Settings:
     values["training"] |= dict(batch_size=8, steps=10)
     values["optimizer"] |= dict(peak_rate=1e-3, coder_peak_rate=1e-3)
     for name, value in options.items():
-        part = next(part for part in ("data", "model", "training", "mesh", "optimizer") if name in values[part])
+        part = next(part for part in ("data", "model", "training", "loss", "mesh", "optimizer") if name in values[part])
         values[part][name] = value
     return make_settings(values)
 

@@ -51,6 +51,7 @@ def test_a_deterministic_run_is_carried_on_as_an_ensemble(parent, tmp_path):
     still = dict(optimizer__peak_rate=1e-30, optimizer__coder_peak_rate=1e-30, optimizer__start_rate=0.0)
     still |= dict(optimizer__end_rate=0.0, training__steps=1, training__init_from=str(parent[0]))
     ensemble = dict(model__noise=3, training__members=2, training__leads=(1, 2), mesh__tensor=2)
+    ensemble |= dict(loss__spectral_crps=0.5)
     run = train.train(settings(**still, **ensemble), tmp_path / "run", parent[1])
     assert "born zero: what noise and leads change" in (tmp_path / "run" / "log.txt").read_text()
     before, options = open_run(parent[0]), dict(starts=run.open_frames().times[[30]], hours=12)

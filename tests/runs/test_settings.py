@@ -36,6 +36,7 @@ from weathermixer.runs.settings import Settings, check_period, field_types, make
         ("data.channels", "geopotential_500", "data.channels='geopotential_500': input should be a valid array"),
         ("data.trian", ("2000", "2001"), "trian is not a field of a run's settings: did you mean config.data.train?"),
         ("modle", {}, "config.modle is not a field of a run's settings: did you mean config.model?"),
+        ("loss.spectral_crps", 0.5, r"spectral_crps=0.5 is of ensembles, .*members=1: set 0, or training.members=2"),
         ("model", 3, "config.model=3: input should be an object"),
     ],
 )  # fmt: skip

@@ -8,7 +8,7 @@ from scipy import stats
 
 from weathermixer.fields.grid import cosine_weights
 from weathermixer.fields.variables import ERA5, ChannelSet
-from weathermixer.parallel.mesh import make_mesh, use_mesh
+from weathermixer.parallel.mesh import make_mesh, put, use_mesh
 from weathermixer.training.losses import fair_crps, make_loss_weights, weighted_mse
 
 LATITUDE = np.array([67.5, 22.5, -22.5, -67.5])
@@ -110,27 +110,39 @@ def test_channels_that_never_change_are_named():
         make_loss_weights("published", "tendency", **options)
 
 
-def crps(members, target, *, area=(1.0,) * 4, channel=(1.0,) * 4, missing=None):
+def crps(members, target, *, area=(1.0,) * 4, channel=(1.0,) * 4, missing=None, mesh=(1, 1, 1), spectral=0.0):
     """fair_crps of members [b, m, ...] and targets [b, ...]."""
-    count = members.shape[1]
-    with use_mesh(make_mesh(1, 1, 1)):
-        rows = [jnp.asarray(x.reshape(-1, *x.shape[2:])) for x in (members, np.repeat(target[:, None], count, 1))]
+    count, mesh = members.shape[1], make_mesh(*mesh)
+
+    def place(rows):
+        return put(rows.reshape(-1, *rows.shape[2:]), mesh, "batch", "channel", "lat", "lon")
+
+    with use_mesh(mesh):
+        rows = [place(x) for x in (members, np.repeat(target[:, None], count, 1))]
         if missing is not None:
-            missing = jnp.asarray(np.repeat(missing, count, 0))
-        options = dict(members=count, area=np.array(area), channel=np.array(channel), missing=missing)
+            missing = place(np.repeat(missing[:, None], count, 1))
+        options = dict(members=count, area=np.array(area), channel=np.array(channel))
+        options |= dict(missing=missing, spectral=spectral)
         return jax.jit(jax.value_and_grad(lambda x: fair_crps(x, rows[1], **options)))(rows[0])
 
 
 @pytest.mark.parametrize("count", [2, 5])
 @pytest.mark.parametrize(("error", "spread"), [(0.0, 1.0), (1.5, 0.5)])
 def test_the_fair_crps_of_gaussian_members_is_the_closed_form_whatever_their_number(count, error, spread):
-    """CRPS(N(mu, s), y) = s (z (2 Phi(z) - 1) + 2 phi(z) - 1/sqrt(pi)), z = (y - mu) / s  (Gneiting & Raftery 2007)."""
-    z = error / spread
-    exact = spread * (z * (2 * stats.norm.cdf(z) - 1) + 2 * stats.norm.pdf(z) - 1 / np.sqrt(np.pi))
-    shape = (4, count, 4, 4, 12000)
-    members = (spread * np.random.default_rng(0).standard_normal(shape)).astype(np.float32)
-    found, _ = crps(members, np.full((4, 4, 4, 12000), error, np.float32))
-    assert float(found) == pytest.approx(exact, abs=3e-3)
+    """CRPS(N(mu, s), y) = s (z (2 Phi(z) - 1) + 2 phi(z) - 1/sqrt(pi)), z = (y - mu) / s  (Gneiting & Raftery 2007).
+
+    Of 8 points in a row the coefficients of white noise are N(0, s) too, and all of a constant error is in the first.
+    """
+
+    def exact(error):
+        z = error / spread
+        return spread * (z * (2 * stats.norm.cdf(z) - 1) + 2 * stats.norm.pdf(z) - 1 / np.sqrt(np.pi))
+
+    members = spread * np.random.default_rng(0).standard_normal((6000, count, 4, 4, 8), np.float32)
+    given = members, np.full((6000, 4, 4, 8), error, np.float32)
+    found, both = (float(crps(*given, spectral=spectral)[0]) for spectral in (0.0, 2.0))
+    assert found == pytest.approx(exact(error), abs=3e-3)
+    assert (both - found) / 2 == pytest.approx((exact(np.sqrt(8) * error) + 7 * exact(0.0)) / 8, abs=3e-3)
 
 
 def test_the_fair_crps_is_that_of_sorted_members():
@@ -149,3 +161,34 @@ def test_the_fair_crps_is_that_of_sorted_members():
         found, slope = crps(members.astype(np.float32), given, area=area, channel=channel, missing=lost)
         assert float(found) == pytest.approx(wanted, rel=1e-5)
         assert np.isfinite(slope).all()
+
+
+@pytest.mark.parametrize("lon", [8, 9])
+@pytest.mark.parametrize("lost", [False, True])
+def test_the_spectral_crps_is_that_of_zonal_sines_and_cosines_on_any_mesh(lon, lost):
+    rng = np.random.default_rng(2)
+    members, target = rng.standard_normal((4, 3, 4, 4, lon)), rng.standard_normal((4, 4, 4, lon))
+    area, channel = np.array([0.5, 1.5, 1.5, 0.5]), np.array([2.0, 1.0, 0.0, 0.0])
+    missing = rng.random(target.shape) < 0.3 if lost else None
+    there = np.ones(target.shape) if missing is None else 1.0 - missing
+    place = 2 * np.pi * np.arange(lon) / lon
+    waves = [np.full(lon, np.sqrt(1 / lon))]
+    for k in range(1, (lon + 1) // 2):
+        waves += [np.sqrt(2 / lon) * np.cos(k * place), np.sqrt(2 / lon) * np.sin(k * place)]
+    if lon % 2 == 0:
+        waves.append(np.sqrt(1 / lon) * np.cos(lon / 2 * place))
+    x, y = (members * there[:, None]) @ np.transpose(waves), (target * there) @ np.transpose(waves)
+    pairs = np.abs(x[:, :, None] - x[:, None]).sum((1, 2)) / 12
+    values = (np.abs(x - y[:, None]).mean(1) - pairs).sum(-1)
+    weights = there * area[:, None]
+    wanted = ((values * area).sum(2) / weights.sum((2, 3)) * channel)[:, :2].mean()
+    given = np.where(there > 0, target, np.nan).astype(np.float32)
+    options = dict(area=area, channel=channel, missing=missing)
+    points, _ = crps(members.astype(np.float32), given, **options)
+    found, slope = crps(members.astype(np.float32), given, **options, spectral=0.5)
+    assert 2 * float(found - points) == pytest.approx(wanted, rel=1e-5)
+    assert np.isfinite(slope).all()
+    for mesh in ((2, 2, 1), (2, 2, 2)):
+        other, its_slope = crps(members.astype(np.float32), given, **options, spectral=0.5, mesh=mesh)
+        assert float(other) == pytest.approx(float(found), rel=1e-6)
+        np.testing.assert_allclose(its_slope, slope, rtol=1e-5, atol=1e-7)

@@ -35,6 +35,7 @@ ROLES = dict(
 ROLLOUT = dict(dropout_rate=0.1, head="increment", embed=64, lead_steps=2, rematerialize="block")
 CIRCULANT = dict(token_mixing="circulant", token_hidden=32, head="increment", lead_steps=2)
 ENSEMBLE = dict(noise=4, members=2, leads=(1, 2, 4), head="increment", rollout=(2,), missing=("geopotential_500",))
+ENSEMBLE |= dict(spectral_crps=0.5)
 FED_BACK = dict(head="increment", embed=64, rollout=(3,), rollout_weights=(1.0, 0.5, 2.0), accumulate=2, batch_size=16)
 
 

@@ -235,6 +235,7 @@ def make_training(
         cut_gradient=settings.training.rollout_gradient == "own",
         input_only=(len(channel_set.dynamic), len(channel_set.stored)),
         members=settings.training.members,
+        spectral_crps=settings.loss.spectral_crps,
         noise=settings.model.noise,
     )
     compiler_options = fp8.COMPILER_OPTIONS if settings.model.compute_dtype == "fp8" else None

@@ -129,6 +129,8 @@ class LossSettings:
     channel_weights: Literal[*CHANNEL_WEIGHTS] = "published"
     # factors of these, by the names of channels or variables: weights["2m_temperature"] = 2.0
     weights: dict[str, NotNegative] = Field(default_factory=dict)
+    # of ensembles: weight of the fair CRPS of zonal Fourier coefficients beside that of the points
+    spectral_crps: NotNegative = 0.0
 
 
 @_group
@@ -290,6 +292,11 @@ def _contradiction(settings: Settings) -> str | None:
         )
     if (members > 1) != (noise > 0):
         return f"training.members={members} with model.noise={noise}: they differ by noise: set 2 and 16, or 1 and 0"
+    if settings.loss.spectral_crps and members == 1:
+        return (
+            f"loss.spectral_crps={settings.loss.spectral_crps} is of ensembles, with training.{members=}: set 0, or "
+            "training.members=2 and model.noise=16"
+        )
     if size % parts:
         return f"training.accumulate={parts} does not divide batch_size={size}"
     if training.keep_every % every:

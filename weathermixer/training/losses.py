@@ -43,21 +43,41 @@ def fair_crps(
     area: Float[np.ndarray, " lat"],
     channel: Float[np.ndarray, " c"],
     missing: Bool[Array, "bm c lat lon"] | None = None,
+    spectral: float = 0.0,
 ) -> Float[Array, ""]:
     """Mean fair CRPS of ensembles, each of `members` rows one after the other, weighted as in weighted_mse.
 
+        L = mean of CRPS(x, y) over points + spectral * mean of CRPS(F x, F y) over each row's coefficients
         CRPS = 1/M sum_i |x_i - y| - 1/(2 M (M - 1)) sum_ij |x_i - x_j|       (Ferro 2014, doi 10.1002/qj.2270)
+        F[k] = sqrt(w[k] / N) sum_l f[l] exp(-2 pi i k l / N),  w = 2, but 1 at k = 0 and k = N/2;  N = lon
 
-    Its expectation is least for members drawn from the distribution of the target, whatever their number.
+    Its expectation is least for members drawn from the distribution of the target, whatever their number. Points alone
+    do not see whether errors at several go together; zonal coefficients do, real and imaginary parts each by itself (of
+    spherical harmonics: Bonev et al. 2025, arXiv 2507.12144). Their squares sum up to those of the points, so that both
+    terms are equal for white noise. Where the target is `missing`, members have its value: 0 in all.
     """
     error = _error(prediction, target, missing)
     shape, cut = (len(error) // members, members, *error.shape[1:]), spec("batch", None, "channel", "lat", "lon")
     error = jnp.reshape(error, shape, out_sharding=cut)
-    apart = sum(jnp.abs(error[:, i] - error[:, j]) for i, j in itertools.combinations(range(members), 2))
-    crps = jnp.abs(error).mean(1) - apart / (members * (members - 1))
+    crps = _fair(error)
+    if spectral:
+        crps += spectral * _fair(_zonal(error)).sum(-1, keepdims=True) / shape[-1]
     if missing is not None:
         missing = jnp.reshape(missing, shape, out_sharding=cut)[:, 0]
     return _weighted_mean(crps, area, channel, missing)
+
+
+def _fair(error: Float[Array, "b m c lat k"]) -> Float[Array, "b c lat k"]:
+    members = error.shape[1]
+    apart = sum(jnp.abs(error[:, i] - error[:, j]) for i, j in itertools.combinations(range(members), 2))
+    return jnp.abs(error).mean(1) - apart / (members * (members - 1))
+
+
+def _zonal(fields: Float[Array, "b m c lat lon"]) -> Float[Array, "b m c lat k"]:
+    """Real and imaginary parts of F; no row is cut, so that each device transforms its own."""
+    found, size = jnp.fft.rfft(fields, norm="ortho"), fields.shape[-1]
+    scale = np.sqrt(np.where(2 * np.arange(size // 2 + 1) % size, 2, 1)).astype(np.float32)[None, None, None, None]
+    return jnp.concatenate([found.real * scale, found.imag * scale], axis=-1)
 
 
 def _error(prediction, target, missing):

@@ -34,6 +34,7 @@ def make_loss(
     cut_gradient: bool = False,
     input_only: tuple[int, int] = (0, 0),
     members: int = 1,
+    spectral_crps: float = 0.0,
     noise: int = 0,
 ) -> Callable[..., Float[Array, ""]]:
     """The loss(params, batch, standardization, key) of a forecast `repeats` steps ahead (weathermixer.training.losses).
@@ -49,6 +50,7 @@ def make_loss(
       cut_gradient: each step learns from its own lead alone: what is fed back counts as given.
       input_only: (first, past the last) of the input-only channels, which are the targets' own on the way.
       members: with 2 or more, forecasts of each sample, with other noise at every step: the loss is their fair CRPS.
+      spectral_crps: weight in it of the CRPS of zonal Fourier coefficients.
       noise: numbers of noise that the model takes. It is drawn from the key; without one, always the same.
 
     Raises ValueError for an unknown augmentation.
@@ -118,7 +120,8 @@ def make_loss(
         own = jax.random.fold_in(jax.random.key(0) if key is None else key, _NOISE + number)
         return jax.random.normal(own, (rows, noise), out_sharding=spec("batch", None))
 
-    score = functools.partial(fair_crps, members=members) if members > 1 else weighted_mse
+    crps = functools.partial(fair_crps, members=members, spectral=spectral_crps)
+    score = crps if members > 1 else weighted_mse
     return loss
 
 
