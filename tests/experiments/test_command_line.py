@@ -113,7 +113,6 @@ def test_values_may_be_words_of_their_own():
         ("benchmark.__main__", ["speed"], 2, "invalid choice: 'speed' (choose from"),
         ("benchmark.loader", ["--processes=1,0"], 2, "--processes: '1,0': give positive integers"),
         ("benchmark.loader", ["--processes=16"], 1, "--processes=16: the meshes have at most 8 devices"),
-        ("benchmark.scaling", ["--size=7b"], 2, "invalid choice: '7b' (choose from"),
         ("benchmark.train", ["--embed=0"], 2, "--embed: '0': give an integer of at least 1"),
     ],
 )  # fmt: skip

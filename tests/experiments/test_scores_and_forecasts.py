@@ -91,7 +91,7 @@ def test_the_archives_climatology_counts_unless_it_holds_scored_times(tmp_path, 
 
     scores = score(run, period=("2020-12-01", "2021-01-31"), lead_hours=(12,), max_starts=4)
     assert scores.attrs["climatology"].startswith("mean of the training period")
-    assert "is also of times that are scored: one of the training period takes its place" in capsys.readouterr().out
+    assert "is also of times that are scored: one of other times takes its place" in capsys.readouterr().out
 
 
 def test_score_takes_what_is_given(run, tmp_path):

@@ -14,7 +14,8 @@ from weathermixer.fields.grid import area_weights
 from weathermixer.fields.regridding import equiangular_grid, regrid
 from weathermixer.parallel.mesh import make_mesh
 from weathermixer.prepare.prepare import prepare_archive
-from weathermixer.runs.comparison import open_forecast, score_forecasts
+from weathermixer.runs.comparison import score_forecasts
+from weathermixer.runs.forecast_files import open_forecast
 from weathermixer.sources.sources import open_source
 
 TIMES = np.datetime64("2020-01-01T00", "ns") + np.arange(32) * np.timedelta64(6, "h")

@@ -15,7 +15,7 @@ import math
 
 from weathermixer.model.shape import ModelShape
 from weathermixer.planning.memory import activation_bytes, memory_parts, temporary_bytes
-from weathermixer.planning.meshes import Layout, StepOptions, executed_flops
+from weathermixer.planning.meshes import Layout, StepOptions, executed_flops, misfits
 from weathermixer.planning.traffic import step_transfers
 from weathermixer.planning.work import FLOAT32, contractions, parameters
 
@@ -32,28 +32,41 @@ class Share:
     flops: float
 
 
-def ours(shape: ModelShape, layout: Layout, options: StepOptions) -> Share:
-    """The share of a device of our mesh."""
-    return Share(
-        received=float(sum(transfer.bytes for transfer in step_transfers(shape, layout, options))),
-        held=sum(memory_parts(shape, layout, options).values()),
-        flops=executed_flops(shape, options) / layout.devices,
-    )
+def ours(shape: ModelShape, layout: Layout, options: StepOptions) -> Share | None:
+    """The share of a device of our mesh, channels padded by at most a half; None where it does not divide the model."""
+    for channels in range(shape.channels, shape.channels * 3 // 2 + 1, 8):
+        padded = dataclasses.replace(shape, channels=channels)
+        if not misfits(padded, layout, layout.data):
+            return Share(
+                received=float(sum(transfer.bytes for transfer in step_transfers(padded, layout, options))),
+                held=sum(memory_parts(padded, layout, options).values()),
+                flops=executed_flops(padded, options) / layout.devices,
+            )
+    return None
 
 
-def published(shape: ModelShape, ways: int, instances: int, options: StepOptions) -> Share:
-    """Jigsaw's scheme, `ways` devices to an instance: partial products travel, as in our scatter form."""
-    layout = dataclasses.replace(PUBLISHED[ways], data=instances)
+# The others know one model axis: of a mesh (instances, 1, ways); None where it is another, or one they have no way for.
+
+
+def published(shape: ModelShape, layout: Layout, options: StepOptions) -> Share | None:
+    """Jigsaw's scheme on 1, 2 or 4 devices to an instance: partial products travel, as in our scatter form."""
+    ways = layout.tensor
+    if layout.domain > 1 or ways not in PUBLISHED:
+        return None
+    layout = dataclasses.replace(PUBLISHED[ways], data=layout.data)
     share = ours(shape, layout, dataclasses.replace(options, schedule="scatter"))
     return dataclasses.replace(share, flops=share.flops * PUBLISHED_IMBALANCE[ways])
 
 
-def megatron(shape: ModelShape, ways: int, instances: int, options: StepOptions) -> Share:
-    """Tensor parallelism over `ways` devices (Shoeybi et al. 2019): an all-reduce per MLP forward and one backward.
+def megatron(shape: ModelShape, layout: Layout, options: StepOptions) -> Share | None:
+    """Tensor parallelism over the instance's devices (Shoeybi et al. 2019): an all-reduce per MLP each way.
 
     Encode's result and decode's are gathered, decode's two input gradients all-reduced; the head works on whole fields.
     """
-    s, item, batch = shape, options.compute_bytes, options.batch / instances
+    s, ways, instances = shape, layout.tensor, layout.data
+    if layout.domain > 1 or s.token_hidden % ways or s.embed_hidden % ways:
+        return None
+    item, batch = options.compute_bytes, options.batch / instances
     state, part = s.tokens * s.embed, (ways - 1) / ways
     reductions = 2 * s.blocks * options.repeats * (3 if options.rematerialize == "block" else 2)
     moved = 2 * part * (reductions + 2) * state + part * (state + s.tokens * s.features)
@@ -74,23 +87,18 @@ def megatron(shape: ModelShape, ways: int, instances: int, options: StepOptions)
     )
 
 
-def fsdp(shape: ModelShape, devices: int, options: StepOptions) -> Share:
-    """Whole samples on every device, all that training carries cut over all of them (Rajbhandari et al. 2020).
-
-    Raises ValueError where there are fewer samples than devices.
-    """
-    if options.batch < devices:
-        raise ValueError(
-            f"FSDP gives every device whole samples: batch={options.batch} is fewer than {devices} devices"
-        )
-    layout, item = Layout(devices, 1, 1), options.compute_bytes
+def fsdp(shape: ModelShape, layout: Layout, options: StepOptions) -> Share | None:
+    """Whole samples on every device, all that training carries cut over all of them (Rajbhandari et al. 2020)."""
+    if layout.instance > 1:
+        return None
+    devices, item = layout.devices, options.compute_bytes
     number, part = parameters(shape), (devices - 1) / devices
     held = memory_parts(shape, layout, dataclasses.replace(options, zero="parameters"))
     flops = executed_flops(shape, options) / devices
     return Share(received=part * number * (2 * item + FLOAT32), held=sum(held.values()), flops=flops)
 
 
-def lower_bound(shape: ModelShape, devices: int, options: StepOptions) -> float:
+def lower_bound(shape: ModelShape, layout: Layout, options: StepOptions) -> Share:
     """The least bytes that the busiest device can receive for a step's products, however they are distributed.
 
     A product of sizes m >= n >= k on P devices that begin with an equal share of the operands and end with one of the
@@ -103,7 +111,7 @@ def lower_bound(shape: ModelShape, devices: int, options: StepOptions) -> float:
     two backward; what is gathered may serve both backward ones, but nothing gathered is kept from pass to pass, so that
     one forward and one backward bound hold.
     """
-    total = 0.0
+    total, devices = 0.0, layout.devices
     for c in contractions(shape):
         if c.name == "blend":
             continue
@@ -115,4 +123,4 @@ def lower_bound(shape: ModelShape, devices: int, options: StepOptions) -> float:
         else:
             numbers = 3 * (m * n * k / devices) ** (2 / 3) - (m * n + m * k + n * k) / devices
         total += (2 + options.repeated_in_backward(c)) * options.times(c) * numbers
-    return total * options.compute_bytes
+    return Share(total * options.compute_bytes, 0.0, 0.0)

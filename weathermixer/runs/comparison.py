@@ -1,17 +1,13 @@
 """Scores of any forecasts against any analyses, on the same samples: runs, and files of whatever model.
 
-    scores = score_forecasts({"ours": "runs/era5", "gfs": "gs://.../gfs.zarr"}, "era5.archive", lead_hours=[24, 72])
-
-A forecast in a file is a source for each of its leads, whose times are those that it is valid at: names, units, levels
-and orders are the sources room's. It is read in blocks, a lead of a few starts at a time.
+scores = score_forecasts({"ours": "runs/era5", "gfs": "gs://.../gfs.zarr"}, "era5.archive", lead_hours=[24, 72])
 """
 
-import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,73 +16,31 @@ import xarray as xr
 from jax.sharding import Mesh, reshard
 from jaxtyping import Array, Float
 
-from weathermixer.archive.archive import Archive, is_archive, open_archive
+from weathermixer.archive.archive import Archive
 from weathermixer.archive.frames import Frames
 from weathermixer.archive.reference import Reference
 from weathermixer.archive.sampling import find_times, in_period
 from weathermixer.archive.standardization import Standardization, to_physical
 from weathermixer.fields import regridding
 from weathermixer.fields.variables import ChannelSet
-from weathermixer.parallel.mesh import make_mesh, sharding, spec, ways
-from weathermixer.runs.data import Data, make_frames, open_data_set
+from weathermixer.parallel.mesh import make_mesh, spec, ways
+from weathermixer.runs.data import (
+    Data,
+    choose_climatology,
+    make_frames,
+    open_climatology,
+    open_data_set,
+    open_if_archive,
+    open_seeps,
+)  # fmt: skip
+from weathermixer.runs.forecast_files import ForecastFile, Placed, open_forecast, place_file
 from weathermixer.runs.run import Run, open_run, spread
 from weathermixer.runs.workdir import CONFIG_FILE
-from weathermixer.sources.formats import open_raw
-from weathermixer.sources.selection import find_entries
 from weathermixer.sources.sources import Source, open_source
-from weathermixer.sources.times import LEADS
-from weathermixer.verification import climatologies
-from weathermixer.verification.climatologies import Calendar, Climatology
-from weathermixer.verification.evaluation import Forecaster, Thresholds, evaluate
+from weathermixer.verification.evaluation import Forecaster, evaluate
 from weathermixer.verification.regions import region_names
-from weathermixer.verification.statistics import DRY
 
-MEMBERS = ("number", "realization", "member", "ensemble")
 HOUR = np.timedelta64(1, "h")
-
-
-class ForecastFile(NamedTuple):
-    """Forecasts in files: pieces, and for each lead in hours what selects each member of them; `first` is one of those.
-
-    `options` are open_source's, for all of them.
-    """
-
-    pieces: list[xr.Dataset]
-    leads: dict[int, list[dict[str, Any]]]
-    options: dict[str, Any]
-    first: Source
-
-
-class Placed(NamedTuple):
-    """Forecasts beside the analyses: times of starts, a forecaster of some of these, and a word about it."""
-
-    starts: np.ndarray
-    make: Callable[[np.ndarray], Forecaster]
-    how: str
-
-
-def open_forecast(data: str | os.PathLike | xr.Dataset, **options: Any) -> ForecastFile:
-    """Opens forecasts of WeatherBench 2's form, or of any that a source may have; `options` are open_source's.
-
-    Raises ValueError where there are no leads.
-    """
-    pieces, _ = open_raw([data])
-    name = "the dataset" if isinstance(data, xr.Dataset) else data
-    select = dict(options.pop("select", None) or {})
-    lead_name, entries = find_entries(pieces, LEADS)
-    if lead_name is None:
-        raise ValueError(f"{name} has no leads ({', '.join(LEADS)}): it holds analyses, or give it one of these")
-    member_name, members = find_entries(pieces, [name for name in MEMBERS if name not in select])
-    hours = {float(entry.rstrip("h")): entry for entry in entries}
-    leads = {
-        int(lead): [select | {lead_name: hours[lead]} | ({member_name: m} if m else {}) for m in members or [None]]
-        for lead in sorted(hours)
-        if lead > 0 and lead == int(lead)
-    }
-    if not leads:
-        raise ValueError(f"{name} has the leads {', '.join(entries)} alone: none is a whole number of hours")
-    some = next(iter(leads.values()))[0]
-    return ForecastFile(pieces, leads, options, open_source(pieces, **options, select=some, static=(), step_hours=0))
 
 
 def score_forecasts(
@@ -130,7 +84,7 @@ def score_forecasts(
     >>> float(abs(scores.rmse.sel(source="file") / scores.rmse.sel(source="run") - 1).max()) < 1e-4
     True
     """
-    readings, truth = dict(readings or {}), _open_if_archive(truth)
+    readings, truth = dict(readings or {}), open_if_archive(truth)
     mesh = mesh or make_mesh(1, 1, 1)
     opened = {name: _open(data, mesh, readings) for name, data in forecasts.items()}
     files = {name: found for name, found in opened.items() if isinstance(found, ForecastFile)}
@@ -141,17 +95,20 @@ def score_forecasts(
     reference, notes = _choose_reference(opened, truth, step_hours=min(lead_hours), mesh=mesh)
     data = open_data_set(truth, reference, step_hours=0)
     frames = make_frames(data, reference, mesh, method=regrid)
-    placed = {name: _place_file(file, frames, lead_hours, regrid) for name, file in files.items()}
+    placed = {name: place_file(file, frames, lead_hours, regrid) for name, file in files.items()}
     for name, run in runs.items():
-        own, how = run.open_frames(run.open_data(truth), regrid=regrid), mode or run.settings.evaluation.mode
+        own, how = run.open_frames(truth, regrid=regrid), mode or run.settings.evaluation.mode
         placed[name] = _place_run(run, own, frames, lead_hours, how)
         notes += [f"{name}: {note}" for note in run.notes(lead_hours, how)]
     starts, note = _choose_starts(frames, {name: placed[name].starts for name in forecasts}, period)
     starts = spread(starts, max_starts)
     times = frames.times[starts]
     valid = np.unique(times[:, None] + np.array(lead_hours) * HOUR)
-    options |= {"climatology": _choose_climatology(climatology, data, reference, mesh, regrid, valid)}
-    options["seeps"] = _open_seeps(climatology, frames, batch_size) if seeps else None
+    if climatology is None:
+        options["climatology"] = choose_climatology(data, frames, valid, None)
+    else:
+        options["climatology"] = open_climatology(climatology, frames, valid, method=regrid)
+    options["seeps"] = open_seeps(climatology, frames, batch_size) if seeps else None
     if any(name.endswith(("_land", "_sea")) for name in region_names(options.get("regions") or ())):
         options["land"] = _find_land(truth, data, reference)
     forecasters = {name: placed[name].make(times) for name in forecasts}
@@ -171,10 +128,6 @@ def _open(data: str | os.PathLike | xr.Dataset | Run, mesh: Mesh, readings: Mapp
     if not isinstance(data, xr.Dataset) and (pathlib.Path(data).expanduser() / CONFIG_FILE).exists():
         return open_run(data, mesh=mesh)
     return open_forecast(data, **readings)
-
-
-def _open_if_archive(data: Data) -> Data:
-    return open_archive(data) if isinstance(data, str | os.PathLike) and is_archive(data) else data
 
 
 def _choose_leads(
@@ -234,25 +187,6 @@ def _choose_starts(
     return find_times(frames.times, common), notes
 
 
-def _place_file(file: ForecastFile, frames: Frames, lead_hours: Sequence[int], regrid: str | None) -> Placed:
-    def open_one(select: dict[str, Any]) -> Frames:
-        data = open_data_set(file.pieces, frames.reference, **file.options, select=select, step_hours=0)
-        return make_frames(data, frames.reference, frames.mesh, method=regrid)
-
-    leads = {lead: [open_one(select) for select in file.leads[lead]] for lead in lead_hours}
-    starts = [one.times - lead * HOUR for lead, members in leads.items() for one in members]
-
-    def forecast(starts, state):
-        for lead, members in leads.items():
-            wanted = frames.times[starts] + lead * HOUR
-            fields = [one.read(find_times(one.times, wanted)) for one in members]
-            yield fields[0] if len(fields) == 1 else jnp.stack(fields)
-
-    count = len(leads[lead_hours[0]])
-    how = f" ({count} members)" if count > 1 else ""
-    return Placed(functools.reduce(np.intersect1d, starts), lambda times: forecast, how)
-
-
 def _place_run(run: Run, own: Frames, frames: Frames, lead_hours: Sequence[int], mode: str) -> Placed:
     """A run's forecasts in SI units, of the channels that are scored; `own` are the analyses as it sees them."""
     names, size = run.reference.channel_set.names, frames.reference.channel_set.size
@@ -279,62 +213,6 @@ def _in_units(
     some = jnp.stack([fields[:, index] for index in chosen], axis=1)
     whole = jnp.pad(some, ((0, 0), (0, size - len(chosen)), (0, 0), (0, 0)))
     return reshard(whole, spec("batch", "channel", "lat", "lon"))
-
-
-def _choose_climatology(
-    given: Data | None, truth: Archive | Source, reference: Reference, mesh: Mesh, method: str | None, valid: np.ndarray
-) -> Climatology | Calendar | None:
-    """The climatology that is given, or the truth's own where it has one that holds none of the `valid` times."""
-    data = truth if given is None else _open_if_archive(given)
-    own = climatologies.open_normals(data, reference, mesh) if isinstance(data, Archive) else None
-    if own and not own.holds_any(valid):
-        return own
-    if given is None:
-        return None
-    if own:
-        raise ValueError(f"the climatology of {data.path} is also of times that are scored: give another one")
-    if pieces := _by_day(data):
-        frames = make_frames(open_data_set(pieces, reference, step_hours=0), reference, mesh, method=method)
-        return Calendar(frames, f"{frames.name}, by hour of day and day of year")
-    frames = make_frames(open_data_set(data, reference), reference, mesh, method=method)
-    outside = np.flatnonzero((frames.times < valid[0]) | (frames.times > valid[-1]))
-    return climatologies.make_climatology(frames, indices=outside, batch_size=8)
-
-
-def _by_day(data: Data | None) -> list[xr.Dataset]:
-    """A WeatherBench 2 climatology by the times of a year; nothing where it is no such one."""
-    pieces = [] if data is None or isinstance(data, Archive | Source) else open_raw([data])[0]
-    if not all("dayofyear" in piece.dims and "hour" in piece.dims for piece in pieces):
-        return []
-    return [part for piece in pieces for part in climatologies.as_calendar(piece)]
-
-
-def _open_seeps(climatology: Data | None, frames: Frames, batch_size: int) -> Thresholds:
-    """What SEEPS needs; ValueError where no precipitation is scored, or the climatology has no thresholds of it."""
-    channels, pieces = frames.reference.channel_set, _by_day(climatology)
-    rain = [channel.variable for channel in channels.dynamic if channel.variable in DRY]
-    kinds = ("seeps_threshold", "seeps_dry_fraction")
-    lacking = [f"{name}_{kind}" for kind in kinds for name in rain if not any(f"{name}_{kind}" in p for p in pieces)]
-    if lacking or not rain:
-        what = f"the climatology has no {', '.join(lacking)}" if rain else f"none of {', '.join(DRY)} is scored"
-        raise ValueError(
-            f"seeps: {what}; leave it out, or give precipitation and WeatherBench 2's climatology of it "
-            "(--climatology, as its 1990-2019_6h_64x32_equiangular_conservative.zarr)"
-        )
-    found = []
-    for kind in kinds:
-        source = open_source(pieces, variables=[f"{name}_{kind}" for name in rain], static=(), step_hours=0)
-        own = {channel.variable: channel for channel in source.channels}
-        dynamic = tuple(own.get(f"{channel.variable}_{kind}", channel) for channel in channels.dynamic)
-        others = tuple(channel.name for channel in dynamic if channel.variable not in own)
-        thresholds = dataclasses.replace(channels, dynamic=dynamic, output_only=others)
-        reference = dataclasses.replace(frames.reference, channel_set=thresholds)
-        found.append(make_frames(source, reference, frames.mesh))
-    heavy, dry = found
-    by_hour = climatologies.make_climatology(dry, indices=np.arange(len(dry.times)), batch_size=batch_size)
-    amounts = channels.pad([DRY.get(channel.variable, np.nan) for channel in channels.dynamic], fill=np.nan)
-    amounts = jax.device_put(amounts, sharding(frames.mesh, "channel"))
-    return Thresholds(Calendar(heavy, "SEEPS"), by_hour.coefficients.mean(axis=0), amounts)
 
 
 def _find_land(truth: Data, data: Archive | Source, reference: Reference) -> Float[np.ndarray, "lat lon"] | None:

@@ -1,7 +1,8 @@
 """Any data set as a trained model's frames: an archive, or whatever `prepare` reads, straight and without preparing.
 
 An archive is read by boxes, each process its own. Other sources are read whole by every process, frame by frame: right
-for forecasts from analyses, slow for scores over years.
+for forecasts from analyses, slow for scores over years. What forecasts are measured against is opened here too:
+climatologies, and the thresholds of SEEPS.
 """
 
 import dataclasses
@@ -9,6 +10,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 import xarray as xr
 from jax.sharding import Mesh
@@ -19,8 +21,13 @@ from weathermixer.archive.frames import Frames, archive_frames
 from weathermixer.archive.reference import Reference
 from weathermixer.archive.standardization import make_standardization
 from weathermixer.fields.regridding import regrid
-from weathermixer.parallel.mesh import put
+from weathermixer.parallel.mesh import put, sharding
+from weathermixer.sources.formats import open_raw
 from weathermixer.sources.sources import Source, open_source
+from weathermixer.verification import climatologies
+from weathermixer.verification.climatologies import Calendar, Climatology
+from weathermixer.verification.evaluation import Thresholds
+from weathermixer.verification.statistics import DRY
 
 # an open data set, in pieces too, or the path or address of one
 Data = str | os.PathLike | xr.Dataset | list[xr.Dataset] | Archive | Source
@@ -48,6 +55,11 @@ def open_data_set(data: Data, reference: Reference, *, scored: bool = False, **o
     if rows == reference.grid.shape[0] + 1 and source.grid.latitude[-1] < -90 + 1e-3:
         return open_source(data, **options, crop_south_pole=True)
     return source
+
+
+def open_if_archive(data: Data) -> Data:
+    """An archive where the path is that of one; anything else as it is."""
+    return open_archive(data) if isinstance(data, str | os.PathLike) and is_archive(data) else data
 
 
 def make_frames(data: Archive | Source, reference: Reference, mesh: Mesh, *, method: str | None = None) -> Frames:
@@ -94,3 +106,78 @@ def _place(
     whole = np.zeros((len(indices), channels.size, *reference.grid.shape), np.float32)
     whole[:, : len(channels.stored)] = read(unique)[positions]
     return put(whole, mesh, "batch", "channel", "lat", "lon")
+
+
+def choose_climatology(
+    data: Archive | Source,
+    frames: Frames,
+    scored: np.ndarray,
+    training: Int[np.ndarray, " time"] | None,
+    *,
+    batch_size: int = 8,
+    progress: bool = False,
+) -> Climatology | Calendar | None:
+    """A data set's own climatology, where that is of none of the times `scored`, else one of its frames `training`.
+
+    None where these are None too; ValueError where they are no frames.
+    """
+    own = climatologies.open_normals(data, frames.reference, frames.mesh) if isinstance(data, Archive) else None
+    if own and not own.holds_any(scored):
+        return own
+    if own and jax.process_index() == 0:
+        instead = "there is none" if training is None else "one of other times takes its place"
+        print(
+            f"the climatology in {frames.name} is also of times that are scored: {instead} (prepare "
+            "--statistics-period keeps times out)"
+        )
+    if training is None:
+        return None
+    return climatologies.make_climatology(frames, indices=training, batch_size=batch_size, progress=progress)
+
+
+def open_climatology(data: Data, frames: Frames, scored: np.ndarray, *, method: str | None) -> Climatology | Calendar:
+    """WeatherBench 2's climatology, or that of any data set as `choose_climatology`, fitted to times not `scored`."""
+    reference, mesh = frames.reference, frames.mesh
+    if pieces := _by_day(data := open_if_archive(data)):
+        frames = make_frames(open_data_set(pieces, reference, step_hours=0), reference, mesh, method=method)
+        return Calendar(frames, f"{frames.name}, by hour of day and day of year")
+    data = open_data_set(data, reference)
+    frames = make_frames(data, reference, mesh, method=method)
+    outside = np.flatnonzero((frames.times < scored.min()) | (frames.times > scored.max()))
+    return choose_climatology(data, frames, scored, outside)
+
+
+def _by_day(data: Data | None) -> list[xr.Dataset]:
+    """A WeatherBench 2 climatology by the times of a year; nothing where it is no such one."""
+    pieces = [] if data is None or isinstance(data, Archive | Source) else open_raw([data])[0]
+    if not all("dayofyear" in piece.dims and "hour" in piece.dims for piece in pieces):
+        return []
+    return [part for piece in pieces for part in climatologies.as_calendar(piece)]
+
+
+def open_seeps(climatology: Data | None, frames: Frames, batch_size: int) -> Thresholds:
+    """What SEEPS needs; ValueError where no precipitation is scored, or the climatology has no thresholds of it."""
+    channels, pieces = frames.reference.channel_set, _by_day(climatology)
+    rain = [channel.variable for channel in channels.dynamic if channel.variable in DRY]
+    kinds = ("seeps_threshold", "seeps_dry_fraction")
+    lacking = [f"{name}_{kind}" for kind in kinds for name in rain if not any(f"{name}_{kind}" in p for p in pieces)]
+    if lacking or not rain:
+        what = f"the climatology has no {', '.join(lacking)}" if rain else f"none of {', '.join(DRY)} is scored"
+        raise ValueError(
+            f"seeps: {what}; leave it out, or give precipitation and WeatherBench 2's climatology of it "
+            "(--climatology, as its 1990-2019_6h_64x32_equiangular_conservative.zarr)"
+        )
+    found = []
+    for kind in kinds:
+        source = open_source(pieces, variables=[f"{name}_{kind}" for name in rain], static=(), step_hours=0)
+        own = {channel.variable: channel for channel in source.channels}
+        dynamic = tuple(own.get(f"{channel.variable}_{kind}", channel) for channel in channels.dynamic)
+        others = tuple(channel.name for channel in dynamic if channel.variable not in own)
+        thresholds = dataclasses.replace(channels, dynamic=dynamic, output_only=others)
+        reference = dataclasses.replace(frames.reference, channel_set=thresholds)
+        found.append(make_frames(source, reference, frames.mesh))
+    heavy, dry = found
+    by_hour = climatologies.make_climatology(dry, indices=np.arange(len(dry.times)), batch_size=batch_size)
+    amounts = channels.pad([DRY.get(channel.variable, np.nan) for channel in channels.dynamic], fill=np.nan)
+    amounts = jax.device_put(amounts, sharding(frames.mesh, "channel"))
+    return Thresholds(Calendar(heavy, "SEEPS"), by_hour.coefficients.mean(axis=0), amounts)

@@ -23,13 +23,12 @@ from weathermixer.forecasting.forecasts import Forecast, collect_forecast, descr
 from weathermixer.forecasting.rollout import check_leads, tell_what_is_held
 from weathermixer.parallel.mesh import make_mesh, use_mesh, ways
 from weathermixer.runs import build
-from weathermixer.runs.data import Data, make_frames, open_data_set
+from weathermixer.runs.data import Data, choose_climatology, make_frames, open_data_set
 from weathermixer.runs.settings import Settings
 from weathermixer.runs.workdir import CHECKPOINTS, read_record, read_settings
 from weathermixer.sources.sources import Source
 from weathermixer.training.checkpoint import Checkpoints, name_leaves
 from weathermixer.training.state import describe
-from weathermixer.verification.climatologies import Calendar, Climatology, make_climatology, open_normals
 from weathermixer.verification.evaluation import Forecaster, evaluate, model_forecaster
 
 MOST_STARTS_AT_A_TIME = 8
@@ -225,16 +224,17 @@ class Run:
                 f"period {period[0]} to {period[1]} is empty: {frames.name} holds times from {frames.times[0]:.13} to "
                 f"{frames.times[-1]:.13}"
             )
-        starts, until = scored, frames.times[scored[-1]]
-        if self.settings.model.history == 2:
-            starts = with_previous(frames.times, starts, step_hours=self.reference.step_hours)
-        batch_size = batch_size or settings.batch_size
-        climatology = self._choose_climatology(data, frames, scored, batch_size=batch_size, progress=progress)
+        starts, until = np.intersect1d(scored, self.find_starts(frames)), frames.times[scored[-1]]
+        training = np.flatnonzero(in_period(frames.times, self.settings.data.train))
+        about = {"batch_size": batch_size or settings.batch_size, "progress": progress}
+        climatology = choose_climatology(
+            data, frames, frames.times[scored], training if len(training) else None, **about
+        )
         lead_hours, mode = sorted(set(lead_hours or settings.lead_hours)), mode or settings.mode
         starts = spread(starts, settings.max_starts if max_starts is None else max_starts)
         model = self.forecaster(frames, lead_hours=lead_hours, mode=mode, starts=starts)
-        options |= {"lead_hours": lead_hours, "batch_size": batch_size, "climatology": climatology, "until": until}
-        options |= {"land": self.reference.static.get("land_sea_mask"), "progress": progress}
+        options |= {"lead_hours": lead_hours, "climatology": climatology, "until": until, **about}
+        options |= {"land": self.reference.static.get("land_sea_mask")}
         scores = evaluate({"model": model}, frames, starts=starts, **options)
         about = {"mode": mode, "step": self.step, "notes": "\n".join(self.notes(lead_hours, mode))}
         held = {"input_only": settings.prescribed} if self.reference.channel_set.input_only else {}
@@ -262,22 +262,6 @@ class Run:
         if mode == "latent" and settings.lead_steps == 1:
             notes.append("latent forecasts of a run that was not trained to repeat its blocks (training.lead_steps=1)")
         return notes
-
-    def _choose_climatology(
-        self, data: Archive | Source, frames: Frames, scored: np.ndarray, *, batch_size: int, progress: bool
-    ) -> Climatology | Calendar | None:
-        normals = open_normals(data, self.reference, self.mesh) if isinstance(data, Archive) else None
-        if normals and not normals.holds_any(frames.times[scored]):
-            return normals
-        if normals and jax.process_index() == 0:
-            print(
-                f"the climatology in {frames.name} is also of times that are scored: one of the training period takes "
-                "its place (prepare --statistics-period keeps times out)"
-            )
-        training = np.flatnonzero(in_period(frames.times, self.settings.data.train))
-        if not len(training):
-            return None
-        return make_climatology(frames, indices=training, batch_size=batch_size, progress=progress)
 
 
 def open_run(path: str | os.PathLike, *, mesh: Mesh | None = None, step: int | None = None) -> Run:

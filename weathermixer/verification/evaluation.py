@@ -1,6 +1,6 @@
 """Statistics and scores of forecasts by channel and lead time, beside persistence and climatology on the same samples.
 
-A forecaster is what gives forecasts: `model_forecaster` makes one of a model; runs/comparison.py one of a file.
+A forecaster is what gives forecasts: `model_forecaster` makes one of a model; runs/forecast_files.py one of a file.
 """
 
 import functools
@@ -113,7 +113,7 @@ def evaluate(
       grids: "native" and coarser ones such as "64x32" (latitudes last, as WeatherBench 2 names them), which forecasts
         and analyses are brought to conservatively; None: the native one.
       spectra: zonal power spectra of three latitude bands too.
-      seeps: what precipitation is judged by for SEEPS, on the native grid (runs/comparison.py opens WeatherBench 2's).
+      seeps: what precipitation is judged by for SEEPS, on the native grid (runs/data.py opens WeatherBench 2's).
       land: the land-sea mask, for regions with _land and _sea.
 
     Where a channel lacks values, points count that start, valid time and climatology have, the same for all sources,
