@@ -8,10 +8,18 @@ of peak. Meshes that do not divide the model or do not fit in memory are listed 
 published model: --config=reference:3.2b or :10b, or any field: --config.model.embed=8192.
 
 --compile lowers the real training step for the best mesh on simulated devices and sets the compiler's account of memory
-beside the formulae's. Machines are in weathermixer/planning/hardware.py; their numbers can be replaced:
---hardware=read_rate=40e9,node_size=4. --measured shows what is predicted for the steps that were timed; --transfers
-shows of a compiled program (benchmark train --hlo=FILE) which transfers run under products: in a GPU's schedule between
-a transfer's start and its done, and by what depends on what, for compilers that do not split transfers in two.
+beside the formulae's. --measured shows what is predicted for the steps that were timed; --transfers shows of a compiled
+program (benchmark train --hlo=FILE) which transfers run under products: in a GPU's schedule between a transfer's start
+and its done, and by what depends on what, for compilers that do not split transfers in two.
+
+A machine that is not among the devices is one of them with numbers replaced, each per device, in bytes/s and FLOP/s:
+
+  python -m experiments.plan --config=reference --devices=4 --device=h100 --hardware=memory_bytes=94e9,node_size=4
+
+bf16_flops, tf32_flops and fp8_flops are dense peaks, memory_rate and read_rate those of memory and of a node's storage,
+node_rate and network_rate of the links within and between nodes, each way; achieved_products, achieved_copies,
+achieved_elementwise and achieved_links are the shares of these that are reached, latency_seconds, contention and
+gap_seconds what is lost (weathermixer/planning/hardware.py).
 """
 
 import argparse
@@ -22,6 +30,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from experiments import command_line, synthetic
@@ -36,6 +45,8 @@ from weathermixer.planning.meshes import StepOptions
 from weathermixer.planning.plan import USABLE_MEMORY, Plan, Refusal, plan_meshes
 from weathermixer.planning.time import step_time
 from weathermixer.planning.work import forward_flops, parameters
+from weathermixer.runs import build
+from weathermixer.runs.samples import find_starts
 from weathermixer.runs.settings import Settings
 
 
@@ -71,9 +82,20 @@ def replaced(text: str) -> dict[str, float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=NUMBER,..., such as read_rate=40e9") from None
 
 
-def row(plan: Plan) -> dict[str, Any]:
-    """One plan's numbers with their units in the names."""
+def count_samples(settings: Settings, data: str | None) -> tuple[int, int]:
+    """(samples that the run trains on, starts of an epoch): of an archive, or of six-hourly frames without a gap."""
+    if data:
+        starts = len(find_starts(settings, build.open_data(settings, data), "train"))
+    else:
+        first, last = np.array(settings.data.train, "datetime64[D]")
+        starts = 4 * int((last - first).astype(int) + 1)
+    return build.training_steps(settings, starts)[0] * settings.training.batch_size, starts
+
+
+def row(plan: Plan, samples: int, price: float) -> dict[str, Any]:
+    """One plan's numbers with their units in the names; `price` is that of a device's hour."""
     time, layout = plan.time, plan.layout
+    hours = samples * plan.seconds_per_sample / 3600
     return {
         "data": layout.data,
         "domain": layout.domain,
@@ -89,12 +111,16 @@ def row(plan: Plan) -> dict[str, Any]:
         "step_ms": 1e3 * time.total,
         "samples_per_s": plan.batch / time.total,
         "share_of_peak": time.share_of_peak,
+        "run_hours": hours,
+        "device_hours": hours * layout.devices,
+        **({"cost": hours * layout.devices * price} if price else {}),
     }
 
 
-def format_plans(plans: list[Plan]) -> str:
+def format_rows(rows: list[dict[str, Any]]) -> str:
     """Plans as a table, a column for each mesh."""
-    table = pd.DataFrame({str(plan.layout): row(plan) for plan in plans}).drop(index=["data", "domain", "tensor"])
+    sizes = ["data", "domain", "tensor"]
+    table = pd.DataFrame({" x ".join(str(row[size]) for size in sizes): row for row in rows}).drop(index=sizes)
     return table.map("{:.4g}".format).to_string()
 
 
@@ -114,9 +140,9 @@ def format_measured(cases: Iterable[Measured]) -> str:
         sizes = ",".join(map(str, dataclasses.astuple(case.layout)))
         predicted = 1e3 * step_time(SHAPE, case.layout, case.options, find_hardware(case.device)).total
         lines.append(
-            f"{case.device}, {case.layout}, {MODEL}: predicted {predicted:.1f} ms, measured {case.step_ms:.1f} ms "
-            f"by `python -m experiments.benchmark train --mesh={sizes}`, ratio {predicted / case.step_ms:.2f} "
-            f"({case.software})"
+            f"{case.device}, {case.layout}, {MODEL}: predicted {predicted:.1f} ms, measured {case.step_ms:.1f} ms by "
+            f"`python -m experiments.benchmark train --mesh={sizes} --compute-dtype={case.compute_dtype}`, ratio "
+            f"{predicted / case.step_ms:.2f} ({case.software})"
         )
     return "\n".join(lines)
 
@@ -184,6 +210,7 @@ def make_parser() -> command_line.Parser:
     add("--devices", type=least(1), default=1, metavar="N", help="how many devices; default: 1")
     add("--device", default="h200", choices=sorted(HARDWARE), help="which machine; default: h200")
     add("--hardware", type=replaced, default={}, metavar="NAME=NUMBER,...", help="numbers of the machine to replace")
+    add("--price", type=float, default=0.0, metavar="P", help="of a device's hour, to show the run's cost")
     add("--batch-size", type=least(1), metavar="N", help="of every mesh; default: a sample for each instance")
     add("--top", type=least(0), default=12, metavar="N", help="how many meshes the table shows; 0: all; default: 12")
     add("--compile", action="store_true", help="compile the best mesh's step on simulated devices and compare memory")
@@ -214,10 +241,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     step = step_options(settings, hardware, batch=options.batch_size or 1)
     samples = 0 if options.batch_size else 1
     plans, refusals = plan_meshes(shape, options.devices, step, hardware, samples_per_instance=samples)
+    run_samples, starts = count_samples(settings, options.data)
+    rows = [row(plan, run_samples, options.price) for plan in plans]
     print(header(shape, step, hardware))
+    print(
+        f"run: {run_samples:,} samples, {run_samples / starts:.3g} epochs of {starts:,}; hours are of its steps alone"
+    )
     if plans:
         print(f"\n{len(plans)} meshes of {options.devices} devices, fastest per sample first:\n")
-        print(format_plans(plans[: options.top or None]))
+        print(format_rows(rows[: options.top or None]))
         print(
             "\nexposed: what the step waits for; hidden: what runs under its products; read: by each process, one on a "
             "node.\nHow near such times are to measured ones: --measured."
@@ -226,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"\n{len(refusals)} refused:\n{format_refusals(refusals)}")
     if options.json:
         refused = [{**dataclasses.asdict(r.layout), "reasons": r.reasons} for r in refusals]
-        text = json.dumps({"plans": list(map(row, plans)), "refused": refused}, indent=1)
+        text = json.dumps({"plans": rows, "refused": refused}, indent=1)
         options.json.write_text(text, encoding="utf-8")
     if not plans:
         raise ValueError(

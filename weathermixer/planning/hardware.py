@@ -38,20 +38,23 @@ class Hardware:
         return peaks[compute_dtype]
 
 
-# Set so that an H200's steps come out as they were measured (measured.py; profiles give products, Adam,
-# fusions and gaps apart). Alone, an 8192^3 bf16 product reaches 796 TFLOP/s (0.805) and a copy 4.26 TB/s (0.8875). The
-# other GPUs are given the same shares, which is an assumption, as are achieved_links, latency_seconds and read_rate
-# in every row. Peaks: NVIDIA's datasheets (A100 80GB SXM, H100 SXM, H200 SXM, HGX B200), dense; NVLink's 600, 900, 900
-# and 1800 GB/s count both ways and are halved here; network: one 200 (A100) or 400 Gbit/s adapter per device, as in
-# NVIDIA's DGX nodes. `cpu` is two laptop-sized cores, roughly.
+# Set so that the steps of an H200 and of an H100 come out as they were measured (measured.py; profiles give products,
+# Adam, fusions and gaps apart). Alone, an H200 reaches 796 TFLOP/s (0.805) with an 8192^3 bf16 product and copies at
+# 4.26 TB/s (0.8875), an H100 copies at 3.02 TB/s (0.90). The others are given the H200's shares, which is an
+# assumption, as are achieved_links, latency_seconds and read_rate in every row. Peaks: NVIDIA's datasheets (A100 80GB
+# SXM, H100 SXM, H200 SXM, GH200 with 96 GB of HBM3, HGX B200), dense; NVLink's 600, 900, 900, 900 and 1800 GB/s count
+# both ways and are halved here; network: one 200 (A100) or 400 Gbit/s adapter per device, as in NVIDIA's DGX nodes and
+# in nodes of four GH200. `cpu` is two laptop-sized cores, roughly.
 _CPU = dict(node_size=1, read_rate=1e9, latency_seconds=5e-5, gap_seconds=0.0)
 _CPU |= dict.fromkeys(("achieved_products", "achieved_copies", "achieved_elementwise", "achieved_links"), 0.7)
+_H100 = dict(achieved_products=0.735, achieved_copies=0.90, achieved_elementwise=0.53, gap_seconds=3.5e-3)
 HARDWARE = {
     hardware.name: hardware
     for hardware in (
         Hardware("a100", 312e12, 156e12, 0.0, 80e9, 2.039e12, 300e9, 25e9),
-        Hardware("h100", 989e12, 494.5e12, 1979e12, 80e9, 3.35e12, 450e9, 50e9),
+        Hardware("h100", 989e12, 494.5e12, 1979e12, 80e9, 3.35e12, 450e9, 50e9, **_H100),
         Hardware("h200", 989e12, 494.5e12, 1979e12, 141e9, 4.8e12, 450e9, 50e9),
+        Hardware("gh200", 989e12, 494.5e12, 1979e12, 96e9, 4.0e12, 450e9, 50e9, node_size=4),
         Hardware("b200", 2250e12, 1125e12, 4500e12, 180e9, 8.0e12, 900e9, 50e9),
         Hardware("cpu", 0.1e12, 0.1e12, 0.0, 16e9, 20e9, 5e9, 1e9, **_CPU),
     )
