@@ -10,20 +10,23 @@ It takes a minute or two: a call that was stopped leaves no record, and the next
 same settings is used again.
 """
 
+import contextlib
 import dataclasses
 import fcntl
+import itertools
 import json
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
-import time
+import tempfile
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
+from jaxtyping import Float
 from tqdm import tqdm
 
 import weathermixer
@@ -33,10 +36,9 @@ from weathermixer.fields.variables import VARIABLES
 FIRST_TIME = np.datetime64("2000-01-01T00", "ns")
 NORTH = {"units": "degrees_north", "standard_name": "latitude"}
 EAST = {"units": "degrees_east", "standard_name": "longitude"}
-SECONDS_BETWEEN_LOOKS = 0.2
 FRAMES_PER_DAY = 4
 GAP_DAYS = 1  # between members
-CHUNK_DAYS = 10  # at most, of one chunk of the store
+CHUNK_DAYS = 10  # of one chunk of the store
 FIELDS = ("geopotential", "temperature", "u_component_of_wind", "v_component_of_wind", "surface_pressure")
 
 
@@ -89,11 +91,6 @@ class Settings:
         """Days that a member adds to the record, after its spin-up."""
         return self.days // self.members
 
-    @property
-    def chunk_days(self) -> int:
-        """Days in one chunk: no chunk belongs to two members."""
-        return max(days for days in range(1, CHUNK_DAYS + 1) if self.member_days % days == 0)
-
     def times(self) -> np.ndarray:
         """Times of the frames, datetime64[ns]: six-hourly, with a gap after each member."""
         frames = np.arange(self.member_days * FRAMES_PER_DAY) * (24 // FRAMES_PER_DAY)
@@ -126,58 +123,52 @@ def simulate(path: str | os.PathLike, *, progress: bool = True, **settings: Any)
         # of two processes that are told to make the same record, one waits and finds it made
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not is_made(path, wanted):
-            create_record(folder / "record", wanted)
             with make_progress("simulation", total=wanted.days, unit="days", show=progress) as bar:
-                _run_members(folder, wanted, bar, lock=lock.fileno())
+                fields = _run_members(folder, wanted, bar)
+            _write_record(folder / "record", wanted, fields)
             (folder / "record").rename(path)
         shutil.rmtree(folder, ignore_errors=True)
     return str(path)
 
 
-def _run_members(folder: pathlib.Path, settings: Settings, bar: tqdm, *, lock: int) -> None:
-    """Runs all members at once, until the last has ended or one fails; none outlives this call."""
-    import zarr
-
-    last = zarr.open_array(folder / "record" / FIELDS[-1])  # its chunks tell how far members are
-    members: list[subprocess.Popen] = []
-    try:
-        members += (_start_member(folder, member, lock) for member in range(settings.members))
-        done, running = 0, True
-        while running:
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-            statuses = [process.poll() for process in members]
-            running = None in statuses
-            for member, status in enumerate(statuses):
-                if status:
-                    said = _said(folder, member).read_text(errors="replace").splitlines()[-20:] or ["no message"]
-                    raise ChildProcessError(
-                        f"member {member} of the simulation stopped with status {status}: {said[-1]}\n"
-                        "What it said last:\n  " + "\n  ".join(said)
-                    )
-            before, done = done, last.nchunks_initialized * settings.chunk_days
-            bar.update(done - before)
-    finally:
-        for process in members:
-            process.kill()
-            process.wait()
+def _run_members(folder: pathlib.Path, settings: Settings, bar: tqdm) -> dict[str, Float[np.ndarray, "time ..."]]:
+    """Runs all members at once, and puts their days into files in `folder`; no member outlives this call."""
+    shape = settings.days * FRAMES_PER_DAY, len(settings.levels_hpa), settings.latitudes, settings.longitudes
+    shapes = {name: shape[:1] + shape[2:] if name == "surface_pressure" else shape for name in FIELDS}
+    fields = {
+        name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float32, shape)
+        for name, shape in shapes.items()
+    }
+    with contextlib.ExitStack() as stack:
+        members = [_start_member(settings, member, stack) for member in range(settings.members)]
+        for day, (number, (member, said)) in itertools.product(range(settings.member_days), enumerate(members)):
+            start = (number * settings.member_days + day) * FRAMES_PER_DAY
+            for values in (field[start : start + FRAMES_PER_DAY] for field in fields.values()):
+                if member.stdout.readinto(values) == values.nbytes:
+                    continue
+                status = member.wait()
+                said.seek(0)
+                lines = said.read().decode(errors="replace").splitlines()[-20:] or ["no message"]
+                raise ChildProcessError(
+                    f"member {number} of the simulation stopped with status {status}: {lines[-1]}\n"
+                    "What it said last:\n  " + "\n  ".join(lines)
+                )
+            bar.update(1)
+    return fields
 
 
-def _start_member(folder: pathlib.Path, member: int, lock: int) -> subprocess.Popen:
-    """Starts a member on the CPU, untouched by the caller's settings of JAX.
-
-    It holds the lock too: where this process is killed, the next one waits until its members have ended.
-    """
+def _start_member(settings: Settings, member: int, stack: contextlib.ExitStack) -> tuple[subprocess.Popen, BinaryIO]:
+    """Starts a member on the CPU, untouched by the caller's settings of JAX: (process, what it says), until the end."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
     package = str(pathlib.Path(weathermixer.__file__).parents[1])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, environment.get("PYTHONPATH")]))
     environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
-    command = [sys.executable, "-m", "weathermixer.simulation.member", str(folder / "record"), str(member)]
-    with open(_said(folder, member), "w") as said:
-        return subprocess.Popen(command, env=environment, pass_fds=[lock], stdout=said, stderr=said)
-
-
-def _said(folder: pathlib.Path, member: int) -> pathlib.Path:
-    return folder / f"member-{member}.txt"
+    what = json.dumps(dataclasses.asdict(settings))
+    command = [sys.executable, "-m", "weathermixer.simulation.member", what, str(member)]
+    said = stack.enter_context(tempfile.TemporaryFile())
+    process = stack.enter_context(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=said))
+    stack.callback(process.kill)
+    return process, said
 
 
 def is_made(path: pathlib.Path, settings: Settings) -> bool:
@@ -197,11 +188,9 @@ def is_made(path: pathlib.Path, settings: Settings) -> bool:
     return True
 
 
-def create_record(path: pathlib.Path, settings: Settings) -> None:
-    """Writes a record's metadata and coordinates at `path`, in the place of what was there."""
+def _write_record(path: pathlib.Path, settings: Settings, fields: Mapping[str, Float[np.ndarray, "time ..."]]) -> None:
+    """Writes fields as a Zarr store at `path`, in the place of what was there."""
     import xarray as xr  # here, as every run asks for Settings
-    import zarr
-    from zarr.codecs import BloscCodec, Crc32cCodec
 
     about = {
         "title": "Dry atmosphere after Held and Suarez (1994), simulated with dinosaur",
@@ -215,23 +204,12 @@ def create_record(path: pathlib.Path, settings: Settings) -> None:
         "latitude": ("latitude", (np.arange(settings.latitudes) + 0.5) * 180 / settings.latitudes - 90, NORTH),
         "longitude": ("longitude", np.arange(settings.longitudes) * 360 / settings.longitudes, EAST),
     }
-    empty = xr.Dataset(coords=axes, attrs=about)
-    empty.time.encoding["units"] = "hours since 1970-01-01"
-    empty.to_zarr(path, mode="w", zarr_format=3, consolidated=False)
-    group = zarr.open_group(path)
-    for name in FIELDS:
-        dimensions = [axis for axis in axes if axis != "level" or name != "surface_pressure"]
-        variable, grid = VARIABLES[name], [empty.sizes[axis] for axis in dimensions[1:]]
-        group.create_array(
-            name,
-            shape=(settings.days * FRAMES_PER_DAY, *grid),
-            chunks=(settings.chunk_days * FRAMES_PER_DAY, *grid),
-            dtype="float32",
-            fill_value=np.nan,
-            compressors=[BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), Crc32cCodec()],
-            dimension_names=dimensions,
-            attributes={"units": variable.units, "standard_name": variable.standard_name, "short_name": variable.short},
-        )
+    record, encoding = xr.Dataset(coords=axes, attrs=about), {"time": {"units": "hours since 1970-01-01"}}
+    for name, values in fields.items():
+        variable, dimensions = VARIABLES[name], [axis for axis in axes if axis != "level" or values.ndim == 4]
+        about = {"units": variable.units, "standard_name": variable.standard_name, "short_name": variable.short}
+        record[name] = (dimensions, values, about)
+        encoding[name] = {"chunks": (CHUNK_DAYS * FRAMES_PER_DAY, *values.shape[1:])}
     with warnings.catch_warnings():  # xarray warns where it is not consolidated, zarr where it is
         warnings.filterwarnings("ignore", message="Consolidated metadata")
-        zarr.consolidate_metadata(path)
+        record.to_zarr(path, mode="w", zarr_format=3, consolidated=True, encoding=encoding)
