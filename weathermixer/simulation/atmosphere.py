@@ -2,13 +2,18 @@
 
 The globe is flat and dry; temperature relaxes towards a prescribed equilibrium and friction slows the lowest winds.
 That is enough for jets, baroclinic eddies and their storm tracks: weather, made with no data at all. Fields are in SI
-units once they leave this module.
+units once they leave this module, which is the program of one member too:
+
+    python -m weathermixer.simulation.atmosphere SETTINGS MEMBER        started by simulate.py
 """
 
 import dataclasses
 import functools
+import json
+import os
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +25,7 @@ from dinosaur.sigma_coordinates import SigmaCoordinates
 from dinosaur.units import SimUnits
 from jaxtyping import Array, Float
 
-from weathermixer.simulation.simulate import FRAMES_PER_DAY, Settings
+from weathermixer.simulation.simulate import FIELDS, FRAMES_PER_DAY, Settings
 
 REFERENCE_KELVIN = 288.0  # of the semi-implicit scheme; the result does not depend on it
 # Scale-selective damping of the smallest waves alone: del^8, so that waves as large as a storm live for weeks
@@ -200,3 +205,28 @@ def _to_frame(
     # dinosaur's fields are [..., lon, lat]
     scaled = {name: field / constants.nondimensionalize(1.0 * unit) for name, (field, unit) in frame.items()}
     return {name: jnp.swapaxes(field, -1, -2) for name, field in scaled.items()}
+
+
+def run_member(settings: Settings, member: int, out: BinaryIO) -> None:
+    """Integrates a member to its end and writes the float32 of FIELDS, one after the other, of each day that is kept.
+
+    Raises FloatingPointError, with the day, where the integration blows up; BrokenPipeError where nobody reads.
+    """
+    initial_state, advance = make_atmosphere(settings)
+    state = initial_state([settings.seed, member])
+    for day in range(1 - settings.spin_up_days, settings.member_days + 1):
+        state, frames = advance(state)
+        for name in FIELDS if day >= 1 else ():
+            values = np.ascontiguousarray(frames[name])
+            if not np.isfinite(values).all():
+                raise FloatingPointError(
+                    f"{name} is not finite by day {day}: step_minutes={settings.step_minutes} is too long for "
+                    f"truncation={settings.truncation}"
+                )
+            out.write(values.data)
+
+
+if __name__ == "__main__":
+    with os.fdopen(os.dup(1), "wb") as frames:
+        os.dup2(2, 1)  # whatever else is printed is no frame
+        run_member(Settings(**json.loads(sys.argv[1])), int(sys.argv[2]), frames)

@@ -164,10 +164,13 @@ def _start_member(settings: Settings, member: int, stack: contextlib.ExitStack) 
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, environment.get("PYTHONPATH")]))
     environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
     what = json.dumps(dataclasses.asdict(settings))
-    command = [sys.executable, "-m", "weathermixer.simulation.member", what, str(member)]
+    command = [sys.executable, "-m", "weathermixer.simulation.atmosphere", what, str(member)]
     said = stack.enter_context(tempfile.TemporaryFile())
     process = stack.enter_context(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=said))
     stack.callback(process.kill)
+    if hasattr(os, "sched_setaffinity"):  # Linux: every member on another core; elsewhere XLA's flag alone has to do
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(process.pid, {cores[member % len(cores)]})  # before it has threads
     return process, said
 
 

@@ -9,9 +9,8 @@ from jaxtyping import Float
 
 from weathermixer.fields.units import conversion
 from weathermixer.fields.variables import VARIABLES
-from weathermixer.sources.coordinates import Levels, find_levels
+from weathermixer.sources.coordinates import Levels, Orientation, find_levels, make_orientation
 from weathermixer.sources.names import HEIGHT, STATIC, amounts_of, identify, rank
-from weathermixer.sources.orientation import Orientation, make_orientation
 
 NAMES_SHOWN = 12  # in one line
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, Shaped
 
 from weathermixer.archive.storage import as_slice
 from weathermixer.fields.variables import Channel
-from weathermixer.sources.orientation import Orientation, take
+from weathermixer.sources.coordinates import Orientation, take
 from weathermixer.sources.parts import Note, Part
 
 HOUR = np.timedelta64(1, "h")

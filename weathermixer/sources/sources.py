@@ -16,13 +16,12 @@ from jaxtyping import Float, Int
 
 from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import VARIABLES, Channel, group_by_variable
+from weathermixer.sources.coordinates import Orientation
 from weathermixer.sources.formats import Spec, open_pieces
 from weathermixer.sources.names import possible_names
-from weathermixer.sources.orientation import Orientation
 from weathermixer.sources.parts import Note, find_sums, make_orient, take_apart, tell
-from weathermixer.sources.selection import choose_channels
+from weathermixer.sources.selection import choose_channels, read_static
 from weathermixer.sources.series import Series, check_levels, compare_repeats, find_series
-from weathermixer.sources.static import read_static
 from weathermixer.sources.times import choose_times
 
 
