@@ -116,11 +116,11 @@ def full_disk(trial: Trial):
 
 def stopped(trial: Trial):
     """SIGSTOP of one process: it never reaches the others' collective."""
-    run = trial.start("--patience=0.05")
+    run = trial.start("--patience=0.1")  # 6 s for a step, six times that to compile
     trial.at_some_step(run)
     pid = trial.pids()[-1]
     os.kill(pid, signal.SIGSTOP)
-    time.sleep(5)
+    time.sleep(8)
     os.kill(pid, signal.SIGCONT if trial.processes == 1 else signal.SIGKILL)
     return run, None
 
