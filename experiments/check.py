@@ -1,6 +1,6 @@
 """Looks an archive over before GPU hours are spent on it: what it holds, gaps, faults, and whether a config fits it.
 
-  python -m experiments.check ARCHIVE [--config=NAME] [--plot=FILE] [--verify]
+  python -m experiments.check ARCHIVE [--config=NAME] [--plot=FILE]
 
 Prints times and gaps, statistics of every channel, faults, and what was left out when it was made. With a config also
 its periods, and whether they overlap, its channels, its mesh and its evaluation. What would stop or spoil a run comes
@@ -21,7 +21,6 @@ from experiments import command_line, evaluate
 from experiments.prepare import describe_archive
 from weathermixer.archive.archive import Archive, open_archive
 from weathermixer.archive.sampling import in_period
-from weathermixer.archive.verify import verify_archive
 from weathermixer.planning.meshes import Layout, misfits
 from weathermixer.runs.build import make_channel_set, make_model_shape
 from weathermixer.runs.samples import find_starts
@@ -152,7 +151,6 @@ def make_parser() -> command_line.Parser:
     command_line.add_config(parser, required=False)
     about = "image of a few fields and of the statistics by level; default: none is drawn"
     parser.add_argument("--plot", type=command_line.output_file, metavar="FILE", help=about)
-    parser.add_argument("--verify", action="store_true", help="read every byte, as prepare --verify does")
     return parser
 
 
@@ -161,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     archive = open_archive(options.archive)
     print(describe(archive) + "\n")
-    problems = find_faults(archive) + (verify_archive(options.archive) if options.verify else [])
+    problems = find_faults(archive)
     if options.config:
         problems += find_misfits(archive, command_line.read_settings(options))
     if options.plot:

@@ -5,10 +5,10 @@
 
 RUN is a run's workdir, or an export of it. DATA is an archive, or any file that experiments.prepare reads: slower, as
 whole frames are read. Prints a table and writes RUN/scores.json, and scores.nc with the statistics of every start
-beside it. Everything that is not given is taken from the run's config; scores of another question than the config's
-have a file of their own. The climatology is the archive's own (WeatherBench 2's definition, see prepare --climatology)
-where that holds no time that is scored; otherwise one fitted to what DATA has of the training period: by hour of day,
-and by day of year too where that spans two years; where it has nothing of it there is none.
+beside it. Everything that is not given is taken from the run's config; where something is, scores have a file of their
+own. The climatology is the archive's own (WeatherBench 2's definition, see prepare --climatology) where that holds no
+time that is scored; otherwise one fitted to what DATA has of the training period: by hour of day, and by day of year
+too where that spans two years; where it has nothing of it there is none.
 
 With --forecast several models are scored at the starts, leads and channels that all have: files in WeatherBench 2's
 form (Zarr, netCDF, GRIB, local or remote; ensembles too), and runs. Of files --select, --rename and --units tell what
@@ -56,6 +56,8 @@ from weathermixer.verification.regions import REGIONS
 from weathermixer.verification.scores import format_scores, write_scores
 
 SCORES_FILE = "scores.json"
+# options of `score` and `compare` alike, as they are called there
+ASKED = ("period", "lead_hours", "mode", "regrid", "regions", "grids", "spectra", "batch_size", "max_starts")
 
 
 def score(
@@ -68,35 +70,29 @@ def score(
 ) -> xr.Dataset:
     """Scores a run, as Run.evaluate; prints the table and writes JSON and netCDF files.
 
-    `by` takes forecasts that start in each "season" or "hour" apart. The default file is scores.json in the workdir for
-    what the run's settings ask, and one of its own for another question.
+    `by` takes forecasts that start in each "season" or "hour" apart. The default file is scores.json in the workdir
+    where nothing is asked but what the run's settings say, and one of its own for another question.
     """
-    settings = run.settings.evaluation
-    usual = {"period": getattr(run.settings.data, settings.period), "lead_hours": settings.lead_hours, "data": None}
-    usual |= {"mode": settings.mode, "max_starts": settings.max_starts}
     name = data if data is None else getattr(data, "path", getattr(data, "name", "a dataset"))
-    asked = {"data": name, "by": by, **{key: value for key, value in options.items() if key != "batch_size"}}
-    question = {key: value for key, value in asked.items() if value not in (None, usual.get(key))}
     scores = run.evaluate(data, **options, progress=_speaks() and sys.stderr.isatty())
-    return _report(scores, output or run.path / _name_file(question), by=by)
+    return _report(scores, output or run.path / _name_file(data=name, by=by, **options), by=by)
 
 
 def compare(forecasts: dict[str, str], *, output: str | None, by: str | None, **options: Any) -> xr.Dataset:
     """Scores several forecasts, as runs.comparison.score_forecasts; prints the table and writes as `score`, here."""
-    asked = {key: value for key, value in options.items() if key not in ("mesh", "batch_size")}
-    question = {"forecasts": forecasts, "by": by, **asked}
     scores = score_forecasts(forecasts, **options, progress=_speaks() and sys.stderr.isatty())
-    return _report(scores, output or _name_file(question), by=by)
+    return _report(scores, output or _name_file(forecasts=forecasts, by=by, **options), by=by)
 
 
 def _speaks() -> bool:
     return jax.process_index() == 0  # it prints and writes; bars are for a terminal
 
 
-def _name_file(question: dict[str, Any]) -> str:
-    """scores.json, or a name that tells the question apart from others."""
-    digest = hashlib.sha256(repr(sorted(question.items())).encode()).hexdigest()[:8]
-    return f"scores-{digest}.json" if question else SCORES_FILE
+def _name_file(*, mesh: Any = None, batch_size: int | None = None, **question: Any) -> str:
+    """scores.json, or a name that tells the question apart from others; how it is computed is no part of it."""
+    asked = sorted((name, value) for name, value in question.items() if value is not None)
+    digest = hashlib.sha256(repr(asked).encode()).hexdigest()[:8]
+    return f"scores-{digest}.json" if asked else SCORES_FILE
 
 
 def _report(scores: xr.Dataset, path: str | os.PathLike, *, by: str | None) -> xr.Dataset:
@@ -153,7 +149,6 @@ def open_run(options: argparse.Namespace, *, scored: bool = False) -> tuple[Run,
 
 
 def make_parser() -> command_line.Parser:
-    """The command line's options."""
     parser = command_line.make_parser("experiments.evaluate", __doc__)
     add_run_options(parser, required=False)
     add, at_least = parser.add_argument, command_line.integer
@@ -163,7 +158,7 @@ def make_parser() -> command_line.Parser:
     about = "dates of the starts, both included; default: the config's, or all"
     add("--period", type=command_line.period, metavar="FIRST,LAST", help=about)
     about = "lead times in hours, as 6,24,72; default: the config's, or all that files have"
-    add("--leads", type=command_line.integers, metavar="H,H,...", help=about)
+    add("--leads", dest="lead_hours", type=command_line.integers, metavar="H,H,...", help=about)
     add("--max-starts", type=at_least(0), metavar="N", help="score so many forecasts, evenly spread; 0: all")
     add("--batch-size", type=at_least(1), metavar="N", help="forecasts at a time; default: the config's, or 8")
     about = f"{', '.join(REGIONS)}, each with _land or _sea behind it, or NAME=SOUTH:NORTH:WEST:EAST; default: global"
@@ -171,7 +166,7 @@ def make_parser() -> command_line.Parser:
     about = "native, and coarser ones as 64x32, that fields are brought to conservatively; default: native"
     add("--grids", type=command_line.words, metavar="GRID,...", help=about)
     add("--by", choices=GROUPS, help="take forecasts that start in each season, or at each hour, apart")
-    add("--spectra", action="store_true", help="zonal power spectra too, in the netCDF file")
+    add("--spectra", action="store_true", default=None, help="zonal power spectra too, in the netCDF file")
     about = "of --forecast: SEEPS of precipitation too, by WeatherBench 2's --climatology with its thresholds"
     add("--seeps", action="store_true", help=about)
     add(
@@ -202,26 +197,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(
             "give RUN, or --forecast=A,B with commas between: not both" if options.run else "give RUN or --forecast"
         )
-    distributed.initialize()
-    about = {"period": options.period, "lead_hours": options.leads, "mode": options.mode, "regrid": options.regrid}
-    about |= {"regions": options.regions, "grids": options.grids, "by": options.by, "output": options.output}
-    about |= {"spectra": True} if options.spectra else {}
-    if options.run is not None:
-        if options.climatology or options.seeps:
-            parser.error("--climatology, --seeps: of a run alone it is its data's own, or made of its training period")
-        score(*open_run(options, scored=True), **about, batch_size=options.batch_size, max_starts=options.max_starts)
-        return
-    if options.data is None:
+    if options.run is not None and (options.climatology or options.seeps):
+        parser.error("--climatology, --seeps: of a run alone it is its data's own, or made of its training period")
+    if options.forecast is not None and options.data is None:
         parser.error("--forecast needs the analyses that it is measured against: --truth=DATA")
-    about |= {"batch_size": options.batch_size or 8, "max_starts": options.max_starts or 0}
-    about |= {
-        "truth": options.data,
-        "climatology": options.climatology,
-        "seeps": options.seeps,
-        "mesh": make_mesh(*(options.mesh or (1, 1, 1))),
-    }
+    distributed.initialize()
+    about = {name: given for name in ASKED if (given := getattr(options, name)) is not None}
+    how = {"by": options.by, "output": options.output}
+    if options.run is not None:
+        score(*open_run(options, scored=True), **how, **about)
+        return
+    about |= {"truth": options.data, "climatology": options.climatology, "seeps": options.seeps}
+    about["mesh"] = make_mesh(*(options.mesh or (1, 1, 1)))
     about["readings"] = {name: getattr(options, name) for name in ("select", "rename", "units")}
-    compare(options.forecast, **about)
+    compare(options.forecast, **how, **about)
 
 
 if __name__ == "__main__":

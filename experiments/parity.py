@@ -1,21 +1,20 @@
 """Shows that a mesh computes what one device computes: loss, every parameter's gradient and a short training run.
 
-  python -m experiments.parity --config=quickstart --mesh=2,2,2 [--against=1,1,1]
+  python -m experiments.parity --config=quickstart --mesh=2,2,2
 
 To try it without GPUs, simulate devices:
 
   XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m experiments.parity --config=quickstart --mesh=2,2,2
 
---mesh and --against are data,domain,tensor. Both run the config's real model, loss and optimizer on the same random
+--mesh is data,domain,tensor. It and one device run the config's real model, loss and optimizer on the same random
 fields, with dropout, latent rollout, rematerialization, moving average and ZeRO as the config has them, in float32
 (products in full precision) and in bfloat16.
 
 Differences are relative, |a - b| / |b| over all elements of a quantity (gradients that vanish: see `differences`). In
-float32, between the meshes, they may be as large as sums in another order make them. Two runs in bfloat16 are rounded
-independently, so each is held to the other mesh's float32: the mesh may be at most twice as far from it as the other
-mesh's bfloat16 is. After the run parameters are not compared: Adam turns a zero gradient's rounding into a full step.
-Exit status 1 where a difference is larger.
-"""
+float32 they may be as large as sums in another order make them. Two runs in bfloat16 are rounded independently, so each
+is held to one device's float32: the mesh may be at most twice as far from it as one device's bfloat16 is. After the run
+parameters are not compared: Adam turns a zero gradient's rounding into a full step. Exit status 1 where a difference is
+larger."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,6 @@ import numpy as np
 import pandas as pd
 
 from experiments import command_line, synthetic
-from weathermixer.archive.standardization import make_standardization
 from weathermixer.parallel.mesh import check_divides, make_mesh, use_mesh
 from weathermixer.runs.settings import Settings
 from weathermixer.training.checkpoint import name_leaves
@@ -34,7 +32,7 @@ from weathermixer.training.checkpoint import name_leaves
 # chain of gradients. What is wrong in kind, such as a norm over a shard or a bias counted twice, differs by percents.
 FLOAT32_TOLERANCE = {"loss": 1e-6, "gradient": 2e-5, "run": 1e-5}
 LEAST_SHARE = 1e-3  # of the whole gradient's norm, by which a parameter's is measured at least
-# How far bfloat16 on a mesh may be from float32, in units of how far it is on the other mesh: partial sums are rounded
+# How far bfloat16 on a mesh may be from float32, in units of how far it is on one device: partial sums are rounded
 # once more where they travel. Seen on eight devices: 1.2 to 1.8 for the worst parameter, 0.9 to 1.5 for all together
 BFLOAT16_SHARE = 2.0
 STEPS = 10
@@ -59,10 +57,9 @@ def measure(settings: Settings, sizes: tuple[int, int, int], *, data: str | None
     precision = "highest" if settings.model.compute_dtype == "float32" else "default"
     with use_mesh(mesh), jax.default_matmul_precision(precision):
         shape, channel_set = synthetic.find_sizes(settings, data=data, grid=grid)
-        training = synthetic.make_training(settings, shape, channel_set, mesh)
-        standardization = make_standardization(synthetic.make_reference(channel_set, shape.grid), mesh)
-        frames = dict(batch_size=batch_size, history=shape.history, rollout=training.rollout, leads=shape.leads)
-        batches = [synthetic.make_batch(channel_set, shape.grid, mesh, step=step, **frames) for step in range(STEPS)]
+        problem = synthetic.make_problem(settings, channel_set, shape.grid, mesh)
+        training, standardization = problem.training, problem.standardization
+        batches = [problem.make_batch(step) for step in range(STEPS)]
         state = jax.jit(training.initial_state)()
         key = jax.random.key(settings.seed) if shape.dropout_rate else None
         loss, gradient = jax.jit(jax.value_and_grad(training.loss))(state.params, batches[0], standardization, key)
@@ -122,9 +119,8 @@ def make_parser() -> command_line.Parser:
     command_line.add_config(parser)
     command_line.add_data(parser, "default: made-up fields")
     command_line.add_grid(parser, default=(64, 128))
-    sizes = dict(type=command_line.mesh, metavar=command_line.MESH)
-    parser.add_argument("--mesh", required=True, **sizes, help="mesh to show right, as 2,2,2")
-    parser.add_argument("--against", default=(1, 1, 1), **sizes, help="mesh to compare it to; default: 1,1,1")
+    about = "mesh to show right, as 2,2,2"
+    parser.add_argument("--mesh", required=True, type=command_line.mesh, metavar=command_line.MESH, help=about)
     return parser
 
 
@@ -137,12 +133,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for dtype in ("float32", "bfloat16"):
         settings = command_line.read_settings(options).replace({"model.compute_dtype": dtype})
         here, there = (
-            measure(settings, sizes, data=options.data, grid=options.grid) for sizes in (options.mesh, options.against)
+            measure(settings, sizes, data=options.data, grid=options.grid) for sizes in (options.mesh, (1, 1, 1))
         )
         measured[dtype] = there
         rounding = None if dtype == "float32" else differences(there, measured["float32"])
         rows = compare(differences(here, measured["float32"]), rounding)
-        title = f"{dtype}: mesh {options.mesh} against {options.against} in float32, relative differences"
+        title = f"{dtype}: mesh {options.mesh} against one device in float32, relative differences"
         print(format_differences(title, rows), flush=True)
         fine &= rows.fine.all()
     print("the meshes agree" if fine else "the meshes DO NOT agree")

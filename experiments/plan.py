@@ -36,18 +36,19 @@ import pandas as pd
 from experiments import command_line, synthetic
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.model.shape import ModelShape
-from weathermixer.parallel.mesh import make_mesh
+from weathermixer.parallel.mesh import make_mesh, use_mesh
 from weathermixer.planning.account import format_bytes
 from weathermixer.planning.hardware import HARDWARE, Hardware, find_hardware
 from weathermixer.planning.hlo import free_products, hidden_transfers
-from weathermixer.planning.measured import MEASURED, MODEL, SHAPE, Measured
 from weathermixer.planning.meshes import StepOptions
 from weathermixer.planning.plan import USABLE_MEMORY, Plan, Refusal, plan_meshes
-from weathermixer.planning.time import step_time
+from weathermixer.planning.time import MEASURED, MODEL, MODEL_SHAPE, Measured, step_time
 from weathermixer.planning.work import forward_flops, parameters
 from weathermixer.runs import build
 from weathermixer.runs.samples import find_starts
 from weathermixer.runs.settings import Settings
+
+SHOWN = 12  # meshes in the table
 
 
 def step_options(settings: Settings, hardware: Hardware, *, batch: int) -> StepOptions:
@@ -126,11 +127,8 @@ def format_rows(rows: list[dict[str, Any]]) -> str:
 
 def format_refusals(refusals: list[Refusal]) -> str:
     """One line per refused mesh, with its first reasons."""
-    lines = []
-    for refusal in refusals:
-        more = f" (and {len(refusal.reasons) - 2} more)" if len(refusal.reasons) > 2 else ""
-        lines.append(f"  {refusal.layout}  {'; '.join(refusal.reasons[:2])}{more}")
-    return "\n".join(lines)
+    more = {refusal: f" (and {len(refusal.reasons) - 2} more)" * (len(refusal.reasons) > 2) for refusal in refusals}
+    return "\n".join(f"  {each.layout}  {'; '.join(each.reasons[:2])}{more[each]}" for each in refusals)
 
 
 def format_measured(cases: Iterable[Measured]) -> str:
@@ -138,10 +136,11 @@ def format_measured(cases: Iterable[Measured]) -> str:
     lines = []
     for case in cases:
         sizes = ",".join(map(str, dataclasses.astuple(case.layout)))
-        predicted = 1e3 * step_time(SHAPE, case.layout, case.options, find_hardware(case.device)).total
+        predicted = 1e3 * step_time(MODEL_SHAPE, case.layout, case.options, find_hardware(case.device)).total
         lines.append(
             f"{case.device}, {case.layout}, {MODEL}: predicted {predicted:.1f} ms, measured {case.step_ms:.1f} ms by "
-            f"`python -m experiments.benchmark train --mesh={sizes} --compute-dtype={case.compute_dtype}`, ratio "
+            f"`python -m experiments.benchmark train --mesh={sizes} "
+            f"--config.model.compute_dtype={case.compute_dtype}`, ratio "
             f"{predicted / case.step_ms:.2f} ({case.software})"
         )
     return "\n".join(lines)
@@ -173,7 +172,8 @@ def compare(settings: Settings, shape: ModelShape, channel_set: ChannelSet, plan
     synthetic.simulate_devices(layout.devices)
     settings = settings.replace({"training.batch_size": plan.batch, "model.compute_dtype": options.compute_dtype})
     mesh = make_mesh(layout.data, layout.domain, layout.tensor)
-    memory = synthetic.compile_step(settings, shape, channel_set, mesh).memory_analysis()
+    with use_mesh(mesh):
+        memory = synthetic.make_problem(settings, channel_set, shape.grid, mesh).compile().memory_analysis()
     held = sum(parts[name] for name in ("parameters", "moments", "ema"))
     held += parts["batch"] / 2 + shape.channels * shape.grid[0] * shape.grid[1] * 4 / layout.instance
     passing = parts["gradients"] + parts["activations"] + parts["temporaries"]
@@ -212,7 +212,6 @@ def make_parser() -> command_line.Parser:
     add("--hardware", type=replaced, default={}, metavar="NAME=NUMBER,...", help="numbers of the machine to replace")
     add("--price", type=float, default=0.0, metavar="P", help="of a device's hour, to show the run's cost")
     add("--batch-size", type=least(1), metavar="N", help="of every mesh; default: a sample for each instance")
-    add("--top", type=least(0), default=12, metavar="N", help="how many meshes the table shows; 0: all; default: 12")
     add("--compile", action="store_true", help="compile the best mesh's step on simulated devices and compare memory")
     add("--measured", action="store_true", help="show the predictions for the steps that were timed, and nothing else")
     about = "show which transfers of a compiled program run under products, and nothing else"
@@ -249,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     if plans:
         print(f"\n{len(plans)} meshes of {options.devices} devices, fastest per sample first:\n")
-        print(format_rows(rows[: options.top or None]))
+        print(format_rows(rows[:SHOWN]))
         print(
             "\nexposed: what the step waits for; hidden: what runs under its products; read: by each process, one on a "
             "node.\nHow near such times are to measured ones: --measured."

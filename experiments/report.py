@@ -1,6 +1,6 @@
 """Writes one page about one run or several: a single HTML file that needs no server and no network, and prints.
 
-  python -m experiments.report RUN [RUN ...] [--output=report.html] [--data=DATA] [--channel=NAME] [--maps=8]
+  python -m experiments.report RUN [RUN ...] [--output=report.html] [--data=DATA] [--channel=NAME]
 
 What was trained on what, loss and speed, scores with intervals, scorecards (of each further run against the first),
 spectra, maps of one channel, errors by lead, memory, the data's faults, settings and versions. Scores are those of
@@ -17,7 +17,6 @@ import html
 import io
 import json
 import pathlib
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -36,7 +35,7 @@ from weathermixer.planning.work import parameters
 from weathermixer.runs.build import make_model_shape
 from weathermixer.runs.run import Run, open_run, spread
 from weathermixer.runs.workdir import RECORD_FILE
-from weathermixer.training.telemetry import LOG_FILE, METRICS_FILE
+from weathermixer.training.telemetry import LOG_FILE, METRICS_FILE, read_records
 from weathermixer.verification import charts, figures
 from weathermixer.verification.evaluation import BASELINES
 from weathermixer.verification.metrics import compute_metrics
@@ -45,6 +44,7 @@ from weathermixer.verification.significance import join_scores
 
 REPORT_FILE = "report.html"
 INTERVALS = "Intervals: 95 %, block bootstrap over starts; * where the paired t-test says p &lt; 0.05."
+MAPS = 8  # forecasts of the test period that maps of errors are over
 PLACE = (50.0, 10.0)  # degrees north and east, of the time series
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
@@ -82,11 +82,11 @@ for (const head of document.querySelectorAll("thead th")) {{
 
 
 def write_report(
-    runs: Sequence[Run], output: pathlib.Path, *, data: str | None = None, channel: str | None = None, maps: int = 8
+    runs: Sequence[Run], output: pathlib.Path, *, data: str | None = None, channel: str | None = None
 ) -> None:
     """Writes the page of some runs; their names are their folders'.
 
-    `data` is what is forecast from where it is not the runs' own; `channel` is what maps show, of `maps` forecasts.
+    `data` is what is forecast from where it is not the runs' own; `channel` is what maps show.
     Raises ValueError where the runs have no starts, leads and channels in common, and for a channel that one lacks.
     """
     named = {run.path.resolve().name: run for run in runs}
@@ -105,7 +105,7 @@ def write_report(
         "Scores": _compare(scores, channel),
     }
     for name, run in named.items():
-        sections[f"Maps: {name}"] = _draw_maps(run, scores[name], data, channel, maps)
+        sections[f"Maps: {name}"] = _draw_maps(run, scores[name], data, channel)
         sections[f"What it ran on: {name}"] = _tell(run, data)
     body = "\n".join(f"<h2>{html.escape(head)}</h2>\n{text}" for head, text in sections.items())
     storage.write_whole(output, PAGE.format(title=html.escape(", ".join(named)), body=body))
@@ -117,14 +117,10 @@ def table(rows: Iterable[Mapping[str, Any]] | pd.DataFrame) -> str:
         return f'<div class="wide">{pd.DataFrame(rows).to_html(index=False, border=0)}</div>'
 
 
-def picture(image: Figure | bytes, text: str) -> str:
-    """A picture with its text: a figure as SVG, or a GIF."""
-    kind = "gif"
-    if isinstance(image, Figure):
-        buffer, kind = io.BytesIO(), "svg+xml"
-        image.savefig(buffer, format="svg")
-        image = buffer.getvalue()
-    source, text = f"data:image/{kind};base64,{base64.b64encode(image).decode()}", html.escape(text)
+def picture(figure: Figure, text: str) -> str:
+    """A picture, as SVG, with its text."""
+    figure.savefig(buffer := io.BytesIO(), format="svg")
+    source, text = f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}", html.escape(text)
     return f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'
 
 
@@ -143,10 +139,8 @@ def _read_scores(run: Run, data: str | None) -> xr.Dataset:
 
 def _read_log(path: pathlib.Path) -> pd.DataFrame:
     """The records of a run's log by step; none of an export."""
-    file = path / METRICS_FILE
     columns = ["step", "loss", "validation_loss", "step_seconds", "samples_per_second"]
-    records = map(json.loads, file.read_text(encoding="utf-8").splitlines()) if file.exists() else ()
-    return pd.DataFrame(records, columns=columns).set_index("step").astype(float)
+    return pd.DataFrame(read_records(path / METRICS_FILE), columns=columns).set_index("step").astype(float)
 
 
 def _describe(name: str, run: Run, log: pd.DataFrame) -> dict[str, Any]:
@@ -228,13 +222,13 @@ def _rows(scores: xr.Dataset, against: str | None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _draw_maps(run: Run, scores: xr.Dataset, data: str | None, channel: str, count: int) -> str:
+def _draw_maps(run: Run, scores: xr.Dataset, data: str | None, channel: str) -> str:
     """Maps of a channel: one forecast beside the analyses, its way, a place, and the error over some forecasts."""
     index, leads = run.reference.channel_set.names.index(channel), scores.lead_hours.values
     what, frames = run.reference.channel_set.dynamic[index], run.open_frames(data)
     starts = frames.times[run.find_starts(frames)]
     last = frames.times[-1] - np.timedelta64(int(leads[-1]), "h")
-    starts = spread(starts[in_period(starts, run.settings.data.test) & (starts <= last)], count)
+    starts = spread(starts[in_period(starts, run.settings.data.test) & (starts <= last)], MAPS)
     if not len(starts):
         return f"<p>No maps: {html.escape(frames.name)} has no forecast's start and end in the test period.</p>"
     pairs = []
@@ -251,10 +245,6 @@ def _draw_maps(run: Run, scores: xr.Dataset, data: str | None, channel: str, cou
     for lead in sorted({at[len(at) // 2], at[-1]}):
         figure = figures.draw_forecast(field.values[lead], truth.values[lead], lead_hours=hours[lead], **of_one)
         text.append(picture(figure, f"{name}, {hours[lead]} h ahead: forecast, analysis and their difference."))
-    with tempfile.TemporaryDirectory() as folder:
-        file = pathlib.Path(folder, "moving.gif")
-        figures.save_animation(file, field.values, truth.values, lead_hours=hours, **of_one)
-        text.append(picture(file.read_bytes(), f"{name}, all {len(hours)} leads of forecast and analysis, moving."))
     errors = np.sqrt(np.nanmean([(one - other).values[at] ** 2 for one, other in pairs], axis=0))
     about = f"RMSE of {what.short} over {len(starts)} forecasts, by lead; above each map the globe's."
     text.append(picture(figures.draw_errors(errors, lead_hours=leads.tolist(), **options), about))
@@ -286,7 +276,6 @@ def _tell(run: Run, data: str | None) -> str:
 
 
 def make_parser() -> command_line.Parser:
-    """The command line's options."""
     parser = command_line.make_parser("experiments.report", __doc__)
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="folders of trained runs, or of exports; the first is the reference")
@@ -294,8 +283,6 @@ def make_parser() -> command_line.Parser:
     about = "archive, or what experiments.prepare reads; default: the archives that trained the runs"
     add("--data", metavar="DATA", help=about)
     add("--channel", metavar="NAME", help=f"channel that maps show; default: {DRAWN_FIRST} or the first")
-    about = "how many forecasts the maps of errors are over, evenly spread over the test period; default: 8"
-    add("--maps", type=command_line.integer(1), default=8, metavar="N", help=about)
     return parser
 
 
@@ -303,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
     runs = [open_run(path) for path in options.runs]
     output = options.output or runs[-1].path / REPORT_FILE
-    write_report(runs, output, data=options.data, channel=options.channel, maps=options.maps)
+    write_report(runs, output, data=options.data, channel=options.channel)
     print(f"the report is {output} ({output.stat().st_size / 1e6:.1f} MB)", flush=True)
 
 

@@ -1,14 +1,12 @@
 """A training problem small enough for a test, on any mesh: five channels, padded to eight with an exact mask."""
 
 import contextlib
-import dataclasses
 from typing import Any
 
 import jax
 import numpy as np
 
 from experiments import synthetic
-from weathermixer.archive.standardization import make_standardization
 from weathermixer.parallel.mesh import make_mesh, use_mesh
 from weathermixer.runs.settings import Settings, make_settings
 
@@ -38,23 +36,12 @@ def tiny_settings(**options: Any) -> Settings:
     return make_settings(values)
 
 
-@dataclasses.dataclass(frozen=True)
-class Tiny:
+class Tiny(synthetic.Problem):
     """The problem on its mesh."""
 
-    settings: Settings
-    mesh: Any
-    channel_set: Any
-    training: Any
-    standardization: Any
-    missing: tuple[str, ...]
-
-    def batch(self, step: int) -> Any:
-        size, history = self.settings.training.batch_size, self.settings.model.history
-        rollout = self.training.rollout
-        options = dict(batch_size=size, step=step, history=history, missing=self.missing, rollout=rollout)
-        options["leads"] = len(self.settings.training.leads)
-        return synthetic.make_batch(self.channel_set, GRID, self.mesh, **options)
+    @property
+    def channel_set(self) -> Any:
+        return self.reference.channel_set
 
     def run(self, *, steps: int) -> tuple[np.ndarray, Any]:
         """Losses of the first steps, and the state after them."""
@@ -62,7 +49,7 @@ class Tiny:
         with use_mesh(self.mesh):
             state = jax.jit(self.training.initial_state)()
             for step in range(steps):
-                state, metrics = self.training.train_step(state, self.batch(step), self.standardization)
+                state, metrics = self.training.train_step(state, self.make_batch(step), self.standardization)
                 losses.append(float(metrics["loss"]))
         return np.array(losses), state
 
@@ -73,7 +60,6 @@ def make_tiny(
     """The problem on the mesh of these sizes; channels that are `missing` have no values at a third of the points."""
     settings, mesh = tiny_settings(**options), make_mesh(*sizes)
     with use_mesh(mesh):
-        shape, channel_set = synthetic.find_sizes(settings, data=None, grid=grid)
-        training = synthetic.make_training(settings, shape, channel_set, mesh)
-        standardization = make_standardization(synthetic.make_reference(channel_set, grid, missing=missing), mesh)
-        return Tiny(settings, mesh, channel_set, training, standardization, missing)
+        _, channel_set = synthetic.find_sizes(settings, data=None, grid=grid)
+        problem = synthetic.make_problem(settings, channel_set, grid, mesh, missing=missing)
+        return Tiny(settings, problem.reference, mesh, problem.training)

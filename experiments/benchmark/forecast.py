@@ -31,7 +31,6 @@ GRID = (720, 1440)
 
 
 def make_parser() -> command_line.Parser:
-    """The command line's options."""
     parser = command_line.make_parser("experiments.benchmark forecast", __doc__)
     command_line.add_config(parser)
     command_line.add_grid(parser, GRID)

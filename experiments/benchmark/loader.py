@@ -8,8 +8,8 @@ the same time what several devices hold. Sources take turns, so that whatever el
 and the median counts; a turn is timed from its first request to its last byte. `of raw` compares with a plain read
 (preadv, a thread per core, into the memory of as many samples), `x xarray` with xarray at its best. `read` is what
 TensorStore counts over the bytes needed, `disk` what the kernel fetched over them. Cold: files are dropped from the
-page cache (posix_fadvise) before each sample, which is then read alone. MB and GB are of the 16-bit values that arrive.
-"""
+page cache (posix_fadvise) before each sample, which is then read alone. Stores lie in TMPDIR while it runs. MB and GB
+are of the 16-bit values that arrive."""
 
 import contextlib
 import functools
@@ -46,6 +46,7 @@ from weathermixer.sources.sources import Source, open_source
 
 DEVICES = 8
 MESHES = ((1, 1), (4, 1), (8, 1), (4, 2))  # domain, tensor: whose devices' parts are read
+PROCESSES = 1, 4  # how many read at the same time
 MADE_FOR = (8, 2)  # the largest mesh that the archives are made for
 MADE_FOR_OTHERS = ((1, 1), (8, 1), (4, 2), (8, 8))  # whose bytes are counted
 AHEAD = 2  # samples in flight beside the one that is waited for, as the training's loader has them
@@ -61,30 +62,23 @@ COUNTERS = {
 
 
 def make_parser() -> command_line.Parser:
-    """The command line's options."""
     parser = command_line.make_parser("experiments.benchmark loader", __doc__)
     command_line.add_grid(parser, default=(720, 1440))
-    about = "how many processes read at the same time; default: 1,4"
-    parser.add_argument("--processes", type=command_line.integers, default=(1, 4), metavar="N,...", help=about)
-    about = "where the stores lie, deleted afterwards; default: the system's temporary folder"
-    parser.add_argument("--folder", type=Path, metavar="DIR", help=about)
     return parser
 
 
 def main(argv: list[str] | None = None) -> pd.DataFrame:
     """Makes the stores in a temporary folder, measures, prints the tables; returns the rows."""
     args = make_parser().parse_args(argv)
-    if max(args.processes) > DEVICES:
-        raise ValueError(f"--processes={max(args.processes)}: the meshes have at most {DEVICES} devices, one for each")
     simulate_devices(DEVICES)
-    with tempfile.TemporaryDirectory(dir=args.folder) as name:
+    with tempfile.TemporaryDirectory() as name:
         folder, tables = Path(name), []
         frames = weather.make_frames(FRAMES, len(weather.CHANNELS), args.grid)
         weather.write_zarr(folder / "globe", frames, weather.CHANNELS, "auto")
         source = open_source(folder / "globe")
         for compressor in COMPRESSORS:
             make_archive(source, folder / compressor, MADE_FOR, compressor=compressor)
-        for processes, cold in [*((count, False) for count in args.processes), (1, True)]:
+        for processes, cold in [*((count, False) for count in PROCESSES), (1, True)]:
             rounds = ROUNDS * (3 if cold else 1)
             tables.append(measure(folder, processes, cold=cold, seconds=SECONDS, rounds=rounds))
             print("\n" + tables[-1].to_string(index=False, float_format="{:.2f}".format, na_rep=""), flush=True)

@@ -7,9 +7,9 @@ The source is made up: a Zarr store with a chunk of lz4 for each time and variab
 of the float32 values that are read. disk: the source's files read and as many bytes as an archive's written, by as many
 threads, with nothing done between. cores: what all workers' cores would do if they never waited, of the CPU time that a
 GB takes at its best. share: of the lower of disk and cores. Files are dropped from the page cache before each turn, and
-what is written is on the disk when a turn ends. Starting processes and choosing the packing, from sixteen frames
-however long the record, are not part of a turn. Memory is a worker's, and of a single one what this process grows by.
-"""
+what is written is on the disk, in TMPDIR, when a turn ends. Starting processes and choosing the packing, from sixteen
+frames however long the record, are not part of a turn. Memory is a worker's, and of a single one what this process
+grows by."""
 
 import os
 import shutil
@@ -37,7 +37,6 @@ CORES = len(os.sched_getaffinity(0))
 
 
 def make_parser() -> command_line.Parser:
-    """The command line's options."""
     parser = command_line.make_parser("experiments.benchmark prepare", __doc__)
     command_line.add_grid(parser, default=(720, 1440))
     about = f"times in the source, {FRAMES_PER_WORKER} for each worker at most are prepared; default: 8 for each core"
@@ -46,15 +45,13 @@ def make_parser() -> command_line.Parser:
     default = tuple(sorted({1, min(2, CORES), min(4, CORES), CORES}))
     about = "how many make it; default: 1, 2, 4 and all cores"
     parser.add_argument("--workers", type=command_line.integers, default=default, metavar="N,...", help=about)
-    about = "where source and archive lie, deleted afterwards; default: the system's temporary folder"
-    parser.add_argument("--folder", type=Path, metavar="DIR", help=about)
     return parser
 
 
 def main(argv: list[str] | None = None) -> pd.DataFrame:
     """Makes a source in a temporary folder, prepares it with one worker and more; prints and returns the table."""
     args, channels = make_parser().parse_args(argv), ERA5.dynamic
-    with tempfile.TemporaryDirectory(dir=args.folder) as name:
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         frames = weather.make_frames(args.frames, len(channels), args.grid)
         weather.write_zarr(folder / "source.zarr", frames, channels, Blosc("lz4", 5))

@@ -8,26 +8,33 @@ fewest bytes: ours on any mesh that divides the model, its channels padded where
 scheme; Megatron-style tensor parallelism; FSDP; and beside them the least that any distribution of the products can
 exchange (weathermixer/planning/baselines.py).
 
---validate compiles a small model's gradient on meshes of up to 8 simulated devices and sets the bytes that its
-collectives receive beside the formula's.
-"""
+--validate compiles a small model's step on meshes of up to 8 simulated devices and sets the bytes that its collectives
+receive beside the formulae's. Every collective is put into a class, by the devices that it spans and by what it
+carries: the chunks of the contractions, statistics of the norms, the head's fields, vectors (biases, scales and their
+gradients), the gradients' sum over instances, and scalars (loss, gradient norms), for which there is no formula."""
 
+import dataclasses
 import itertools
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-import matplotlib.ticker
 import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
-from experiments import command_line
+from experiments import command_line, plan, synthetic
 from experiments.configs.reference import SIZES
 from weathermixer.model.shape import ModelShape
+from weathermixer.parallel.mesh import make_mesh, use_mesh
 from weathermixer.planning.baselines import fsdp, lower_bound, megatron, ours, published
-from weathermixer.planning.meshes import StepOptions
+from weathermixer.planning.hardware import find_hardware
+from weathermixer.planning.hlo import Collective, collectives
+from weathermixer.planning.meshes import Layout, StepOptions
 from weathermixer.planning.plan import layouts
+from weathermixer.planning.traffic import step_transfers
+from weathermixer.planning.work import contractions
+from weathermixer.runs.settings import Settings, make_settings
 
 SIZE = "3.2b"
 COUNTS = [2**power for power in range(11)]
@@ -45,9 +52,13 @@ PANELS = {
     "tflop": "TFLOP of products per device",
 }
 
+# of the compiled programs
+LAYOUTS = (Layout(1, 2, 1), Layout(1, 1, 2), Layout(1, 2, 2), Layout(1, 4, 2), Layout(1, 2, 4), Layout(1, 8, 1))
+GRID = (16, 32)
+SCALARS = "scalars"
+
 
 def make_parser() -> command_line.Parser:
-    """The command line's options."""
     parser = command_line.make_parser("experiments.benchmark scaling", __doc__)
     add, about = parser.add_argument, "image of the figure; default: scaling.png"
     add("--output", type=command_line.output_file, default=Path("scaling.png"), metavar="FILE", help=about)
@@ -68,9 +79,7 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     )
     print(f"figure: {args.output}")
     if args.validate:
-        from experiments.benchmark import validate  # simulates devices, which planning does without
-
-        print(validate.report())
+        print(validate())
     return rows
 
 
@@ -99,7 +108,8 @@ def format_rows(rows: pd.DataFrame) -> str:
 
 def draw(rows: pd.DataFrame, path: Path, title: str) -> None:
     """Strong scaling above, on log scales, weak below; received, held and computed per device beside each other."""
-    figure, axes = plt.subplots(2, 3, figsize=(13, 7.5), constrained_layout=True)
+    figure = Figure(figsize=(13, 7.5), layout="constrained")
+    axes = figure.subplots(2, 3)
     _, colours, styles = zip(*SCHEMES.values())
     for (way, of_way), line in zip(rows.groupby("scaling"), axes):
         for panel, (field, label) in zip(line, PANELS.items()):
@@ -112,11 +122,96 @@ def draw(rows: pd.DataFrame, path: Path, title: str) -> None:
             panel.set_xticks(COUNTS, COUNTS, fontsize=8)
             if way == "strong":
                 panel.yaxis.set_major_formatter("{x:g}")
-                panel.yaxis.set_minor_formatter(matplotlib.ticker.LogFormatter(minor_thresholds=(1.5, 0.6)))
+                panel.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.6)))
             else:
                 panel.set_ylim(bottom=0)
             panel.grid(True, which="major", alpha=0.3)
     axes[0][0].legend(fontsize=8)
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=130)
-    plt.close(figure)
+
+
+def small_settings(**changes: Any) -> Settings:
+    """A model small enough to compile in seconds, wide enough for vectors to be small beside the contractions.
+
+    `changes` are fields of config.model, .training or .mesh.
+    """
+    values = Settings().values()
+    values["data"] |= {
+        "channels": tuple(f"geopotential_{level}" for level in (1000, 850, 700, 500, 300, 200, 100)),
+        "static": ("land_sea_mask",),
+    }
+    values["model"] |= dict(patch=(1, 4), embed=128, token_hidden=32, embed_hidden=256, blocks=1, head="increment")
+    for name, value in changes.items():
+        (part,) = (part for part in ("model", "training", "mesh") if name in values[part])
+        values[part][name] = value
+    return make_settings(values)
+
+
+def make_problem(settings: Settings, layout: Layout) -> tuple[synthetic.Problem, StepOptions]:
+    """The step on simulated devices, as the compiler sees it, and what the formulae know of it."""
+    _, channel_set = synthetic.find_sizes(settings, data=None, grid=GRID)
+    mesh = make_mesh(*dataclasses.astuple(layout))
+    with use_mesh(mesh):
+        problem = synthetic.make_problem(settings, channel_set, GRID, mesh)
+    return problem, plan.step_options(settings, find_hardware("cpu"), batch=settings.training.batch_size)
+
+
+def classify(found: Collective, shape: ModelShape, layout: Layout, options: StepOptions) -> str:
+    """The class of a collective: the name of the transfers that it belongs to (expected_bytes)."""
+    reach, products = max(found.group) - min(found.group), contractions(shape)
+    if found.elements == 1:
+        return SCALARS
+    if reach >= layout.instance:
+        kernels = {c.kernel // c.operands // layout.instance for c in products if c.name != "blend"}
+        sums = "gradients over data" if found.elements in kernels else "vectors"
+        return "parameters over data" if found.kind == "all-gather" else sums
+    if "shard_map" in found.origin and found.kind != "all-reduce":
+        return f"contractions over {'tensor' if reach < layout.tensor else 'domain'}"
+    instance = options.batch // layout.data
+    points = instance * shape.grid[0] * shape.grid[1] // layout.domain
+    classes = {instance * shape.tokens // layout.domain: "norms", points: "head's norms"}
+    classes |= {points * shape.channels: "head", points * shape.channels // layout.tensor: "head"}
+    return classes.get(found.elements, "vectors") if reach < layout.tensor else "vectors"
+
+
+def expected_bytes(shape: ModelShape, layout: Layout, options: StepOptions) -> dict[str, float]:
+    """Bytes that a device receives by class, by the formulae."""
+    expected: dict[str, float] = defaultdict(float)
+    for transfer in step_transfers(shape, layout, options):
+        axis = "tensor" if transfer.group == layout.contracted("channel") else "domain"
+        expected[f"contractions over {axis}" if ": " in transfer.name else transfer.name] += transfer.bytes
+    return dict(expected)
+
+
+def compiled_bytes(text: str, shape: ModelShape, layout: Layout, options: StepOptions) -> dict[str, float]:
+    """Bytes that a device receives by class, in a compiled program.
+
+    XLA:CPU makes a sum that is cut out of a whole sum and a slice; it counts as what the cut sum receives.
+    """
+    received: dict[str, float] = defaultdict(float)
+    summed_and_cut = {"head"} | ({"gradients over data"} if options.zero != "none" else set())
+    for found in collectives(text):
+        name = classify(found, shape, layout, options)
+        received[name] += found.received / (2 if found.kind == "all-reduce" and name in summed_and_cut else 1)
+    return dict(received)
+
+
+def validate() -> str:
+    """A line per mesh: the formulae's bytes, the compiled step's, their ratio, and the class that is furthest off."""
+    synthetic.simulate_devices(max(layout.devices for layout in LAYOUTS))
+    lines = ["bytes received per device in one training step of a small model, formulae and compiled program:"]
+    for layout in LAYOUTS:
+        problem, options = make_problem(small_settings(), layout)
+        sizes = problem.training.shape, layout, options
+        with use_mesh(problem.mesh):
+            found = compiled_bytes(problem.compile().as_text(), *sizes)
+        expected = expected_bytes(*sizes)
+        scalars, ratios = found.pop(SCALARS), {name: found.get(name, 0.0) / expected[name] for name in expected}
+        worst = max(ratios, key=lambda name: abs(ratios[name] - 1))
+        ours, theirs = sum(expected.values()), sum(found.values())
+        lines.append(
+            f"  {layout!s:>9}  formulae {ours:>9.0f}  compiled {theirs:>9.0f}  ratio {theirs / ours:.4f}  "
+            f"(by class at worst {ratios[worst]:.4f}, {worst}; scalars {scalars:.0f})"
+        )
+    return "\n".join(lines)

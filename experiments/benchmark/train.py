@@ -29,10 +29,9 @@ from jax.sharding import Mesh
 from experiments import command_line, synthetic
 from weathermixer.archive.archive import open_archive
 from weathermixer.archive.loader import Batches
-from weathermixer.archive.standardization import Standardization, make_standardization
+from weathermixer.archive.standardization import Standardization
 from weathermixer.model.shape import ModelShape
 from weathermixer.parallel.mesh import make_mesh, use_mesh
-from weathermixer.parallel.zero import ZERO
 from weathermixer.planning.hardware import HARDWARE, find_hardware
 from weathermixer.planning.hlo import hidden_transfers
 from weathermixer.planning.work import train_flops
@@ -41,22 +40,18 @@ from weathermixer.runs.settings import Settings
 from weathermixer.training.phases import Phases
 from weathermixer.training.telemetry import RunLog
 
+EMBED = 4896  # features of a token, and hidden ones of channel mixing
 BETWEEN_WAITS = 5  # steps sent before the device is waited for: the host's time is hidden, as in training
 WARM_UP = 2  # groups of steps that are not counted
 
 
 def make_parser() -> command_line.Parser:
-    """The command line's options."""
     parser = command_line.make_parser("experiments.benchmark train", __doc__)
     add, count = parser.add_argument, dict(type=command_line.integer(1), metavar="N")
     command_line.add_config(parser, required=False)
     parser.set_defaults(config="base")
     command_line.add_grid(parser, default=(720, 1440))
-    add("--embed", **count, default=4896, help="features of a token, and hidden ones of channel mixing; default: 4896")
     add("--mesh", type=command_line.mesh, default=(1, 1, 1), metavar=command_line.MESH, help="default: 1,1,1")
-    about = "of activations and products; default: bfloat16"
-    add("--compute-dtype", default="bfloat16", choices=("bfloat16", "float32", "fp8"), help=about)
-    add("--zero", default="none", choices=ZERO, help="what is cut over the instances too")
     command_line.add_data(parser, "its grid, channels and batches, for a second timing; default: ERA5's channels")
     add("--steps", **count, default=40, help="default: 40")
     add("--device", default="h200", choices=sorted(HARDWARE), help="whose peak the share is of; default: h200")
@@ -77,10 +72,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             batches = stack.enter_context(samples.open_batches(samples.starts, 0, last, rollout=1))
             fields = next(batches), samples.frames.standardization
         else:
-            training = synthetic.make_training(settings, shape, channel_set, mesh)
-            sizes = dict(batch_size=settings.training.batch_size, step=0, history=shape.history)
-            batch = synthetic.make_batch(channel_set, shape.grid, mesh, **sizes)
-            fields = batch, make_standardization(synthetic.make_reference(channel_set, shape.grid), mesh)
+            problem = synthetic.make_problem(settings, channel_set, shape.grid, mesh)
+            training, fields = problem.training, (problem.make_batch(0), problem.standardization)
         state = jax.jit(training.initial_state)()
         compiled = training.train_step.lower(state, *fields).compile()
         text = compiled.as_text()
@@ -97,12 +90,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 def make_run_settings(args: argparse.Namespace, mesh: Mesh) -> Settings:
-    """The settings of --config and of the options that stand for some; --config.model.embed=... wins over --embed."""
+    """The settings of --config with the study's sizes, on the mesh; fields that are given on the command line win."""
     own = {
-        "model.embed": args.embed,
-        "model.embed_hidden": args.embed,
-        "model.compute_dtype": args.compute_dtype,
-        "mesh.zero": args.zero,
+        "model.embed": EMBED,
+        "model.embed_hidden": EMBED,
+        "model.compute_dtype": "bfloat16",
         "training.batch_size": mesh.devices.shape[0],
         "data.channel_multiple": mesh.devices.shape[2],
     }

@@ -13,6 +13,7 @@ from weathermixer.archive.standardization import find_missing, make_input, make_
 from weathermixer.fields.forcings import FORCINGS
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel.mesh import make_mesh, sharding, spec, use_mesh
+from weathermixer.runs.settings import make_settings
 
 GRID = (16, 32)
 CHANNELS = ChannelSet.from_names(
@@ -29,8 +30,9 @@ TIMES = np.datetime64("2001-06-30T18", "ns") + np.arange(2) * np.timedelta64(18,
 
 def make_state(mesh):
     """Standard normal fields without values on a third of the points of MISSING."""
-    batch = synthetic.make_batch(CHANNELS, GRID, mesh, batch_size=2, step=0, missing=MISSING)
-    values = np.array(batch.inputs, np.float32)
+    settings = make_settings({"training": {"batch_size": 2}})
+    reference = synthetic.make_reference(CHANNELS, GRID, missing=MISSING)
+    values = np.array(synthetic.Problem(settings, reference, mesh, None).make_batch(0).inputs, np.float32)
     return jax.device_put(values, sharding(mesh, "batch", "channel", "lat", "lon")), values
 
 

@@ -1,5 +1,7 @@
 """The loader's benchmark on a small grid: every source reads, what is read is what is needed."""
 
+import tempfile
+
 import numpy as np
 import pytest
 from numcodecs import Blosc
@@ -18,7 +20,9 @@ def test_every_source_reads(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(loader, "SECONDS", 0.02)
     monkeypatch.setattr(loader, "ROUNDS", 1)
     monkeypatch.setattr(weather, "CHANNELS", weather.CHANNELS[:8])
-    rows = loader.main(["--grid=64,512", "--processes=2", f"--folder={tmp_path}"])
+    monkeypatch.setattr(loader, "PROCESSES", (2,))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    rows = loader.main(["--grid=64,512"])
     sources = [*(name for one in COMPRESSORS for name in (one, f"{one}, raw")), "xarray", "xarray, dask"]
     cases = [(2, 2, 2, "warm"), (2, 2, 1, "cold"), (1, 1, 1, "cold")]
     found = rows[["domain", "tensor", "processes", "cache", "source"]].itertuples(index=False, name=None)

@@ -1,6 +1,7 @@
 """Prepare's benchmark on a small grid: its table is consistent, and what it made is gone."""
 
 import os
+import tempfile
 
 import pytest
 
@@ -9,9 +10,9 @@ from experiments.benchmark.__main__ import main
 
 
 @pytest.mark.parametrize("workers", ["1", pytest.param("1,2", marks=pytest.mark.slow)])
-def test_rows_and_table(tmp_path, capsys, workers):
-    options = ["--grid=16,32", "--frames=10", f"--workers={workers}", f"--folder={tmp_path}"]
-    rows = prepare.main(options)
+def test_rows_and_table(tmp_path, capsys, monkeypatch, workers):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    rows = prepare.main(["--grid=16,32", "--frames=10", f"--workers={workers}"])
     best = rows["CPU s/GB"].min()
     for row in rows.to_dict("records"):
         assert row["frames"] == (8 if row["workers"] == 1 else 10)

@@ -5,7 +5,8 @@ import pytest
 
 from experiments.benchmark import train
 
-TINY = ["--grid=8,16", "--embed=16", "--compute-dtype=float32", "--steps=1", "--config.model.blocks=1"]
+TINY = ["--grid=8,16", "--steps=1", "--config.model.compute_dtype=float32", "--config.model.blocks=1"]
+TINY += ["--config.model.embed=16", "--config.model.embed_hidden=16"]
 TINY += ["--config.model.patch=1,4", "--config.model.token_hidden=16", "--config.model.head=increment"]
 FEW = ["--config.data.channels=2m_temperature,geopotential_500", "--config.data.static=soil_type,land_sea_mask"]
 

@@ -111,9 +111,8 @@ def test_values_may_be_words_of_their_own():
         ("parity", ["--config=quickstart", "--mesh=1,3,1"], 1, "not divisible by domain=3"),
         ("plan", ["--transfers=nowhere.hlo"], 1, "No such file or directory: 'nowhere.hlo'"),
         ("benchmark.__main__", ["speed"], 2, "invalid choice: 'speed' (choose from"),
-        ("benchmark.loader", ["--processes=1,0"], 2, "--processes: '1,0': give positive integers"),
-        ("benchmark.loader", ["--processes=16"], 1, "--processes=16: the meshes have at most 8 devices"),
-        ("benchmark.train", ["--embed=0"], 2, "--embed: '0': give an integer of at least 1"),
+        ("benchmark.prepare", ["--workers=1,0"], 2, "--workers: '1,0': give positive integers"),
+        ("benchmark.train", ["--steps=0"], 2, "--steps: '0': give an integer of at least 1"),
     ],
 )  # fmt: skip
 def test_bad_input_ends_with_one_line(name, arguments, status, message, capsys, tmp_path, monkeypatch):

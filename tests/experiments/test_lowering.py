@@ -15,7 +15,7 @@ import pytest
 from jax.interpreters import partial_eval
 
 from experiments import plan, synthetic
-from experiments.benchmark import validate
+from experiments.benchmark import scaling
 from tests.moved import count_moved
 from weathermixer.parallel.mesh import cut_axes, make_abstract_mesh
 from weathermixer.planning.hardware import find_hardware
@@ -69,7 +69,7 @@ def describe_instead_of_hold():
 
 
 def lower(name, sizes):
-    """(the problem as the formulae see it, the step's arguments, its trace) of a config on an abstract mesh."""
+    """(sizes for the formulae, the step's arguments, its trace) of a config on an abstract mesh."""
     module, _, variant = name.partition(":")
     config = importlib.import_module(f"experiments.configs.{module}").get_config(*filter(None, [variant]))
     grid, channels, _ = TARGETS[name]
@@ -83,28 +83,29 @@ def lower(name, sizes):
     batch = settings.training.batch_size
     options = plan.step_options(settings, find_hardware("h200"), batch=batch)
     with jax.sharding.use_abstract_mesh(mesh):
-        training = synthetic.make_training(settings, shape, channel_set, mesh)
-        arguments = synthetic.describe_arguments(training, channel_set, mesh, batch_size=batch)
-        traced = training.train_step.trace(*arguments)
-    return validate.Problem(settings, shape, channel_set, layout, options), arguments, traced
+        problem = synthetic.make_problem(settings, channel_set, grid, mesh)
+        arguments = problem.describe()
+        traced = problem.training.train_step.trace(*arguments)
+    return (shape, layout, options), arguments, traced
 
 
 @pytest.mark.parametrize(
     ("name", "sizes"), [pytest.param(*pair, marks=[pytest.mark.slow] * (pair in SLOW)) for pair in PAIRS], ids=str
 )
 def test_a_config_lowers_as_its_plan_says(name, sizes):
-    problem, (state, batch, _), traced = lower(name, sizes)
+    known, (state, batch, _), traced = lower(name, sizes)
+    shape = known[0]
 
     after, metrics = traced.out_info
     described = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)] for tree in (state, after)]
     assert described[0] == described[1] and metrics["loss"].shape == ()
-    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)) == parameters(problem.shape)
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)) == parameters(shape)
     if name == "reference":
-        assert parameters(problem.shape) == pytest.approx(1.06e9, rel=0.005)
+        assert parameters(shape) == pytest.approx(1.06e9, rel=0.005)
 
-    instance, (lats, _) = sizes[1] * sizes[2], problem.shape.grid
+    instance, (lats, _) = sizes[1] * sizes[2], shape.grid
     box = batch.inputs.sharding.shard_shape(batch.inputs.shape)
-    assert box[1:3] == (problem.shape.channels // sizes[2], lats // sizes[1])
+    assert box[1:3] == (shape.channels // sizes[2], lats // sizes[1])
     for part in (state.params, *([state.ema] if state.ema else [])):
         for path, leaf in jax.tree_util.tree_leaves_with_path(part):
             if leaf.ndim == 2 and "head" not in jax.tree_util.keystr(path):
@@ -115,7 +116,7 @@ def test_a_config_lowers_as_its_plan_says(name, sizes):
     jaxpr = traced.jaxpr.jaxpr
     needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))  # no gradient of the data, for one
     moved = Counter({what: size for what, size in count_moved(needed, Counter()).items() if size})
-    classes = {what.rpartition(" "): size for what, size in validate.expected_bytes(problem).items() if size}
+    classes = {what.rpartition(" "): size for what, size in scaling.expected_bytes(*known).items() if size}
     assert moved == {
         (axis, "bfloat16"): size for (what, _, axis), size in classes.items() if what == "contractions over"
     }

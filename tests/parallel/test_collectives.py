@@ -13,9 +13,9 @@ import pytest
 from jax.interpreters import partial_eval
 
 from experiments import synthetic
-from experiments.benchmark import validate
+from experiments.benchmark import scaling
 from tests.moved import count_moved
-from weathermixer.parallel.mesh import make_abstract_mesh
+from weathermixer.parallel.mesh import make_abstract_mesh, use_mesh
 from weathermixer.planning.hlo import collectives, hidden_transfers
 from weathermixer.planning.meshes import Layout
 from weathermixer.planning.traffic import contraction_transfers
@@ -60,10 +60,15 @@ def near(found, expected, total):
 )
 def test_the_step_exchanges_what_the_formulae_say(sizes, options):
     layout = Layout(*sizes)
-    problem = validate.make_problem(validate.small_settings(**options), layout)
-    expected, text = validate.expected_bytes(problem), validate.compile_text(problem)
-    received = validate.compiled_bytes(text, problem)
-    scalars, total = received.pop(validate.SCALARS), sum(expected.values())
+    problem, step = scaling.make_problem(scaling.small_settings(**options), layout)
+    shape = problem.training.shape
+    with use_mesh(problem.mesh):
+        text = problem.compile().as_text()
+    expected, received = (
+        scaling.expected_bytes(shape, layout, step),
+        scaling.compiled_bytes(text, shape, layout, step),
+    )
+    scalars, total = received.pop(scaling.SCALARS), sum(expected.values())
     assert near(sum(received.values()), total, 0) and scalars < 1e-2 * total
     for name in expected | received:
         assert near(received.get(name, 0.0), expected.get(name, 0.0), total), name
@@ -74,40 +79,37 @@ def test_the_step_exchanges_what_the_formulae_say(sizes, options):
     bulk = options.get("schedule") == "scatter"
     assert kinds <= ({"all-gather", "reduce-scatter"} if bulk else {"all-gather", "collective-permute"})
     assert not [each for each in found if each.kind == "all-to-all"]
-    transfers = [t for c in contractions(problem.shape) for t in contraction_transfers(c, layout, problem.options)]
+    transfers = [t for c in contractions(shape) for t in contraction_transfers(c, layout, step)]
     messages = sum(each.times * (len(each.group) - 1) for each in rings)
     assert messages == sum(t.messages for t in transfers if t.group.size > 1 and not t.name.startswith("blend"))
-    nothing_whole(rings, problem)
+    nothing_whole(rings, shape, layout, step)
 
 
-def nothing_whole(rings, problem):
+def nothing_whole(rings, shape, layout, options):
     """A chunk is one device's part of a kernel or activation; what is gathered along one axis stays cut over the other.
 
     What moves elsewhere, vectors, statistics and gradients' parts, is too little to hide anything whole: see the bytes.
     """
-    instance, products = problem.options.batch // problem.layout.data, contractions(problem.shape)
+    instance, products = options.batch // layout.data, contractions(shape)
     wholes = {c.kernel // c.operands for c in products}
     wholes |= {c.rows * size * instance for c in products for size in (c.inputs // c.operands, c.outputs)}
     for each in rings:
         parts = 1 if each.kind == "collective-permute" else len(each.group)
-        assert max(each.operand_bytes, each.result_bytes) // 4 * problem.layout.instance // parts in wholes
-        assert each.group[-1] - each.group[0] < problem.layout.instance
+        assert max(each.operand_bytes, each.result_bytes) // 4 * layout.instance // parts in wholes
+        assert each.group[-1] - each.group[0] < layout.instance
 
 
 @pytest.mark.parametrize("sizes, schedule", [((2, 2, 2), "auto"), ((1, 4, 2), "scatter"), ((1, 1, 8), "auto")], ids=str)
 def test_contractions_travel_in_bfloat16(sizes, schedule):
     """Chunks of activations, of kernels and of their gradients, in the program before the compiler."""
-    settings = validate.small_settings(compute_dtype="bfloat16", schedule=schedule)
-    problem, mesh = validate.make_problem(settings, Layout(*sizes)), make_abstract_mesh(*sizes)
+    settings = scaling.small_settings(compute_dtype="bfloat16", schedule=schedule)
+    (known, options), mesh = scaling.make_problem(settings, Layout(*sizes)), make_abstract_mesh(*sizes)
     with jax.sharding.use_abstract_mesh(mesh):
-        training = synthetic.make_training(settings, problem.shape, problem.channel_set, mesh)
-        arguments = synthetic.describe_arguments(
-            training, problem.channel_set, mesh, batch_size=settings.training.batch_size
-        )
-        jaxpr = jax.make_jaxpr(training.train_step)(*arguments).jaxpr
+        problem = synthetic.make_problem(settings, known.reference.channel_set, scaling.GRID, mesh)
+        jaxpr = jax.make_jaxpr(problem.training.train_step)(*problem.describe()).jaxpr
     needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))  # no gradient of the data, for one
     moved = count_moved(needed, Counter())
-    expected = validate.expected_bytes(problem)
+    expected = scaling.expected_bytes(problem.training.shape, Layout(*sizes), options)
     names = {name.rpartition(" ")[2]: size for name, size in expected.items() if name.startswith("contractions")}
     assert moved == {(axis, "bfloat16"): size for axis, size in names.items()}
 

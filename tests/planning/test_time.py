@@ -5,10 +5,9 @@ import dataclasses
 import pytest
 
 from weathermixer.planning.hardware import HARDWARE, find_device, find_hardware
-from weathermixer.planning.measured import MEASURED
-from weathermixer.planning.measured import SHAPE as BIG
 from weathermixer.planning.meshes import Layout, StepOptions, executed_flops
-from weathermixer.planning.time import step_time, transfer_seconds
+from weathermixer.planning.time import MEASURED, step_time, transfer_seconds
+from weathermixer.planning.time import MODEL_SHAPE as BIG
 from weathermixer.planning.traffic import Group, Transfer
 from weathermixer.planning.work import parameters
 

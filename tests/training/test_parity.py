@@ -56,7 +56,7 @@ def measure(sizes, options, params=None):
             targets, tree = jax.tree.flatten(describe(jax.eval_shape(tiny.training.initial_state).params, tiny.mesh))
             whole = map(np.asarray, jax.tree.leaves(params))
             params = tree.unflatten([jax.device_put(leaf, target.sharding) for leaf, target in zip(whole, targets)])
-        arguments = (params, tiny.batch(0), tiny.standardization, jax.random.key(3))
+        arguments = (params, tiny.make_batch(0), tiny.standardization, jax.random.key(3))
         loss, gradient = jax.jit(jax.value_and_grad(tiny.training.loss))(*arguments)
     named = {name: np.asarray(leaf) for name, leaf in name_leaves(gradient).items()}
     return Measured(np.asarray(loss), named, np.zeros(1)), params

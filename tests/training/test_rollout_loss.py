@@ -55,7 +55,7 @@ def test_it_is_the_loss_of_forecasts_fed_back(roles, cut):
     options = dict(rollout_weights=weights, cut_gradient=cut, input_only=stored)
     loss = make_loss(linear, area=AREA, channel=CHANNEL, repeats=1, **options)
     with use_mesh(tiny.mesh):
-        batch = tiny.batch(0)
+        batch = tiny.make_batch(0)
         found = jax.jit(jax.value_and_grad(loss))(0.7, batch, tiny.standardization, None)
         expected = jax.jit(jax.value_and_grad(lambda p: by_hand(p, tiny, batch, weights, cut=cut)))(0.7)
         whole = jax.jit(jax.grad(lambda p: by_hand(p, tiny, batch, weights)))(0.7)
@@ -68,7 +68,7 @@ def test_turned_about_the_axis_all_frames_turn_alike():
     options = dict(area=AREA, channel=CHANNEL, repeats=1, rollout_weights=(1.0, 1.0), input_only=(2, 3))
     plain, turned = (make_loss(linear, augmentation=name, **options) for name in ("none", "rotate_longitude"))
     with use_mesh(tiny.mesh):
-        arguments = (0.7, tiny.batch(0), tiny.standardization, jax.random.key(5))
+        arguments = (0.7, tiny.make_batch(0), tiny.standardization, jax.random.key(5))
         # the model knows no longitude, so that turning changes nothing but the order of sums
         np.testing.assert_allclose(jax.jit(plain)(*arguments), jax.jit(turned)(*arguments), rtol=1e-6)
 
@@ -130,7 +130,8 @@ def test_members_are_fed_back_each_for_itself():
 
     options = dict(area=AREA, channel=CHANNEL, repeats=1, members=4, noise=2)
     with use_mesh(tiny.mesh):
-        batch = dataclasses.replace(tiny.batch(0), targets=tiny.batch(0).inputs, later=(tiny.batch(0).inputs,) * 2)
+        batch = tiny.make_batch(0)
+        batch = dataclasses.replace(batch, targets=batch.inputs, later=(batch.inputs,) * 2)
         leads, losses = np.eye(3), []
         for weights in leads:
             loss = jax.jit(make_loss(walk, rollout_weights=tuple(weights), **options))
@@ -149,7 +150,7 @@ def test_memory_grows_by_one_state_a_step():
         tiny = make_tiny((1, 2, 2), rollout=(rollout,))
         with use_mesh(tiny.mesh):
             state = jax.eval_shape(tiny.training.initial_state)
-            arguments = (state.params, tiny.batch(0), tiny.standardization, None)
+            arguments = (state.params, tiny.make_batch(0), tiny.standardization, None)
             activations, _ = kept_for_backward(tiny.training.loss, *arguments, mesh=tiny.mesh)
         kept[rollout] = sum(map(held, activations))
     size = 8 * 8 * np.prod(GRID) * 4 / 4  # a batch of eight, eight channels, float32, on four devices
@@ -168,7 +169,7 @@ def test_a_gradient_made_in_parts_is_that_of_the_whole_batch():
     for tiny in (whole, parts):
         with use_mesh(tiny.mesh):
             state = jax.jit(tiny.training.initial_state)()
-            _, metrics = tiny.training.train_step(state, tiny.batch(0), tiny.standardization)
+            _, metrics = tiny.training.train_step(state, tiny.make_batch(0), tiny.standardization)
         norms.append(float(metrics["grad_norm"]))
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
 

@@ -38,7 +38,7 @@ class Hardware:
         return peaks[compute_dtype]
 
 
-# Set so that the steps of an H200 and of an H100 come out as they were measured (measured.py; profiles give products,
+# Set so that the steps of an H200 and of an H100 come out as they were measured (time.py; profiles give products,
 # Adam, fusions and gaps apart). Alone, an H200 reaches 796 TFLOP/s (0.805) with an 8192^3 bf16 product and copies at
 # 4.26 TB/s (0.8875), an H100 copies at 3.02 TB/s (0.90). The others are given the H200's shares, which is an
 # assumption, as are achieved_links, latency_seconds and read_rate in every row. Peaks: NVIDIA's datasheets (A100 80GB

@@ -1,9 +1,10 @@
 """Predicted duration of a training step: products, elementwise passes, optimizer, and what cannot hide behind them.
 
-From the shares of the machine's peaks that timed steps reached (hardware.py, measured.py): an estimate, to rank meshes.
+From the shares of the machine's peaks that timed steps (MEASURED) reached (hardware.py): an estimate, to rank meshes.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 from weathermixer.model.shape import ModelShape
 from weathermixer.planning.hardware import Hardware
@@ -119,3 +120,38 @@ def step_time(shape: ModelShape, layout: Layout, options: StepOptions, hardware:
         read_exposed=total - busy,
         share_of_peak=work / total / hardware.peak(options.compute_dtype),
     )
+
+
+class Measured(NamedTuple):
+    """A step that was timed: the machine, the mesh, its milliseconds, with what software, and how it was computed.
+
+    On one node, a sample per instance that is made on the devices, float32 state, clipping and Adam, by
+    `python -m experiments.benchmark train --mesh=DATA,DOMAIN,TENSOR --config.model.compute_dtype=DTYPE`.
+    """
+
+    device: str
+    layout: Layout
+    step_ms: float
+    software: str
+    compute_dtype: str = "bfloat16"
+
+    @property
+    def options(self) -> StepOptions:
+        return StepOptions(batch=self.layout.data, compute_dtype=self.compute_dtype)
+
+
+MODEL, MODEL_SHAPE = "16 TFLOP", ModelShape(embed=4896, embed_hidden=4896)  # of all of them
+PEER = "jax 0.11.2, XLA_FLAGS=--xla_gpu_collective_permute_mode=peer"
+MEASURED = (
+    Measured("h200", Layout(1, 1, 1), 87.8, "jax 0.11.2"),
+    Measured("h200", Layout(1, 2, 1), 50.2, "jax 0.11.2"),
+    Measured("h200", Layout(1, 2, 1), 48.2, PEER),
+    Measured("h200", Layout(1, 1, 2), 54.6, PEER),
+    Measured("h200", Layout(2, 1, 1), 101.5, "jax 0.11.2"),
+    Measured("h100", Layout(1, 1, 1), 91.7, "jax 0.11.2"),
+    Measured("h100", Layout(1, 1, 1), 67.8, "jax 0.11.2", "fp8"),
+    Measured("h100", Layout(1, 2, 1), 53.1, "jax 0.11.2"),
+    Measured("h100", Layout(1, 2, 1), 50.6, PEER),
+    Measured("h100", Layout(1, 1, 2), 58.7, PEER),
+    Measured("h100", Layout(2, 1, 1), 106.8, "jax 0.11.2"),
+)
