@@ -82,7 +82,7 @@ class Archive:
         return np.array([position[name] for name in names], np.int64)
 
 
-def open_archive(path: str | os.PathLike, *, context: ts.Context | None = None) -> Archive:
+def open_archive(path: str | os.PathLike) -> Archive:
     """Opens a published archive for reading, in any store.
 
     Raises ValueError where there is no archive, where it is incomplete, or written in another format version.
@@ -92,14 +92,12 @@ def open_archive(path: str | os.PathLike, *, context: ts.Context | None = None) 
     ((16, 32), ['t850', 't500', 'z850', 'z500'])
     """
     path = os.fspath(path)
-    # no cache: what can be shared is shared by reading it together, and host memory stays within the loader's bound.
-    # No memory map either: the kernel reads around each of its page faults, and a band cost 3.8 times its bytes
-    context = context or ts.Context({"cache_pool": {"total_bytes_limit": 0}})
-    attributes = _read_attributes(path, context)
-    numeric = {name: storage.read_array(storage.join(path, name), context=context) for name in NUMERIC}
-    store = storage.open_array(storage.join(path, "fields"), context=context)
-    names = storage.read_text_array(storage.join(path, "channel"), context=context)
-    static_names = storage.read_text_array(storage.join(path, "static_channel"), context=context)
+    attributes = _read_attributes(path)
+    numeric = {name: storage.read_array(storage.join(path, name)) for name in NUMERIC}
+    # no memory map: the kernel reads around each of its page faults, and a band cost 3.8 times its bytes
+    store = storage.open_array(storage.join(path, "fields"))
+    names = storage.read_text_array(storage.join(path, "channel"))
+    static_names = storage.read_text_array(storage.join(path, "static_channel"))
     values = {name: future.result() for name, future in numeric.items()}
     return Archive(
         path=path,
@@ -125,8 +123,8 @@ def is_archive(path: str | os.PathLike, *, complete: bool = False) -> bool:
     return attributes.get("format") == FORMAT and (not complete or attributes["complete"])
 
 
-def _read_attributes(path: str, context: ts.Context) -> dict[str, Any]:
-    document = storage.read_json(storage.open_folder(path, context=context), "zarr.json")
+def _read_attributes(path: str) -> dict[str, Any]:
+    document = storage.read_json(storage.open_folder(path), "zarr.json")
     begun = document is None and storage.is_local(path) and os.path.isdir(path + ".partial")
     if document is None and not begun:
         raise ValueError(f"there is no archive at {path}: it has no zarr.json")

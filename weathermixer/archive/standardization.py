@@ -16,7 +16,6 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from weathermixer.archive.reference import Reference
 from weathermixer.fields import forcings
-from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel.mesh import CutArray, check_divides, put
 
@@ -80,6 +79,9 @@ def make_standardization(
     )  # fmt: skip
     scale, offset = (1.0 if scale is None else scale), (0.0 if offset is None else offset)
     place = lambda values, fill: put(channel_set.pad(values, fill=fill), mesh, "channel")  # noqa: E731
+    seen = ~np.isin(channel_set.names, channel_set.output_only)
+    grid = reference.grid
+    latitude, longitude = (np.deg2rad(axis).astype(np.float32) for axis in (grid.latitude, grid.longitude))
     return Standardization(
         scale=place(scale / std, 0.0),
         offset=place((offset - mean) / std, 0.0),
@@ -88,20 +90,10 @@ def make_standardization(
         tendency=put(reference.tendency, mesh, "channel"),
         static=put(_static_fields(reference), mesh, "channel", "lat", "lon"),
         fill=None if np.isnan(reference.fill).all() else place((reference.fill - mean) / std, 0.0),
-        **place_roles(channel_set, reference.grid, mesh),
+        seen=place(seen, 1.0) if channel_set.output_only else None,
+        latitude=put(latitude, mesh, "lat") if channel_set.forcings else None,
+        longitude=put(longitude, mesh, "lon") if channel_set.forcings else None,
     )
-
-
-def place_roles(channel_set: ChannelSet, grid: Grid, mesh: Mesh) -> dict[str, jax.Array]:
-    """What of a Standardization the channels' roles alone ask for: `seen`, `latitude`, `longitude`, where they do."""
-    placed = {}
-    if channel_set.output_only:
-        seen = channel_set.pad(~np.isin(channel_set.names, channel_set.output_only), fill=1.0)
-        placed["seen"] = put(seen, mesh, "channel")
-    if channel_set.forcings:
-        placed["latitude"] = put(np.deg2rad(grid.latitude).astype(np.float32), mesh, "lat")
-        placed["longitude"] = put(np.deg2rad(grid.longitude).astype(np.float32), mesh, "lon")
-    return placed
 
 
 def standardize(stored: Num[Array, "b n lat lon"], s: Standardization) -> Float[Array, "b n lat lon"]:

@@ -87,9 +87,9 @@ def join(path: str | os.PathLike, *names: str) -> str:
     return "/".join([os.fspath(path).rstrip("/"), *names])
 
 
-def open_folder(path: str | os.PathLike, *, context: ts.Context | None = None) -> ts.KvStore:
+def open_folder(path: str | os.PathLike) -> ts.KvStore:
     """Opens a folder as a key-value store: keys are paths below it."""
-    return ts.KvStore.open(kvstore_spec(path), context=context).result()
+    return ts.KvStore.open(kvstore_spec(path)).result()
 
 
 def read_json(folder: ts.KvStore, key: str) -> dict[str, Any] | None:
@@ -128,11 +128,11 @@ def as_slice(index: np.ndarray) -> slice | np.ndarray:
     return slice(int(index[0]), int(index[-1]) + 1, int(steps[0]) if len(steps) else 1)
 
 
-def open_array(path: str | os.PathLike, *, write: bool = False, context: ts.Context | None = None) -> Array:
+def open_array(path: str | os.PathLike, *, write: bool = False) -> Array:
     """Opens a Zarr v3 array; to read, a chunk that is absent is an error, never fill values."""
     spec = {"driver": "zarr3", "kvstore": kvstore_spec(path), "fill_missing_data_reads": write}
     options = {"store_data_equal_to_fill_value": True} if write else {}
-    return ts.open(spec | options, read=True, write=write or None, context=context).result()
+    return ts.open(spec | options, read=True, write=write or None).result()
 
 
 def create_array(
@@ -174,9 +174,9 @@ def write_array(
     create_array(path, metadata, replace=True).write(values).result()
 
 
-def read_array(path: str | os.PathLike, *, context: ts.Context | None = None) -> ts.Future:
+def read_array(path: str | os.PathLike) -> ts.Future:
     """Starts to read a whole Zarr v3 array; the future's result is a numpy array, an absent chunk is an error."""
-    return open_array(path, context=context).read()
+    return open_array(path).read()
 
 
 def write_text_array(path: str | os.PathLike, values: Sequence[str], *, dimension: str) -> None:
@@ -189,9 +189,9 @@ def write_text_array(path: str | os.PathLike, values: Sequence[str], *, dimensio
     write_json(folder, "zarr.json", array_metadata(shape, shape, "string", codecs, **about))
 
 
-def read_text_array(path: str | os.PathLike, *, context: ts.Context | None = None) -> tuple[str, ...]:
+def read_text_array(path: str | os.PathLike) -> tuple[str, ...]:
     """Reads what `write_text_array` wrote; ValueError where it is absent or cut short."""
-    folder = open_folder(path, context=context)
+    folder = open_folder(path)
     metadata = read_json(folder, "zarr.json")
     if metadata is None:
         raise ValueError(f"no array at {path}")

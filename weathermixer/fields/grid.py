@@ -28,15 +28,12 @@ class Grid:
             raise ValueError(f"latitudes must descend from north to south, got {_ends(self.latitude)}")
         if np.any(np.abs(self.latitude) > 90 + 1e-6):
             raise ValueError(f"latitudes must lie in [-90, 90] degrees, got {_ends(self.latitude)}")
-        steps = np.diff(self.longitude)
-        if np.any(steps <= 0) or self.longitude[0] < 0 or self.longitude[-1] >= 360:
-            raise ValueError(f"longitudes must ascend in [0, 360) degrees, got {_ends(self.longitude)}")
-        if not np.allclose(steps, steps[0], atol=1e-3 * steps[0]):
-            raise ValueError(f"longitudes must be equally spaced, got steps {steps.min()} to {steps.max()}")
-        if abs(len(self.longitude) * steps[0] - 360) > 1e-2 * steps[0] * len(self.longitude):
-            raise ValueError(
-                f"longitudes must go once around the globe: {len(self.longitude)} steps of {steps[0]} degrees do not"
-            )
+        step = 360 / len(self.longitude)
+        even = self.longitude[0] + np.arange(len(self.longitude)) * step
+        if self.longitude[0] < 0 or self.longitude[-1] >= 360 or np.abs(self.longitude - even).max() > 1e-2 * step:
+            steps = np.diff(self.longitude)
+            given = f"{_ends(self.longitude)}, in steps of {steps.min():g} to {steps.max():g}"
+            raise ValueError(f"longitudes must go once around the globe, evenly, in [0, 360) degrees: got {given}")
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -104,7 +104,6 @@ def prepare_archive(
         if terms:
             write_climatology(whole, terms, workers)
         writer.publish(path, attributes=more)
-    writer.remove_journal(path)
     return open_archive(path)
 
 

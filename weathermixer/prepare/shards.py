@@ -89,7 +89,8 @@ def make_shards(task: Task) -> int:
     earlier: Earlier = {variable: {} for variable in task.source.variables}
     pending = None
     with ThreadPoolExecutor(task.plan.reads) as pool:
-        blocks = in_order(pool, lambda block: _read(task, *block), _list_blocks(task), ahead=task.plan.reads)
+        read = lambda block: (block[1].tolist(), task.source.read(block[1], variables=[block[0]]))  # noqa: E731
+        blocks = in_order(pool, read, _list_blocks(task), ahead=task.plan.reads)
         for number in task.shards:
             frames, entry = _make_shard(task, task.times_of(number), blocks, earlier)
             entry["made_of"] = np.array(task.describe(number))
@@ -124,10 +125,6 @@ def _list_blocks(task: Task) -> Iterator[tuple[str, np.ndarray]]:
         blocks = [times[start : start + step] for start in range(0, len(times), step)]
         yield from itertools.product(task.source.variables, [before] * (len(before) > 0) + blocks)
         before = before[:0]
-
-
-def _read(task: Task, variable: str, times: np.ndarray) -> tuple[list[int], np.ndarray]:
-    return times.tolist(), task.source.read(times, variables=[variable])
 
 
 def _make_shard(task: Task, times: range, blocks: Iterator, earlier: Earlier) -> tuple[np.ndarray, Entry]:
