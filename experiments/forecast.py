@@ -16,6 +16,9 @@ Examples:
   python -m experiments.forecast runs/era5 --start=2018-01-01T00,2018-01-01T12 --hours=240 --output=two.nc
   # an ensemble of ten, from starts that are perturbed by a fiftieth of each channel's standard deviation
   python -m experiments.forecast runs/era5 --start=2018-01-01T00 --members=10 --perturbation=0.02 --output=ten.zarr
+  # by differences of the data's analyses; from five analyses one after the other, valid at the same times
+  python -m experiments.forecast runs/era5 --members=10 --perturbation=0.1 --perturbation-kind=analyses
+  python -m experiments.forecast runs/era5 --members=5 --perturbation-kind=lagged
   # a map of one channel three days ahead; z.gif goes through all leads
   python -m experiments.forecast runs/era5 --start=2018-08-23T00 --hours=72 --plot=z.png --plot-hours=72 \\
     --channel=geopotential_500
@@ -38,6 +41,7 @@ from weathermixer.archive.frames import Frames
 from weathermixer.archive.sampling import find_times, in_period
 from weathermixer.archive.standardization import to_physical
 from weathermixer.fields.variables import Channel
+from weathermixer.forecasting.ensembles import PERTURBATIONS
 from weathermixer.forecasting.forecasts import gather
 from weathermixer.parallel import distributed
 from weathermixer.parallel.mesh import use_mesh, ways
@@ -48,8 +52,8 @@ FORECAST_FILE = "forecast.zarr"
 PLOT_FILE = "forecast.png"
 # options of `write`, as they are called there
 WRITTEN_WITH = (
-    "starts", "analysis", "regrid", "hours", "mode", "members", "perturbation", "seed", "output", "plot", "plot_hours",
-    "channel",
+    "starts", "analysis", "regrid", "hours", "mode", "members", "perturbation", "perturbation_kind", "correlation_km",
+    "seed", "output", "plot", "plot_hours", "channel",
 )  # fmt: skip
 # what a forecaster looks at first, where the run has it
 DRAWN_FIRST = "geopotential_500"
@@ -159,6 +163,9 @@ def make_parser() -> command_line.Parser:
     add("--analysis", action="store_true", help="include the state that is started from, at lead 0")
     add("--members", type=command_line.integer(1), metavar="N", help="of an ensemble; default: one forecast, no noise")
     add("--perturbation", type=float, default=0.0, metavar="A", help="of members' starts, in standard deviations; 0")
+    about = "noise on every point (default), smooth noise, differences of DATA's analyses, or lagged starts"
+    add("--perturbation-kind", choices=PERTURBATIONS, default="white", help=about)
+    add("--correlation-km", type=float, default=1000.0, metavar="L", help="of smooth noise; default: 1000")
     add("--seed", type=command_line.integer(0), default=0, metavar="N", help="of noise and perturbations; default: 0")
     add("--output", metavar="FILE", help=f"a .zarr, .nc or .grib2; default: {FORECAST_FILE} in RUN")
     add("--plot", metavar="FILE", help="image of a map of one channel, a .gif of all leads; default: none is drawn")

@@ -69,7 +69,7 @@ def test_a_deterministic_run_is_carried_on_as_an_ensemble(parent, tmp_path):
         taught.forecast(members=3, output=tmp_path / "f.grib2", **options)
     with pytest.raises(ValueError, match="all members would be the same"):
         before.forecast(members=3, **options)
-    with pytest.raises(ValueError, match="perturbation=0.1 is that of an ensemble's members"):
+    with pytest.raises(ValueError, match="perturbation=0.1, perturbation_kind=.white. are of an ensemble"):
         before.forecast(perturbation=0.1, **options)
     assert float(before.forecast(members=3, perturbation=0.02, **options).temperature.std("number").max()) > 0
 

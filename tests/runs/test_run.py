@@ -57,6 +57,22 @@ def assert_same(a: xr.Dataset, b: xr.Dataset, **tolerance):
     assert tolerance or a.drop_attrs().identical(b.drop_attrs())
 
 
+def test_lagged_members_are_the_forecasts_of_earlier_analyses_at_the_same_times(run, tmp_path):
+    options = dict(starts=TIMES[[30, 33]], hours=12, members=3, perturbation_kind="lagged", analysis=True)
+    found = run.forecast(**options)
+    for member in range(3):
+        hours = 6 * member
+        alone = run.forecast(starts=TIMES[[30, 33]] - np.timedelta64(hours, "h"), hours=12 + hours, analysis=True)
+        for name, field in found.isel(number=member).items():
+            np.testing.assert_allclose(field, alone[name].isel(prediction_timedelta=slice(member, None)), rtol=1e-5)
+    with run.forecast(**options, output=tmp_path / "lagged.zarr") as written:
+        assert_same(written.load().drop_encoding(), found, rtol=1e-5)
+    with pytest.raises(ValueError, match="lacks 1999-12-31T18, where a lagged member of 2000-01-01T06 begins"):
+        run.forecast(**options | {"starts": TIMES[[1]]})
+    with pytest.raises(ValueError, match="no start to forecast from"):
+        run.forecast(starts=[])
+
+
 def test_a_run_forecasts_from_a_dataset_in_memory(run):
     dataset = weather()
     found = run.forecast(dataset, starts=TIMES[[30, 31]], hours=18, analysis=True)

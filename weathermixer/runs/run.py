@@ -100,6 +100,8 @@ class Run:
         batch_size: int | None = None,
         members: int | None = None,
         perturbation: float = 0.0,
+        perturbation_kind: str = "white",
+        correlation_km: float = 1000.0,
         seed: int = 0,
         regrid: str | None = None,
         output: str | os.PathLike | None = None,
@@ -115,19 +117,22 @@ class Run:
           mode: "autoregressive" or "latent".
           batch_size: forecasts at a time.
           members: of an ensemble, whose forecasts have a dimension `number`; None: one forecast, without noise.
-          perturbation: of the states that members start from, on every point, in parts of the channels' deviations.
+          perturbation: of the states that members start from, in parts of the channels' deviations.
+          perturbation_kind: "white", noise on every point; "smooth", noise that is correlated over `correlation_km`;
+            "analyses", in parts of a difference of two analyses in `data` (forecasting.ensembles); or "lagged", with
+            perturbation 0: members start one step before the other, and are longer by that.
           seed: of the members' noise and perturbations.
           regrid: as in open_frames.
           output: a .zarr store to write to, frame by frame, or a .nc or .grib2 file, made from that at the end; None:
             all is returned in memory.
 
         Returns the forecasts, opened lazily where they were written. Raises ValueError, before long work starts, for
-        data that does not fit the model, starts that are not there, hours that are no multiple of its step, and members
-        that would all be the same.
+        data that does not fit the model, starts that are not there, hours that are no multiple of its step, members
+        that would all be the same, and data without what their starts are made of.
         """
         output = output and check_output(output)
-        if members is None and perturbation:
-            raise ValueError(f"perturbation={perturbation} is that of an ensemble's members: give members, such as 10")
+        if members is None and (perturbation or perturbation_kind != "white"):
+            raise ValueError(f"{perturbation=}, {perturbation_kind=} are of an ensemble: give members, such as 10")
         if members is not None and output and output.suffix == ".grib2":
             raise ValueError(f"output={str(output)!r}: members of an ensemble are written to .zarr and .nc alone")
         frames, options = self.open_frames(data, regrid=regrid), self.settings.evaluation
@@ -135,20 +140,29 @@ class Run:
         hours, mode = hours or options.forecast_hours, mode or options.mode
         check_leads([hours], step_hours=step_hours * leads[0])
         indices = self.find_starts(frames, starts)
+        if not len(indices):
+            raise ValueError(f"{frames.name}: no start to forecast from")
         lead_steps = list(range(0 if analysis else leads[0], hours // step_hours + 1, leads[0]))
         instances, channels = ways(self.mesh, "batch"), self.reference.channel_set.dynamic
-        rows, ensemble = np.arange(len(indices) * (1 if members is None else members)), None
+        origins = indices.repeat(1 if members is None else members)  # what the rows, of (start, member), begin with
+        rows, bases, ensemble = np.arange(len(origins)), frames.times[origins], None
         if members is not None:
-            ensemble = Members(rows % members, self.settings.model.noise, perturbation, seed)
+            numbers, noise = rows % members, self.settings.model.noise
+            ensemble = Members(numbers, noise, perturbation, seed, perturbation_kind, correlation_km)
+            begins = ensemble.find_origins(frames, bases, step_hours=step_hours * leads[0])
+            origins = self.find_starts(frames, begins)
+        lags = (bases - frames.times[origins]) // np.timedelta64(step_hours, "h")
+        common = {"mode": mode, "history": self.settings.model.history, "prescribed": options.prescribed}
+        common |= {"leads": leads, "progress": progress}
 
         def make(rows: np.ndarray) -> Iterator[Forecast]:
-            starts = indices[rows // (members or 1)]
-            options = {"lead_steps": lead_steps, "mode": mode, "history": self.settings.model.history}
-            options |= {"prescribed": self.settings.evaluation.prescribed, "leads": leads}
-            options["members"] = ensemble and ensemble.take(rows)
-            size = batch_size or -(-min(len(starts), MOST_STARTS_AT_A_TIME) // instances) * instances
-            options |= {"batch_size": size, "progress": progress}
-            return make_forecast(self.apply, self.params, frames, starts=starts, **options)
+            for lag in np.unique(lags[rows]).tolist():  # of a lagged ensemble each member has leads of its own
+                mine = np.flatnonzero(lags[rows] == lag)
+                own = {"starts": origins[rows[mine]], "lead_steps": [lag + steps for steps in lead_steps]}
+                own["members"] = ensemble and ensemble.take(rows[mine])
+                size = batch_size or -(-min(len(mine), MOST_STARTS_AT_A_TIME) // instances) * instances
+                forecasts = make_forecast(self.apply, self.params, frames, batch_size=size, **own, **common)
+                yield from ((mine[chosen], lead, fields) for chosen, lead, fields in forecasts)
 
         about = {
             "title": f"forecasts of a WeatherMixer trained for {self.step} steps",
@@ -164,7 +178,7 @@ class Run:
             norm = jax.jit(optax.tree.norm)(self.params)  # tells one trained model from another
         band = self.reference.grid.shape[0] // ways(self.mesh, "lat")
         maker = [str(self.path.resolve()), frames.name, regrid, options.prescribed, f"{norm:.6g}"]
-        maker += [perturbation, seed]
+        maker += [perturbation, perturbation_kind, correlation_km, seed]
         writer = ForecastWriter(output, description, channels, rows=band, maker=maker)
         if len(writer.unfinished):
             writer.write(make(writer.unfinished), writer.unfinished)
