@@ -11,7 +11,7 @@ import xarray as xr
 
 from experiments.synthetic import make_grid
 from weathermixer.fields.grid import Grid
-from weathermixer.fields.ranges import plausible_range
+from weathermixer.fields.units import plausible_range
 from weathermixer.fields.variables import ERA5, Channel, group_by_variable
 
 MORE = ("surface_pressure", "sea_surface_temperature", "sea_ice_cover")

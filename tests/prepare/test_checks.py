@@ -12,7 +12,7 @@ import xarray as xr
 
 from tests.sources.written_sources import TIMES, make_dataset
 from weathermixer.archive.verify import describe_missing, verify_archive
-from weathermixer.fields.ranges import plausible_range
+from weathermixer.fields.units import plausible_range
 from weathermixer.fields.variables import ERA5, Channel
 from weathermixer.prepare.checks import check_fields
 from weathermixer.prepare.prepare import prepare_archive

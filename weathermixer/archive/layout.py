@@ -4,10 +4,8 @@ Physical values are kept in 16 bits, as float16 of the standardized value or pac
 
     physical = stored * scale[channel] + offset[channel]
 
-float16 rounds by 2.1e-4 standard deviations whatever the channel (at 50 hPa in ERA5: 0.98 m2/s2 of geopotential and
-2.2e-11 kg/kg of humidity), int16 by 3e-5 to 9e-5; float32 by nothing (docs/performance.md has more). float16 is the
-default: its error is 1 % of a step's change at worst, it holds missing values, and no extreme lies outside its range.
-int16, two to eight times finer, stops at values that lie beyond a sample's range by more than half of it.
+float16 is the default: its error is 1 % of a step's change at worst (docs/performance.md), it holds missing values, and
+no extreme lies outside its range. int16, two to eight times finer, stops at values far beyond a sample's range.
 """
 
 import dataclasses

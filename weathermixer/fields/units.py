@@ -1,6 +1,8 @@
 """Units as files write them, and the way from one to another: pint, with the spellings of CF and of meteorology.
 
-A unit that is not understood, or is of another quantity, is an error; nothing is ever taken for a factor of one.
+A unit that is not understood, or is of another quantity, is an error; nothing is ever taken for a factor of one. Where
+values are in another unit than their file says, the range of what there is on Earth tells: wide enough for every
+analysis and model, and narrow enough to tell kelvin from degrees Celsius, and metres from geopotential.
 """
 
 import functools
@@ -8,10 +10,15 @@ import re
 import unicodedata
 from typing import Any
 
+import numpy as np
 import pint
+
+from weathermixer.fields.variables import VARIABLES
 
 GRAVITY = 9.80665  # m s-2, the standard one, which turns geopotential metres into geopotential
 WATER = 1000.0  # kg m-3: a kilogram of rain on a square metre stands a millimetre high
+# beyond it are marks of missing values that files do not declare: 9.97e36, 1e20, 1e15
+LARGEST = 9e14
 
 # spellings of no unit: of masks, kinds and shares
 _ONE = {"1", "1 1", "(0 - 1)", "(0-1)", "0 - 1", "0-1", "~", "-", "none", "unitless", "fraction", "proportion"}
@@ -87,3 +94,28 @@ def _parse(text: str) -> tuple[float, float, Any] | None:
     except Exception:  # pint raises errors of a dozen kinds, of its own and of Python's, for text that is no unit
         return None
     return float(one.magnitude - zero.magnitude), float(zero.magnitude), one.units
+
+
+def plausible_range(variable: str, level_hpa: int | None = None) -> tuple[float, float]:
+    """(lowest, highest) value in SI units; -LARGEST and LARGEST for a variable that is not known."""
+    if variable in VARIABLES and VARIABLES[variable].limits:
+        return VARIABLES[variable].limits
+    if level_hpa is None:
+        return -LARGEST, LARGEST
+    if variable == "temperature":
+        # the tropopause is nowhere as warm as the ground or the stratopause
+        return 100.0, 350.0 if level_hpa >= 700 or level_hpa < 20 else 310.0 if level_hpa >= 400 else 290.0
+    if variable == "geopotential":
+        middle = GRAVITY * _standard_height(level_hpa)
+        return middle - 8e3 - 0.15 * middle, middle + 8e3 + 0.15 * middle
+    if variable == "specific_humidity":
+        high = max(0.1 * (level_hpa / 1000) ** 2, 2e-4)
+        return -high / 2, high
+    return -LARGEST, LARGEST
+
+
+def _standard_height(level_hpa: int) -> float:
+    """Height of a pressure level in metres, in the standard atmosphere (ISO 2533), isothermal above 11 km."""
+    if level_hpa > 226.32:
+        return 288.15 / 0.0065 * (1 - (level_hpa / 1013.25) ** (0.0065 * 287.053 / GRAVITY))
+    return 11e3 + 287.053 * 216.65 / GRAVITY * float(np.log(226.32 / level_hpa))

@@ -24,7 +24,7 @@ from weathermixer.fields.forcings import FORCINGS
 
 @dataclasses.dataclass(frozen=True)
 class Variable:
-    """A physical variable: WeatherBench 2's name, SI units, CF's standard name, the values it can have (see ranges.py;
+    """A physical variable: WeatherBench 2's name, SI units, CF's standard name, the values it can have (see units.py;
     None where they depend on the level) and the published loss weight.
     """
 

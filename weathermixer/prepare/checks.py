@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
-from weathermixer.fields.ranges import plausible_range
+from weathermixer.fields.units import plausible_range
 from weathermixer.fields.variables import Channel
 
 FAULTS_SHOWN = 10

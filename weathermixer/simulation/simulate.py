@@ -72,11 +72,9 @@ class Settings:
 
     def __post_init__(self):
         object.__setattr__(self, "levels_hpa", tuple(self.levels_hpa))  # as it comes from a list, or from JSON
-        for name in ("days", "members", "longitudes", "latitudes", "truncation", "layers", "step_minutes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"simulation: {name}={getattr(self, name)} must be at least 1")
-        if self.spin_up_days < 0 or self.seed < 0:
-            raise ValueError(f"simulation: spin_up_days={self.spin_up_days} and seed={self.seed} must not be negative")
+        for name, value in vars(self).items():
+            if name != "levels_hpa" and value < (least := 0 if name in ("spin_up_days", "seed") else 1):
+                raise ValueError(f"simulation: {name}={value} must be at least {least}")
         if self.days % self.members:
             raise ValueError(f"simulation: days={self.days} is not divisible by members={self.members}")
         if 24 * 60 // FRAMES_PER_DAY % self.step_minutes:

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from weathermixer.fields.ranges import plausible_range
+from weathermixer.fields.units import plausible_range
 from weathermixer.fields.variables import VARIABLES, Channel, group_by_variable
 from weathermixer.sources.coordinates import DIMENSIONS, Orientation
 from weathermixer.sources.names import STATIC, SURFACE, split_level

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
+from weathermixer.archive.archive import HOUR
 from weathermixer.archive.storage import as_slice
 from weathermixer.fields.variables import Channel
 from weathermixer.sources.coordinates import Orientation, take
 from weathermixer.sources.parts import Note, Part
 
-HOUR = np.timedelta64(1, "h")
 REPEATS_READ = 64  # of the times that lie in a source twice
 RETRIES = 4  # of a remote read that failed, after 1, 2, 4 and 8 seconds
 # of netCDF, where a file declares none, and the letter of the type in NCO

@@ -9,11 +9,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from weathermixer.archive.archive import EPOCH, HOUR
 from weathermixer.archive.sampling import in_period
 from weathermixer.sources.parts import Note
 
-HOUR = np.timedelta64(1, "h")
-EPOCH = np.datetime64("1970-01-01T00", "ns")
 NEAR = np.timedelta64(3, "m")  # so near to a whole hour, that hour is meant: days in float32 are as inexact
 LONGEST_STEP = np.timedelta64(28, "D")  # months and years are not equally long
 _RANGE = "are not between the years 1678 and 2262: shift them, as with `cdo shifttime,1000years`"
