@@ -40,7 +40,7 @@ import xarray as xr
 from experiments import command_line
 from weathermixer.archive.archive import Archive
 from weathermixer.archive.sampling import in_period, with_previous
-from weathermixer.fields.regridding import METHODS
+from weathermixer.fields.grid import METHODS
 from weathermixer.forecasting.rollout import MODES, check_leads
 from weathermixer.parallel import distributed
 from weathermixer.parallel.mesh import make_mesh

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from tests.archives import make_grid
-from weathermixer.fields.grid import Grid, area_weights
-from weathermixer.fields.regridding import conservative_weights, equiangular_grid, regrid
+from weathermixer.fields.grid import Grid, area_weights, conservative_weights, equiangular_grid, regrid
 
 FINE = Grid(np.linspace(90, -90, 37), np.arange(72) * 5.0)
 

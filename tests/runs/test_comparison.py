@@ -10,8 +10,7 @@ from experiments import evaluate
 from tests.archives import make_grid
 from tests.experiments.test_scores_and_forecasts import CHANNELS, make_run
 from tests.sources.written_sources import make_dataset, write_zarr
-from weathermixer.fields.grid import area_weights
-from weathermixer.fields.regridding import equiangular_grid, regrid
+from weathermixer.fields.grid import area_weights, equiangular_grid, regrid
 from weathermixer.parallel.mesh import make_mesh
 from weathermixer.prepare.prepare import prepare_archive
 from weathermixer.runs.comparison import score_forecasts

@@ -18,8 +18,7 @@ import xarray as xr
 
 from tests.runs.test_comparison import DRY, plain_seeps
 from tests.verification import test_metrics as plain
-from weathermixer.fields.grid import area_weights
-from weathermixer.fields.regridding import conservative_weights, equiangular_grid
+from weathermixer.fields.grid import area_weights, conservative_weights, equiangular_grid
 from weathermixer.parallel.mesh import make_mesh
 from weathermixer.verification.metrics import METRICS
 from weathermixer.verification.regions import region_weights

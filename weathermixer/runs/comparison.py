@@ -21,7 +21,7 @@ from weathermixer.archive.frames import Frames
 from weathermixer.archive.reference import Reference
 from weathermixer.archive.sampling import find_times, in_period
 from weathermixer.archive.standardization import Standardization, to_physical
-from weathermixer.fields import regridding
+from weathermixer.fields.grid import regrid
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel.mesh import make_mesh, spec, ways
 from weathermixer.runs.data import (
@@ -222,4 +222,4 @@ def _find_land(truth: Data, data: Archive | Source, reference: Reference) -> Flo
     land = data.static.get("land_sea_mask")
     if land is None or not data.grid.difference(reference.grid):
         return land
-    return regridding.regrid(land, data.grid, reference.grid, method="conservative")
+    return regrid(land, data.grid, reference.grid, method="conservative")

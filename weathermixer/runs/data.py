@@ -20,7 +20,7 @@ from weathermixer.archive.archive import Archive, is_archive, open_archive
 from weathermixer.archive.frames import Frames, archive_frames
 from weathermixer.archive.reference import Reference
 from weathermixer.archive.standardization import make_standardization
-from weathermixer.fields.regridding import regrid
+from weathermixer.fields.grid import regrid
 from weathermixer.parallel.mesh import put, sharding
 from weathermixer.sources.formats import open_raw
 from weathermixer.sources.sources import Source, open_source
@@ -63,7 +63,7 @@ def open_if_archive(data: Data) -> Data:
 
 
 def make_frames(data: Archive | Source, reference: Reference, mesh: Mesh, *, method: str | None = None) -> Frames:
-    """An open data set's frames for a model; `method` (of fields/regridding.py) brings a source on another grid to its.
+    """An open data set's frames for a model; `method` (of fields/grid.py) brings a source on another grid to its.
 
     A source need not have output-only channels. Raises as `Reference.find_channels` and `check_grid` do, also for
     another grid of an archive.

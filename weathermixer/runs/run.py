@@ -84,7 +84,7 @@ class Run:
     def open_frames(self, data: Data | None = None, *, regrid: str | None = None) -> Frames:
         """The frames of a data set as the model sees them, on the run's mesh.
 
-        `regrid` is how a source on another grid is brought to the run's: "conservative", "linear" (fields.regridding);
+        `regrid` is how a source on another grid is brought to the run's: "conservative", "linear" (fields.grid);
         None: that is refused. Raises ValueError for an archive on another grid.
         """
         return make_frames(self.open_data(data), self.reference, self.mesh, method=regrid)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from weathermixer.archive.frames import Frames
 from weathermixer.archive.sampling import find_times
 from weathermixer.archive.standardization import Standardization, find_missing, to_physical
-from weathermixer.fields.regridding import conservative_weights, equiangular_grid
+from weathermixer.fields.grid import conservative_weights, equiangular_grid
 from weathermixer.forecasting.rollout import Apply, batches, check_leads, make_advance, rollout
 from weathermixer.parallel.mesh import check_divides, put, sharding, use_mesh
 from weathermixer.verification import statistics

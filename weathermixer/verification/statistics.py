@@ -191,7 +191,7 @@ def coarsen(
     rows: Float[Array, "to_lat lat"],
     columns: Float[Array, "to_lon lon"],
 ) -> Float[Array, "b n to_lat to_lon"]:
-    """Fields on a coarser grid, conservatively (regridding.conservative_weights): means of what is not `missing`."""
+    """Fields on a coarser grid, conservatively (fields.grid.conservative_weights): means of what is not `missing`."""
     if missing is not None:
         there = coarsen(jnp.where(missing, 0.0, 1.0), None, rows, columns)
         return coarsen(jnp.where(missing, 0.0, field), None, rows, columns) / there
