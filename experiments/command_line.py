@@ -21,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from weathermixer.parallel import distributed
-from weathermixer.runs.settings import Settings, check_period, field_types, make_settings
+from weathermixer.runs.settings import Settings, check_period, make_settings
 
 CONFIGS = pathlib.Path(__file__).parent / "configs"
 MESH = "DATA,DOMAIN,TENSOR"
@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
         for word in unknown:
             name, _, text = word.partition("=")
             if name.rpartition(".")[0] in self.mappings:
-                setattr(options, name.removeprefix("--"), _reader(float)(text))
+                setattr(options, name.removeprefix("--"), _literal(text))
             elif name.startswith("-"):
                 near = difflib.get_close_matches(name, self._option_string_actions, 1)
                 hint = f"did you mean {near[0]}?" if near else "--help shows those that there are"
@@ -263,27 +263,34 @@ def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> Non
     """--config, and an option for each of its fields."""
     about = f"the run's config: {', '.join(config_names())}, or the path of your own file; NAME:SIZE where it has sizes"
     parser.add_argument("--config", required=required, metavar="NAME", help=about)
-    parser.mappings = [f"--config.{name}" for name, kind in field_types() if kind == dict[str, float]]
-    hidden = dict(default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    for name, kind in field_types():
-        parser.add_argument(f"--config.{name}", dest=f"config.{name}", type=_reader(kind), **hidden)
+    parser.mappings = []
+    for group, defaults in Settings().values().items():
+        for name, default in defaults.items() if isinstance(defaults, dict) else [("", defaults)]:
+            option = f"--config.{group}.{name}".rstrip(".")
+            parser.mappings += [option] * isinstance(default, dict)
+            hidden = dict(default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+            parser.add_argument(option, dest=option.removeprefix("--"), type=_reader(default), **hidden)
 
 
-def _reader(kind: Any) -> Callable[[str], Any]:
-    """Reads a field's text; what the value may be is the settings' own business."""
+def _reader(default: Any) -> Callable[[str], Any]:
+    """Reads a field's text as what its default is; what the value may be is the settings' own business."""
 
     def read(text: str) -> Any:
-        if kind is str:
+        if isinstance(default, str):
             return text
-        if kind == tuple[str, ...] and not text.startswith(("(", "[")):
-            return words(text)
-        try:
-            value = {"true": True, "false": False}[text.lower()] if kind is bool else ast.literal_eval(text)
-        except (ValueError, SyntaxError, KeyError):
-            return text  # which the settings refuse
-        return (value,) if kind == tuple[int, ...] and type(value) is int else value
+        if isinstance(default, tuple) and not text.startswith(("(", "[")):
+            return words(text) if default and isinstance(default[0], str) else tuple(map(_literal, words(text)))
+        return _literal(text)
 
     return read
+
+
+def _literal(text: str) -> Any:
+    """A number, a truth value or a tuple; where it is none of these the text, which the settings refuse."""
+    try:
+        return ast.literal_eval(text.title() if text in ("true", "false") else text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def read_settings(options: argparse.Namespace) -> Settings:

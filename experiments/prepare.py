@@ -37,6 +37,7 @@ from weathermixer.archive.archive import Archive, is_archive, open_archive
 from weathermixer.archive.layout import COMPRESSORS
 from weathermixer.archive.verify import describe_missing, verify_archive
 from weathermixer.fields.variables import ERA5, group_by_variable
+from weathermixer.planning.account import format_bytes
 from weathermixer.prepare.prepare import prepare_archive
 from weathermixer.prepare.sizes import ArchivePlan, plan_archive
 from weathermixer.prepare.workers import open_workers
@@ -85,7 +86,7 @@ def make_parser() -> command_line.Parser:
     keep("--compressor", default="none", choices=list(COMPRESSORS), help=COMPRESSOR_HELP)
     keep("--domain", type=count, default=1, metavar="N", help="largest number of latitude bands to train with")
     keep("--tensor", type=count, default=1, metavar="N", help="largest number of channel groups to train with")
-    keep("--times-per-shard", type=count, metavar="N", help="times in one file; default: up to 256 MiB")
+    keep("--times-per-shard", type=count, metavar="N", help="times in one file; default: up to 268 MB")
     about = "dates that count: the training years"
     keep("--statistics-period", type=period, metavar="FIRST,LAST", help=about)
     keep("--area-weighted", action="store_true", help="weigh the statistics by the cells' area")
@@ -174,7 +175,7 @@ def describe_plan(source: Source, plan: ArchivePlan, dest: str | os.PathLike, wo
     layout, compression = plan.layout, "without compression"
     if layout.compressor != "none":
         share = COMPRESSORS[layout.compressor][2]
-        compression = f"before {layout.compressor}, about {_size(int(share * layout.total_bytes))} after it"
+        compression = f"before {layout.compressor}, about {format_bytes(share * layout.total_bytes)} after it"
     lat, lon = source.grid.shape
     lines = [
         f"source    {source.name}",
@@ -190,12 +191,12 @@ def describe_plan(source: Source, plan: ArchivePlan, dest: str | os.PathLike, wo
     lines += [
         f"static    {' '.join(source.static) or 'none'}",
         f"archive   {dest}",
-        f"          {layout.dtype}, {_size(layout.total_bytes)} {compression}",
+        f"          {layout.dtype}, {format_bytes(layout.total_bytes)} {compression}",
         f"          made for meshes up to domain={layout.domain} tensor={layout.tensor}",
-        f"          {layout.shards} files of {layout.times_per_shard} times, up to {_size(layout.shard_bytes)} each",
+        f"          {layout.shards} files of {layout.times_per_shard} times, {format_bytes(layout.shard_bytes)} each",
         f"          chunks of {' x '.join(map(str, layout.chunk))} (time, channel, latitude, longitude)",
-        f"reading   {_size(plan.frame_bytes * len(source.times))} as float32 by {workers}, which take up to "
-        f"{_size(plan.worker_bytes)} of memory each",
+        f"reading   {format_bytes(plan.frame_bytes * len(source.times))} as float32 by {workers}, which take up to "
+        f"{format_bytes(plan.worker_bytes)} of memory each",
     ]
     return "\n".join(lines)
 
@@ -221,14 +222,6 @@ def describe_archive(archive: Archive) -> str:
         faults = attributes["faults"]
         lines += ["", f"{len(faults)} faulty fields were kept, the first:", *(f"  {fault}" for fault in faults[:10])]
     return "\n".join(lines)
-
-
-def _size(count: int) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}" if unit != "bytes" else f"{count} bytes"
-        count /= 1024
-    return f"{count:.3g} TiB"
 
 
 if __name__ == "__main__":

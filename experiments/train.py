@@ -225,7 +225,10 @@ class Stage:
                         with self.phases("evaluation" if save else "validation"):
                             params = state.ema if settings.training.ema_decay else state.params
                             loss = samples.validate(self.training, params, self.phases.alive)
-                            looks = self._look(params) if settings.evaluation.validation_lead_hours else {}
+                            looks, began = {}, time.perf_counter()
+                            if settings.evaluation.validation_lead_hours:
+                                looks = samples.score(self.training, params)
+                                looks["scores_seconds"] = time.perf_counter() - began
                         log.record(step, {"validation_loss": loss} | looks)
                         self.checkpoints.rate(step, loss)
             for problem in batches.account().skipped:
@@ -233,12 +236,6 @@ class Stage:
         if stop or step < self.last:
             self._stop(step, state)
         return state
-
-    def _look(self, params: Any) -> dict[str, float]:
-        """RMSE by lead and channel, and how long that took."""
-        began = time.perf_counter()
-        scores = self.samples.score(self.training, params)
-        return {"scores_seconds": time.perf_counter() - began} | scores
 
     def _traced(self, steps: Iterator[Any], profile: tuple[int, int] | None) -> Iterator[Any]:
         """The same (step, batch); process 0 writes a trace of `count` steps, profile=(step, count), to the workdir."""

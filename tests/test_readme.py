@@ -174,8 +174,8 @@ def test_what_era5_takes_is_what_the_programs_say(era5, capsys):
     prepare.main(dry_run)
     printed = capsys.readouterr().out
     for what, pattern in (
-        ("read from the source, once", r"reading +(\S+ TiB)"),
-        ("archive on disk", r"float16, (\S+ TiB)"),
+        ("read from the source, once", r"reading +(\S+ TB)"),
+        ("archive on disk", r"float16, (\S+ TB)"),
     ):
         assert {cell.strip() for cell in row[what]} == {re.search(pattern, printed)[1]}
     pairs = 37 * 365 * 4 + 10 * 4 - 1  # ten leap years

@@ -21,10 +21,10 @@ def source(tmp_path) -> pathlib.Path:
     "options, size",
     [
         # 20 frames of 4 chunks, of 3 x 2 x 12 values and a checksum; an index of 16 bytes for each chunk and a checksum
-        ([], "float16, 12.8 KiB without compression"),
-        (["--compressor=lz4"], "float16, 12.8 KiB before lz4, about 10 KiB after it"),
-        (["--compressor=zstd"], "float16, 12.8 KiB before zstd, about 8.59 KiB after it"),
-        (["--dtype=float32"], "float32, 24.1 KiB without compression"),
+        ([], "float16, 13.1 kB without compression"),
+        (["--compressor=lz4"], "float16, 13.1 kB before lz4, about 10.2 kB after it"),
+        (["--compressor=zstd"], "float16, 13.1 kB before zstd, about 8.79 kB after it"),
+        (["--dtype=float32"], "float32, 24.6 kB without compression"),
     ],
 )
 def test_dry_run_writes_nothing(tmp_path, source, capsys, options, size):

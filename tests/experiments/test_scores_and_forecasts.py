@@ -15,11 +15,12 @@ from tests.archives import make_archive
 from tests.sources.written_sources import make_dataset
 from weathermixer.archive.archive import open_archive
 from weathermixer.archive.reference import make_reference
+from weathermixer.archive.sampling import spread
 from weathermixer.fields.grid import area_weights
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel.mesh import make_mesh
 from weathermixer.prepare.prepare import prepare_archive
-from weathermixer.runs.run import Run, spread
+from weathermixer.runs.run import Run
 from weathermixer.runs.settings import Settings
 from weathermixer.sources.sources import open_source
 

@@ -138,6 +138,22 @@ def test_another_climatology_regions_and_a_coarse_grid(truth, tmp_path):
     assert {"spectrum", "spectrum_truth"} <= set(scores) and scores.spectrum.sizes["wavenumber"] == 9
 
 
+@pytest.mark.slow
+def test_an_archive_of_other_times_brings_its_climatology(truth, tmp_path, capsys):
+    year, name = np.datetime64("2019-01-01", "ns") + np.arange(2 * 365) * np.timedelta64(12, "h"), "2m_temperature"
+    dataset = make_dataset(times=year, lat=8, lon=16)[[name]]
+    archive = prepare_archive(open_source(dataset, step_hours=12), tmp_path / "2019", climatology=True)
+    options = dict(climatology=archive.path, lead_hours=[12])
+    forecast = make_forecast(truth)[[name]]
+    scores = score_forecasts({"f": forecast}, truth, **options)
+    assert scores.attrs["climatology"].startswith("the archive's, by hour of day and day of year")
+    assert np.isfinite(scores.acc.sel(source="f")).all() and not capsys.readouterr().out
+    # of times that are scored it is left out, and one is fitted to the others
+    scores = score_forecasts({"f": forecast.assign_coords(time=year[-11:-2])}, dataset, **options)
+    assert scores.attrs["climatology"].startswith("mean of the training period by hour of day")
+    assert "is also of times that are scored: one of other times takes its place" in capsys.readouterr().out
+
+
 RAIN = "total_precipitation_6hr"
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from weathermixer.runs.settings import Settings, check_period, field_types, make_settings
+from weathermixer.runs.settings import Settings, check_period, make_settings
 
 
 @pytest.mark.parametrize(
@@ -54,12 +54,6 @@ def test_json_gives_the_same_settings():
     settings = Settings().replace({"training.epochs": 3, "model.patch": [2, 4], "loss.weights": {"geopotential": 2}})
     assert settings.training.epochs == 3.0 and settings.model.patch == (2, 4)
     assert make_settings(json.loads(json.dumps(settings.values()))) == settings
-
-
-def test_every_field_has_a_name_and_a_type():
-    types = dict(field_types())
-    assert types["model.patch"] == tuple[int, ...] and types["seed"] is int and types["optimizer.beta1"] is float
-    assert not any(name in types for name in ("model", "data"))
 
 
 @pytest.mark.parametrize("period", [(), ("2000",), ("", ""), ("NaT", "2001"), ("2000", "2001", "2002"), ("a", "b")])

@@ -123,3 +123,10 @@ def _epoch_order(starts, seed: int, epoch: int, batch_size: int, block: int) -> 
 
 # keep the draws of replacements and leads apart from those of epochs
 _REPLACEMENT, _LEADS = 0x5EED, 0x1EAD
+
+
+def spread(starts: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of the starts, evenly spread; all where count is 0."""
+    if not count or count >= len(starts):
+        return starts
+    return starts[np.linspace(0, len(starts) - 1, count).round().astype(int)]

@@ -132,7 +132,7 @@ def format_account(entries: list[Entry], compiled: Any = None) -> str:
 
 def format_bytes(number: float | int) -> str:
     """Bytes in decimal units with three digits: 4.41 GB."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if number >= size:
             return f"{number / size:.3g} {unit}"
     return f"{number:.0f} B"

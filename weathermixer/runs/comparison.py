@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from weathermixer.archive.archive import Archive
 from weathermixer.archive.frames import Frames
 from weathermixer.archive.reference import Reference
-from weathermixer.archive.sampling import find_times, in_period
+from weathermixer.archive.sampling import find_times, in_period, spread
 from weathermixer.archive.standardization import Standardization, to_physical
 from weathermixer.fields.grid import regrid
 from weathermixer.fields.variables import ChannelSet
@@ -34,7 +34,7 @@ from weathermixer.runs.data import (
     open_seeps,
 )  # fmt: skip
 from weathermixer.runs.forecast_files import ForecastFile, Placed, open_forecast, place_file
-from weathermixer.runs.run import Run, open_run, spread
+from weathermixer.runs.run import Run, open_run
 from weathermixer.runs.workdir import CONFIG_FILE
 from weathermixer.sources.sources import Source, open_source
 from weathermixer.verification.evaluation import Forecaster, evaluate

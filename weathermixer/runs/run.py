@@ -16,7 +16,7 @@ from jaxtyping import Int
 from weathermixer.archive.archive import Archive
 from weathermixer.archive.frames import Frames
 from weathermixer.archive.reference import Reference
-from weathermixer.archive.sampling import find_times, in_period, with_previous
+from weathermixer.archive.sampling import find_times, in_period, spread, with_previous
 from weathermixer.forecasting.ensembles import Members
 from weathermixer.forecasting.files import ForecastWriter, check_output
 from weathermixer.forecasting.forecasts import Forecast, collect_forecast, describe_forecasts, make_forecast
@@ -292,7 +292,11 @@ def open_run(path: str | os.PathLike, *, mesh: Mesh | None = None, step: int | N
     path = pathlib.Path(path).expanduser()
     settings, archive = read_settings(path)
     reference = read_record(path).reference
-    mesh = mesh or _find_mesh(settings)
+    if mesh is None:
+        try:
+            mesh = make_mesh(settings.mesh.data, settings.mesh.domain, settings.mesh.tensor)
+        except ValueError:  # another machine than the one that trained it
+            mesh = make_mesh(1, 1, 1)
     with use_mesh(mesh), Checkpoints(path / CHECKPOINTS, on_damage=settings.training.on_damage) as checkpoints:
         make_params, apply = build.make_model(settings, reference, mesh)
         target = describe(jax.eval_shape(make_params, jax.random.key(0)), mesh)
@@ -300,18 +304,3 @@ def open_run(path: str | os.PathLike, *, mesh: Mesh | None = None, step: int | N
         part = "ema" if "ema" in checkpoints.parts(step) else "params"
         params = checkpoints.restore({part: target}, step, partial=True)[part]
     return Run(path, settings, reference, archive, mesh, apply, params, step)
-
-
-def _find_mesh(settings: Settings) -> Mesh:
-    sizes = settings.mesh.data, settings.mesh.domain, settings.mesh.tensor
-    try:
-        return make_mesh(*sizes)
-    except ValueError:  # another machine than the one that trained it
-        return make_mesh(1, 1, 1)
-
-
-def spread(starts: np.ndarray, count: int) -> np.ndarray:
-    """At most `count` of the starts, evenly spread; all where count is 0."""
-    if not count or count >= len(starts):
-        return starts
-    return starts[np.linspace(0, len(starts) - 1, count).round().astype(int)]

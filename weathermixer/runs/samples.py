@@ -14,10 +14,9 @@ from jaxtyping import Int
 from weathermixer.archive.archive import Archive
 from weathermixer.archive.frames import Frames, archive_frames
 from weathermixer.archive.loader import Batches, make_batches
-from weathermixer.archive.sampling import in_period, sample_leads, sample_starts, valid_starts, with_previous
+from weathermixer.archive.sampling import in_period, sample_leads, sample_starts, spread, valid_starts, with_previous
 from weathermixer.forecasting.rollout import check_leads
 from weathermixer.runs import build, fork
-from weathermixer.runs.run import spread
 from weathermixer.runs.settings import Settings
 from weathermixer.runs.workdir import CHECKPOINTS, Record, find_length, make_record
 from weathermixer.training.checkpoint import saved_steps

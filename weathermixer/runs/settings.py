@@ -11,8 +11,8 @@ import functools
 import itertools
 import json
 import operator
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, get_type_hints
 
 import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -321,19 +321,3 @@ def _explain(error: Mapping[str, Any]) -> str:
     near = difflib.get_close_matches(last, names, 1)
     hint = f"did you mean {name.removesuffix(last)}{near[0]}?" if near else f"there are {', '.join(names)}"
     return f"{name} is not a field of a run's settings: {hint}"
-
-
-def field_types(cls: type = Settings) -> Iterator[tuple[str, Any]]:
-    """(dotted name, type) of every field that has a value: ("model.blocks", int)."""
-    for name, kind in get_type_hints(cls).items():
-        if dataclasses.is_dataclass(kind):
-            yield from ((f"{name}.{inner}", of) for inner, of in field_types(kind))
-        else:
-            yield name, _plain(kind)
-
-
-def _plain(kind: Any) -> Any:
-    """A type without what its values may be."""
-    if get_origin(kind) is Literal:
-        return type(get_args(kind)[0])
-    return tuple[_plain(get_args(kind)[0]), ...] if get_origin(kind) is tuple else kind

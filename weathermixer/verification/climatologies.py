@@ -135,7 +135,7 @@ def _combine(terms: Array, coefficients: Array) -> Array:
 class Calendar:
     """A climatology that is held by hour and day: frames of the days of the year CALENDAR_YEAR.
 
-    `period` is the first and last date of the times that it is the mean of; None: not known, or all.
+    `period` is the first and last date of the times that it is the mean of; None: not known.
     """
 
     frames: Frames
@@ -206,9 +206,10 @@ def open_normals(archive: Archive, reference: Reference, mesh: Mesh) -> Calendar
 
         return jax.make_array_from_callback(shape, sharding(mesh, "batch", "channel", "lat", "lon"), read)
 
-    period = archive.attributes["statistics_period"] and tuple(archive.attributes["statistics_period"])
+    counted = archive.attributes["statistics_period"]
+    period = tuple(counted or np.datetime_as_string(archive.times[[0, -1]], "D").tolist())
     times = _calendar_times(np.arange(1, fields[0].shape[1] + 1), hours)
-    name, of = f"the climatology of {archive.path}", " of " + " to ".join(period) if period else ""
+    name, of = f"the climatology of {archive.path}", " of " + " to ".join(period) if counted else ""
     frames = Frames(name, name, times, reference, mesh, make_standardization(reference, mesh), read_stored)
     about = f"the archive's{of}, by hour of day and day of year over 61 days, as WeatherBench 2's"
     return Calendar(frames, about, period)

@@ -24,10 +24,6 @@ class Metric(NamedTuple):
     has_units: bool = True
 
 
-def _correlation(covariance, own, of_target):
-    return covariance / np.sqrt(own * of_target)
-
-
 def _fair_score(skill: xr.DataArray, spread: xr.DataArray) -> xr.DataArray:
     """Members' mean distance from the analysis, less half of that from each other."""
     return skill - spread / 2
@@ -45,7 +41,7 @@ METRICS = {
     ),
     "acc_pooled": Metric(
         ("anomaly_covariance", "squared_anomaly", "squared_target_anomaly"),
-        _correlation,
+        lambda covariance, own, of_target: covariance / np.sqrt(own * of_target),
         "correlation of anomalies from climatology, over forecasts and points together (WeatherBench-X)",
         False,
     ),
