@@ -18,11 +18,10 @@ from weathermixer.archive.progress import make_progress
 from weathermixer.archive.verify import digest_archive
 from weathermixer.fields.grid import area_weights
 from weathermixer.prepare import writer
-from weathermixer.prepare.checks import describe_faults
 from weathermixer.prepare.normals import choose_terms, write_climatology
 from weathermixer.prepare.shards import Task, find_pairs, make_shards
 from weathermixer.prepare.sizes import ArchivePlan, plan_archive
-from weathermixer.prepare.statistics import add_sums, make_statistics, measure_sample, no_sums
+from weathermixer.prepare.statistics import add_sums, describe_faults, make_statistics, measure_sample, no_sums
 from weathermixer.prepare.workers import HERE, Workers
 from weathermixer.prepare.writer import Journal
 from weathermixer.sources.formats import no_chunk_cache
@@ -97,7 +96,7 @@ def prepare_archive(
         whole = Task(
             target=writer.working_path(path), recipe=recipe["name"], source=source, plan=plan,
             shards=range(plan.layout.shards), first=0, scale=scale, offset=offset, shift=shift, row_weights=row_weights,
-            counted=counted, back=back, masks=_find_masks(source, workers), keep_faults=keep_faults,
+            counted=counted, back=back, masks=_find_masks(source), keep_faults=keep_faults,
         )  # fmt: skip
         _write_shards(whole, journal, workers)
         more = _conclude(whole, journal, path) | {"rounding": recipe["rounding"]}
@@ -128,15 +127,10 @@ def _open_recipe(
     return journal.write_recipe(description, layout=layout, **measured)
 
 
-def _find_masks(source: Source, workers: Workers) -> dict[str, Bool[np.ndarray, "level lat lon"]]:
+def _find_masks(source: Source) -> dict[str, Bool[np.ndarray, "level lat lon"]]:
     """The points that are missing at the first time, of the variables that lack some then."""
-    first = (source.narrow(slice(1), variables=[variable]) for variable in source.variables)
-    found = zip(source.variables, workers.map(_find_missing, first), strict=True)
-    return {variable: missing for variable, missing in found if missing.any()}
-
-
-def _find_missing(source: Source) -> Bool[np.ndarray, "channel lat lon"]:
-    return np.isnan(source.read([0])[0])
+    found = {variable: np.isnan(source.read([0], variables=[variable])[0]) for variable in source.variables}
+    return {variable: missing for variable, missing in found.items() if missing.any()}
 
 
 def _write_shards(whole: Task, journal: Journal, workers: Workers) -> None:

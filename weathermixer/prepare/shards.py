@@ -14,9 +14,8 @@ from weathermixer.archive.layout import pack
 from weathermixer.archive.sampling import find_times, in_period
 from weathermixer.archive.verify import checksums
 from weathermixer.fields.variables import group_by_variable
-from weathermixer.prepare.checks import check_fields, describe_faults
 from weathermixer.prepare.sizes import ArchivePlan
-from weathermixer.prepare.statistics import MAXIMUM, MINIMUM, MISSING, add_sums, measure, no_sums
+from weathermixer.prepare.statistics import MISSING, add_sums, check_fields, describe_faults, measure, no_sums
 from weathermixer.prepare.workers import GO_ON, in_order
 from weathermixer.prepare.writer import Journal
 from weathermixer.sources.sources import Source
@@ -179,8 +178,8 @@ def _make_fields(
     times = task.source.times
     if time and times[time] - times[time - 1] > NEAR:
         before = None
-    counts, others = sums[[MISSING, MINIMUM, MAXIMUM]], {"masks": task.masks.get(variable), "before": before}
-    faults, changed = check_fields(fields, times[time], task.source.channels[some], *counts, **others)
+    others = {"masks": task.masks.get(variable), "before": before}
+    faults, changed = check_fields(fields, times[time], task.source.channels[some], sums, **others)
     if unpackable and (task.keep_faults or not faults):
         what = f"{unpackable[0]} at {times[time]}: value {unpackable[1]}"
         raise ValueError(f"{what} cannot be stored as {task.plan.layout.dtype}: prepare with float16 or float32")
