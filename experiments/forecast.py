@@ -7,7 +7,7 @@ reads (Zarr, netCDF, GRIB, local or remote), of one time or many; output-only ch
 .zarr store or a .nc file, has the form of WeatherBench 2, in SI units: dimensions time (the start),
 prediction_timedelta, level, latitude, longitude; .grib2 is written too. It appears under its name when it is complete;
 the same command goes on where it was stopped. Ensembles (--members) have a dimension number after time; a model that
-was trained without noise needs --perturbation for them.
+was trained without noise needs other starts for them: perturbed or lagged (--perturbation, --perturbation-kind).
 
 Examples:
   # from an analysis in a file, on another grid than the run's
