@@ -17,7 +17,6 @@ import dataclasses
 import itertools
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -34,7 +33,7 @@ from weathermixer.planning.meshes import Layout, StepOptions
 from weathermixer.planning.plan import layouts
 from weathermixer.planning.traffic import step_transfers
 from weathermixer.planning.work import contractions
-from weathermixer.runs.settings import Settings, make_settings
+from weathermixer.runs.settings import Settings
 
 SIZE = "3.2b"
 COUNTS = [2**power for power in range(11)]
@@ -55,6 +54,17 @@ PANELS = {
 # of the compiled programs
 LAYOUTS = (Layout(1, 2, 1), Layout(1, 1, 2), Layout(1, 2, 2), Layout(1, 4, 2), Layout(1, 2, 4), Layout(1, 8, 1))
 GRID = (16, 32)
+# small enough to compile in seconds, wide enough for vectors to be small beside the contractions
+SMALL = {
+    "data.channels": tuple(f"geopotential_{level}" for level in (1000, 850, 700, 500, 300, 200, 100)),
+    "data.static": ("land_sea_mask",),
+    "model.patch": (1, 4),
+    "model.embed": 128,
+    "model.token_hidden": 32,
+    "model.embed_hidden": 256,
+    "model.blocks": 1,
+    "model.head": "increment",
+}
 SCALARS = "scalars"
 
 
@@ -131,23 +141,6 @@ def draw(rows: pd.DataFrame, path: Path, title: str) -> None:
     figure.savefig(path, dpi=130)
 
 
-def small_settings(**changes: Any) -> Settings:
-    """A model small enough to compile in seconds, wide enough for vectors to be small beside the contractions.
-
-    `changes` are fields of config.model, .training or .mesh.
-    """
-    values = Settings().values()
-    values["data"] |= {
-        "channels": tuple(f"geopotential_{level}" for level in (1000, 850, 700, 500, 300, 200, 100)),
-        "static": ("land_sea_mask",),
-    }
-    values["model"] |= dict(patch=(1, 4), embed=128, token_hidden=32, embed_hidden=256, blocks=1, head="increment")
-    for name, value in changes.items():
-        (part,) = (part for part in ("model", "training", "mesh") if name in values[part])
-        values[part][name] = value
-    return make_settings(values)
-
-
 def make_problem(settings: Settings, layout: Layout) -> tuple[synthetic.Problem, StepOptions]:
     """The step on simulated devices, as the compiler sees it, and what the formulae know of it."""
     _, channel_set = synthetic.find_sizes(settings, data=None, grid=GRID)
@@ -200,18 +193,17 @@ def compiled_bytes(text: str, shape: ModelShape, layout: Layout, options: StepOp
 def validate() -> str:
     """A line per mesh: the formulae's bytes, the compiled step's, their ratio, and the class that is furthest off."""
     synthetic.simulate_devices(max(layout.devices for layout in LAYOUTS))
-    lines = ["bytes received per device in one training step of a small model, formulae and compiled program:"]
+    rows = []
     for layout in LAYOUTS:
-        problem, options = make_problem(small_settings(), layout)
+        problem, options = make_problem(Settings().replace(SMALL), layout)
         sizes = problem.training.shape, layout, options
         with use_mesh(problem.mesh):
             found = compiled_bytes(problem.compile().as_text(), *sizes)
-        expected = expected_bytes(*sizes)
-        scalars, ratios = found.pop(SCALARS), {name: found.get(name, 0.0) / expected[name] for name in expected}
+        expected, scalars = expected_bytes(*sizes), found.pop(SCALARS)
+        ratios = {name: found.get(name, 0.0) / expected[name] for name in expected}
         worst = max(ratios, key=lambda name: abs(ratios[name] - 1))
         ours, theirs = sum(expected.values()), sum(found.values())
-        lines.append(
-            f"  {layout!s:>9}  formulae {ours:>9.0f}  compiled {theirs:>9.0f}  ratio {theirs / ours:.4f}  "
-            f"(by class at worst {ratios[worst]:.4f}, {worst}; scalars {scalars:.0f})"
-        )
-    return "\n".join(lines)
+        row = {"mesh": layout, "formulae": ours, "compiled": theirs, "ratio": f"{theirs / ours:.4f}"}
+        rows.append(row | {"scalars": scalars, "ratio at worst": f"{ratios[worst]:.4f}", "of": worst})
+    about = "bytes received per device in one training step of a small model, formulae and compiled program:"
+    return f"{about}\n{pd.DataFrame(rows).to_string(index=False, float_format='{:.0f}'.format)}"

@@ -20,21 +20,23 @@ from weathermixer.planning.hlo import collectives, hidden_transfers
 from weathermixer.planning.meshes import Layout
 from weathermixer.planning.traffic import contraction_transfers
 from weathermixer.planning.work import contractions
+from weathermixer.runs.settings import Settings
 
-REMATERIALIZED = dict(rematerialize="block", lead_steps=2)
+LATENT, BLEND = {"training.lead_steps": 2}, {"model.head": "blend"}
+REMATERIALIZED = {"model.rematerialize": "block"} | LATENT
 CASES = [
     ((1, 8, 1), {}),
-    ((1, 2, 4), dict(head="blend")),
+    ((1, 2, 4), BLEND),
 ]
 MORE_CASES = [
-    ((1, 1, 8), dict(lead_steps=2)),
-    ((1, 4, 2), dict(schedule="scatter", **REMATERIALIZED)),
-    ((2, 2, 2), dict(history=2, patch=(2, 8), embed=64, lead_steps=2)),
-    ((2, 2, 2), dict(head="blend")),
-    ((1, 2, 4), dict(history=2)),
+    ((1, 1, 8), LATENT),
+    ((1, 4, 2), {"model.schedule": "scatter"} | REMATERIALIZED),
+    ((2, 2, 2), {"model.history": 2, "model.patch": (2, 8), "model.embed": 64} | LATENT),
+    ((2, 2, 2), BLEND),
+    ((1, 2, 4), {"model.history": 2}),
     ((2, 2, 2), REMATERIALIZED),
-    ((4, 2, 1), dict(zero="moments")),
-    ((2, 2, 2), dict(zero="parameters", **REMATERIALIZED)),
+    ((4, 2, 1), {"mesh.zero": "moments"}),
+    ((2, 2, 2), {"mesh.zero": "parameters"} | REMATERIALIZED),
 ]
 
 
@@ -60,7 +62,7 @@ def near(found, expected, total):
 )
 def test_the_step_exchanges_what_the_formulae_say(sizes, options):
     layout = Layout(*sizes)
-    problem, step = scaling.make_problem(scaling.small_settings(**options), layout)
+    problem, step = scaling.make_problem(Settings().replace(scaling.SMALL | options), layout)
     shape = problem.training.shape
     with use_mesh(problem.mesh):
         text = problem.compile().as_text()
@@ -76,7 +78,7 @@ def test_the_step_exchanges_what_the_formulae_say(sizes, options):
     found = collectives(text)
     rings = [each for each in found if "shard_map" in each.origin and each.kind != "all-reduce"]
     kinds = {each.kind for each in rings}
-    bulk = options.get("schedule") == "scatter"
+    bulk = options.get("model.schedule") == "scatter"
     assert kinds <= ({"all-gather", "reduce-scatter"} if bulk else {"all-gather", "collective-permute"})
     assert not [each for each in found if each.kind == "all-to-all"]
     transfers = [t for c in contractions(shape) for t in contraction_transfers(c, layout, step)]
@@ -102,7 +104,7 @@ def nothing_whole(rings, shape, layout, options):
 @pytest.mark.parametrize("sizes, schedule", [((2, 2, 2), "auto"), ((1, 4, 2), "scatter"), ((1, 1, 8), "auto")], ids=str)
 def test_contractions_travel_in_bfloat16(sizes, schedule):
     """Chunks of activations, of kernels and of their gradients, in the program before the compiler."""
-    settings = scaling.small_settings(compute_dtype="bfloat16", schedule=schedule)
+    settings = Settings().replace(scaling.SMALL | {"model.compute_dtype": "bfloat16", "model.schedule": schedule})
     (known, options), mesh = scaling.make_problem(settings, Layout(*sizes)), make_abstract_mesh(*sizes)
     with jax.sharding.use_abstract_mesh(mesh):
         problem = synthetic.make_problem(settings, known.reference.channel_set, scaling.GRID, mesh)

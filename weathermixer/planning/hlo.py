@@ -10,7 +10,6 @@ import re
 import numpy as np
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
-ITEM_BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8}
 
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{")
 INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(.*)$")
@@ -190,9 +189,9 @@ def _count_runs(computations: dict[str, list[_Instruction]], entry: str) -> dict
 
 
 def _arrays(shape: str) -> list[tuple[int, int]]:
-    """(elements, bytes of one) of every array in a type; ITEM_BYTES or the bits in its name."""
+    """(elements, bytes of one) of every array in a type; by the bits in its name; pred has one byte."""
     arrays = []
     for dtype, dimensions in re.findall(r"\b([a-z]+\d*\w*)\[([\d,]*)\]", shape):
         bits = re.search(r"\d+", dtype)
-        arrays.append((math.prod(_numbers(dimensions)), ITEM_BYTES.get(dtype) or max(1, int(bits[0]) // 8)))
+        arrays.append((math.prod(_numbers(dimensions)), max(1, int(bits[0]) // 8) if bits else 1))
     return arrays
