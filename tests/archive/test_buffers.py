@@ -1,11 +1,15 @@
 """Memory is used again once nobody sees it, and never before."""
 
 import gc
+import mmap
+import re
+from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
-from weathermixer.archive.reader import Buffers
+from weathermixer.archive.reader import HUGE_BYTES, Buffers
 
 SHAPE, DTYPE = (2, 3, 1000), np.dtype(np.float16)
 
@@ -50,3 +54,14 @@ def test_only_so_much_is_kept_and_only_what_fits_is_used():
     small = buffers.take((10,), np.dtype(np.int16))
     assert small.shape == (10,) and len(buffers._free[12000]) == 1
     assert buffers.take((0, 5), DTYPE).shape == (0, 5)
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE") or not Path("/proc/self/smaps").exists(), reason="Linux")
+def test_large_ones_ask_for_large_pages():
+    for size, asked in ((HUGE_BYTES, True), (HUGE_BYTES // 2, False)):
+        where = address(array := Buffers(spare=1).take((size,), np.dtype(np.uint8)))
+        array[:] = 1
+        mappings = re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text())
+        ends = [[int(end, 16) for end in mapping.split()[0].split("-")] for mapping in mappings]
+        (own,) = [mapping for mapping, (first, past) in zip(mappings, ends) if first <= where < past]
+        assert ("hg" in re.search("VmFlags: (.*)", own)[1].split()) == asked

@@ -12,7 +12,7 @@ import time
 import weakref
 from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 
 import jax
 import numpy as np
@@ -56,8 +56,8 @@ class Buffers:
         except IndexError:
             # private, as shared memory gets no huge pages
             memory = mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            if size >= HUGE_BYTES and hasattr(mmap, "MADVHUGE_BYTESPAGE"):
-                memory.madvise(mmap.MADVHUGE_BYTESPAGE)
+            if size >= HUGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+                memory.madvise(mmap.MADV_HUGEPAGE)
         # views of views keep this array alive, and it alone holds the memory
         whole = np.frombuffer(memory, np.uint8)
         weakref.finalize(whole, self._give_back, size, memory).atexit = False
@@ -66,10 +66,6 @@ class Buffers:
     def _give_back(self, size: int, memory: mmap.mmap) -> None:
         if sum(map(len, self._free.values())) < self._spare:
             self._free[size].append(memory)
-
-
-class Closed(Exception):
-    """Nobody waits for this any more."""
 
 
 class Unreadable(ValueError):
@@ -172,7 +168,7 @@ class Reader:
         return arrays
 
     def wait(self, pending: Pending, closed: threading.Event) -> list[list[tuple[Box, np.ndarray]]]:
-        """Waits for the reads; the arrays' boxes on the host. Raises Unreadable, or Closed once `closed` is set."""
+        """Waits for the reads: the boxes on the host. Raises Unreadable, or CancelledError if `closed` is set."""
         failed: dict[int, str] = {}
         for box, buffer, frames in itertools.chain.from_iterable(pending.arrays):
             for row, frame in enumerate(frames):
@@ -230,7 +226,7 @@ def _wait(frame: Frame, closed: threading.Event) -> str | None:
     for read in frame.reads:
         while not read.done():
             if closed.is_set():
-                raise Closed
+                raise CancelledError
             with contextlib.suppress(Exception):  # whatever reading raises: found below, raised by `finish`
                 read.result(timeout=0.5)
             if (waited := time.perf_counter() - since) > said:

@@ -144,19 +144,19 @@ def open_journal(path: str) -> Iterator["Journal"]:
     Raises ValueError where the archive exists, where another prepare is at work, or where nothing can be written.
     """
     check_destination(path)
-    target, lock = working_path(path), contextlib.nullcontext()
-    try:
-        if storage.is_local(path):
-            os.makedirs(os.path.join(target, FOLDER), exist_ok=True)
-            lock = open(os.path.join(target, FOLDER, "lock"), "w")
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        journal = Journal(target)
-        journal.folder.write("writable", b"").result()
-    except BlockingIOError:
-        raise ValueError(f"another prepare is writing {target}: wait for it, or stop it") from None
-    except Exception as error:
-        raise ValueError(f"{target} cannot be written: {error}") from None
-    with lock:
+    target = working_path(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            if storage.is_local(path):
+                os.makedirs(os.path.join(target, FOLDER), exist_ok=True)
+                lock = stack.enter_context(open(os.path.join(target, FOLDER, "lock"), "w"))
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            journal = Journal(target)
+            journal.folder.write("writable", b"").result()
+        except BlockingIOError:
+            raise ValueError(f"another prepare is writing {target}: wait for it, or stop it") from None
+        except Exception as error:
+            raise ValueError(f"{target} cannot be written: {error}") from None
         yield journal
 
 
