@@ -146,12 +146,8 @@ def test_a_killed_one_leaves_nothing_that_is_taken_for_whole(record, tmp_path):
     # settings of JAX that a training run may have must not reach the simulation
     settings = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_ENABLE_X64": "1", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | settings)
-
-    def begun() -> bool:
-        files = sorted(Path(f"{path}.partial").glob("*.npy"))  # geopotential's is the first
-        return len(files) == 5 and np.load(files[0], mmap_mode="r")[0].any()
-
-    wait_until(begun)
+    begun = Path(f"{path}.partial/surface_pressure")
+    wait_until(lambda: begun.exists() and begun.stat().st_size)
     assert process.poll() is None
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     members = [int(pid) for pid in children.read_text().split()] if children.exists() else []

@@ -15,6 +15,7 @@ import dataclasses
 import fcntl
 import itertools
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -133,26 +134,25 @@ def _run_members(folder: pathlib.Path, settings: Settings, bar: tqdm) -> dict[st
     """Runs all members at once, and puts their days into files in `folder`; no member outlives this call."""
     shape = settings.days * FRAMES_PER_DAY, len(settings.levels_hpa), settings.latitudes, settings.longitudes
     shapes = {name: shape[:1] + shape[2:] if name == "surface_pressure" else shape for name in FIELDS}
-    fields = {
-        name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float32, shape)
-        for name, shape in shapes.items()
-    }
     with contextlib.ExitStack() as stack:
+        files = {name: stack.enter_context(open(folder / name, "wb")) for name in FIELDS}
         members = [_start_member(settings, member, stack) for member in range(settings.members)]
         for day, (number, (member, said)) in itertools.product(range(settings.member_days), enumerate(members)):
-            start = (number * settings.member_days + day) * FRAMES_PER_DAY
-            for values in (field[start : start + FRAMES_PER_DAY] for field in fields.values()):
-                if member.stdout.readinto(values) == values.nbytes:
-                    continue
-                status = member.wait()
-                said.seek(0)
-                lines = said.read().decode(errors="replace").splitlines()[-20:] or ["no message"]
-                raise ChildProcessError(
-                    f"member {number} of the simulation stopped with status {status}: {lines[-1]}\n"
-                    "What it said last:\n  " + "\n  ".join(lines)
-                )
+            for name, file in files.items():
+                size = 4 * FRAMES_PER_DAY * math.prod(shapes[name][1:])
+                values = member.stdout.read(size)
+                if len(values) < size:
+                    status = member.wait()
+                    said.seek(0)
+                    lines = said.read().decode(errors="replace").splitlines()[-20:] or ["no message"]
+                    raise ChildProcessError(
+                        f"member {number} of the simulation stopped with status {status}: {lines[-1]}\n"
+                        "What it said last:\n  " + "\n  ".join(lines)
+                    )
+                file.seek((number * settings.member_days + day) * size)
+                file.write(values)
             bar.update(1)
-    return fields
+    return {name: np.memmap(folder / name, np.float32, "r", shape=shape) for name, shape in shapes.items()}
 
 
 def _start_member(settings: Settings, member: int, stack: contextlib.ExitStack) -> tuple[subprocess.Popen, BinaryIO]:
