@@ -1,10 +1,12 @@
 """A run's time by phases, exactly, and over restarts."""
 
+import threading
 import time
 import types
 
 import pytest
 
+from weathermixer.parallel import distributed
 from weathermixer.training import phases as module
 from weathermixer.training.phases import PARTS, Phases, format_account, format_seconds
 
@@ -64,3 +66,17 @@ def test_real_time_is_accounted_for():
     with phases("evaluation"):
         time.sleep(0.05)
     assert 0.05 <= phases.account()["evaluation"] <= sum(phases.account().values()) <= time.time() - began + 0.01
+
+
+@pytest.mark.parametrize("asked, status", [(True, distributed.PREEMPTED), (False, distributed.STUCK)])
+def test_who_is_asked_to_stop_has_time_for_that_before_patience_ends(monkeypatch, asked, status):
+    left, ended = [], threading.Event()
+    leave = lambda status, why, report: (left.append(status), ended.set(), time.sleep(60))  # noqa: E731
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(module, "LEAVE_SECONDS", 0.5)
+    monkeypatch.setattr(module.distributed, "asked", lambda: asked)
+    monkeypatch.setattr(module.distributed, "leave", leave)
+    phases = Phases()
+    with phases.watched(0.2, lambda *_: None), phases("reading"):
+        assert ended.wait(20)
+    assert left == [status]

@@ -122,7 +122,8 @@ class Phases:
                 first = jax.process_index() == 0  # which makes a save complete; others follow
                 if (phase.leave and first and not self.saving()) or (name == "reading" and waits > LEAVE_SECONDS):
                     distributed.leave(distributed.PREEMPTED, f"asked to stop while {name}", report)
-            if quiet > patience * phase.patience:
+            leaving = asked_since is not None and now - asked_since < 2 * LEAVE_SECONDS  # here or in another process
+            if quiet > patience * phase.patience and not leaving:
                 faulthandler.dump_traceback(sys.stderr)
                 why = f"no sign of life for {quiet:.0f} s while {name}; where each thread stands is above"
                 distributed.leave(distributed.STUCK, why, report)
