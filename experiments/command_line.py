@@ -83,15 +83,12 @@ def make_parser(program: str, doc: str | None) -> Parser:
 
 
 def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
-    """Ends the process with the status of `call`.
+    """Ends the process with the status of `call`, at once.
 
-    One of several processes leaves at once, and the others with it; so does one that failed, whose interpreter would
-    wait for the thread of a read that never returns.
+    An interpreter's own end would wait for the thread of a read that never returns, abort at one in C++ that several
+    processes have, and free what two copies of one library share, as eccodes' and cartopy's PROJ.
     """
-    status = call(main)
-    if status or jax.distributed.is_initialized():  # a thread in C++ would abort an end of the interpreter's own
-        distributed.end(status)
-    sys.exit(status)
+    distributed.end(call(main))
 
 
 def call(main: Callable[[Sequence[str] | None], int | None], arguments: Sequence[str] | None = None) -> int:

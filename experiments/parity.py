@@ -14,7 +14,8 @@ Differences are relative, |a - b| / |b| over all elements of a quantity (gradien
 float32 they may be as large as sums in another order make them. Two runs in bfloat16 are rounded independently, so each
 is held to one device's float32: the mesh may be at most twice as far from it as one device's bfloat16 is. After the run
 parameters are not compared: Adam turns a zero gradient's rounding into a full step. Exit status 1 where a difference is
-larger."""
+larger.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -9,7 +9,8 @@ and the median counts; a turn is timed from its first request to its last byte. 
 (preadv, a thread per core, into the memory of as many samples), `x xarray` with xarray at its best. `read` is what
 TensorStore counts over the bytes needed, `disk` what the kernel fetched over them. Cold: files are dropped from the
 page cache (posix_fadvise) before each sample, which is then read alone. Stores lie in TMPDIR while it runs. MB and GB
-are of the 16-bit values that arrive."""
+are of the 16-bit values that arrive.
+"""
 
 import contextlib
 import functools

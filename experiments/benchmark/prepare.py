@@ -9,7 +9,8 @@ threads, with nothing done between. cores: what all workers' cores would do if t
 GB takes at its best. share: of the lower of disk and cores. Files are dropped from the page cache before each turn, and
 what is written is on the disk, in TMPDIR, when a turn ends. Starting processes and choosing the packing, from sixteen
 frames however long the record, are not part of a turn. Memory is a worker's, and of a single one what this process
-grows by."""
+grows by.
+"""
 
 import os
 import shutil

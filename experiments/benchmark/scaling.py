@@ -11,7 +11,8 @@ exchange (weathermixer/planning/baselines.py).
 --validate compiles a small model's step on meshes of up to 8 simulated devices and sets the bytes that its collectives
 receive beside the formulae's. Every collective is put into a class, by the devices that it spans and by what it
 carries: the chunks of the contractions, statistics of the norms, the head's fields, vectors (biases, scales and their
-gradients), the gradients' sum over instances, and scalars (loss, gradient norms), for which there is no formula."""
+gradients), the gradients' sum over instances, and scalars (loss, gradient norms), for which there is no formula.
+"""
 
 import dataclasses
 import itertools

@@ -239,7 +239,10 @@ def end(status: int) -> NoReturn:
     """Ends this process when the others have come here too, but waits for no thread of its own, as one that reads."""
     if jax.distributed.is_initialized():
         jax.distributed.shutdown()
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError:  # nobody reads any more, or there is no room
+        status = status or 120  # as Python's own
     os._exit(status)
 
 
