@@ -133,11 +133,21 @@ def test_other_names_and_units(tmp_path):
     )
 
 
+@pytest.mark.parametrize("how, said", [("area: time: mean", True), ("time: point", False), ("time: maximum", True)])
+def test_what_is_no_value_at_its_time_is_told(how, said):
+    dataset = make_dataset()
+    dataset["2m_temperature"].attrs["cell_methods"] = how
+    word = how.split()[-1]
+    line = f"2m_temperature is given as 'time: {word}', taken as the value at its time: dataset"
+    assert (line in open_source(dataset).account) == said
+
+
 def test_cyclic_column_is_dropped():
     dataset = make_dataset()
     cyclic = dataset.isel(longitude=[*range(12), 0])
     cyclic = cyclic.assign_coords(longitude=np.arange(13) * 30.0)
     source = open_source(cyclic)
+    assert "longitudes that are there twice: 1, the first of each is taken: dataset" in source.account
     np.testing.assert_array_equal(source.read(slice(None)), frames_of(dataset, source.channels))
 
 

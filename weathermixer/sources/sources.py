@@ -7,6 +7,7 @@ as float32 [time, channel, lat, lon], latitude north to south, longitude east fr
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -204,6 +205,11 @@ def open_source(
     if variables is None:
         unknown = [part for part in parts if part.variable not in VARIABLES]
         notes += [Note("not known by name (--variables, --rename)", part.file, part.given) for part in unknown]
+    for part in (part for some in wanted.values() for part in some):
+        if twice := len(part.longitude) - len(orient(part).columns):
+            notes.append(Note(f"longitudes that are there twice: {twice}, the first of each is taken", part.file))
+        if how := re.search(r"\btime: (?!point|sum)\w+", str(part.array.attrs.get("cell_methods", ""))):
+            notes.append(Note(f"{part.given} is given as '{how[0]}', taken as the value at its time", part.file))
     bare = dict.fromkeys(p.given for some in wanted.values() for p in some if p.variable in VARIABLES and not p.units)
     if bare:
         account.append(f"no unit is given of {', '.join(bare)}: taken to be in SI (--units says otherwise)")
