@@ -18,7 +18,7 @@ def test_rows_and_table(tmp_path, capsys, monkeypatch, workers):
         assert row["frames"] == (8 if row["workers"] == 1 else 10)
         assert row["cores"] == pytest.approx(1000 * row["workers"] / best)
         assert row["share"] == pytest.approx(row["MB/s"] / min(row["disk"], row["cores"]))
-        assert 0 < row["peak MB"] <= row["stated MB"]
+        assert 0 <= row["peak MB"] <= row["stated MB"]  # a single one is this process, which may have had the room
     printed = capsys.readouterr().out
     assert "10 frames of 0 MB" in printed
     assert len(printed.split("stated MB\n")[1].splitlines()) == len(rows)
