@@ -1,6 +1,5 @@
 """The launch scripts: several processes on this machine end together, and what SLURM and Kubernetes are told agrees."""
 
-import functools
 import os
 import shlex
 import signal
@@ -24,9 +23,9 @@ def start(processes, program, **environment):
     command = ["bash", str(LAUNCH / "local.sh"), str(processes), sys.executable, "-c", program]
     path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "JAX_PLATFORMS": "cpu", **environment}
-    # bash traps no signal that it was started without, as SIGINT is behind a shell's &
-    with_sigint = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=with_sigint)
+    # bash traps no signal that it is started without, as SIGINT is behind a shell's &
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
 def is_alive(pid):
