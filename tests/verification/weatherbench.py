@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from tests.runs.test_comparison import DRY, plain_seeps
+from tests.runs.test_comparison import plain_seeps
 from tests.verification import test_metrics as plain
 from weathermixer.fields.grid import area_weights, conservative_weights, equiangular_grid
 from weathermixer.parallel.mesh import make_mesh
@@ -63,14 +63,15 @@ def differences():
 
 
 def seeps_pair():
-    random, weights = np.random.default_rng(0), np.broadcast_to(area_weights(plain.GRID.latitude)[:, None], (8, 10))
+    dry, random = 1e-4, np.random.default_rng(0)
+    weights = np.broadcast_to(area_weights(plain.GRID.latitude)[:, None], (8, 10))
     x, y = random.gamma(0.6, 2e-3, (2, 1, 1, 8, 10)) * (random.random((2, 1, 1, 8, 10)) < 0.6)
     heavy, share = random.uniform(1e-3, 4e-3, (1, 1, 8, 10)), random.uniform(0, 1, (1, 8, 10))
     arrays = [jnp.asarray(array, jnp.float32) for array in (x, y, heavy, share)]
     with jax.set_mesh(make_mesh(1, 1, 1)):
         region = jnp.asarray(weights[None] / weights.sum(), jnp.float32)
-        ours = seeps(*arrays, dry=jnp.array([DRY], jnp.float32), weights=region)
-    return np.asarray(ours).item(), plain_seeps(x[0, 0], y[0, 0], heavy[0, 0], share[0], weights)
+        ours = seeps(*arrays, dry=jnp.array([dry], jnp.float32), weights=region)
+    return np.asarray(ours).item(), plain_seeps(x[0, 0], y[0, 0], heavy[0, 0], share[0], weights, dry)
 
 
 def weatherbench_weights(grid, target):
