@@ -174,6 +174,7 @@ def test_requests_that_make_no_sense_are_named(make_archive):
     good = dict(starts=np.arange(8), seed=0, batch_size=1, lead_hours=6, first_step=0, last_step=1)
     for changes, message in (
         (dict(prefetch=0), "prefetch=0 must be at least 1"),
+        (dict(on_error="ignore"), "on_error='ignore' must be 'stop' or 'skip'"),
         (dict(lead_hours=9), "lead_hours=9 is not a positive multiple of step_hours=6"),
     ):
         with pytest.raises(ValueError, match=message):

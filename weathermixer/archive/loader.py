@@ -147,6 +147,8 @@ def make_batches(
     """
     if prefetch < 1:
         raise ValueError(f"prefetch={prefetch} must be at least 1")
+    if on_error not in ("stop", "skip"):
+        raise ValueError(f"on_error={on_error!r} must be 'stop' or 'skip'")
     lead, rest = divmod(lead_hours, archive.step_hours)
     if rest or lead < 1:
         raise ValueError(f"lead_hours={lead_hours} is not a positive multiple of step_hours={archive.step_hours}")

@@ -72,7 +72,7 @@ class Members:
         Raises ValueError where the data lacks them, or has no two analyses for a difference.
         """
         for start in np.unique(times) if self.kind == "analyses" else ():
-            _draw_pair(frames, start, 0)
+            _find_alike(frames, start)
         origins = times - self.numbers * np.timedelta64(step_hours if self.kind == "lagged" else 0, "h")
         lacking = find_times(frames.times, origins) < 0
         if lacking.any():
@@ -91,7 +91,8 @@ class Members:
         if self.perturbation:
             if self.kind == "analyses":
                 drawn = zip(times, hours.tolist(), self.numbers.tolist(), strict=True)
-                pairs = [_draw_pair(frames, start, self.seed, hour, number) for start, hour, number in drawn]
+                alike = {start: _find_alike(frames, start) for start in np.unique(times)}
+                pairs = [_draw_pair(alike[start], self.seed, hour, number) for start, hour, number in drawn]
                 first, second = (frames.read(analyses) for analyses in np.transpose(pairs))
                 pattern = jnp.nan_to_num((first - second) / 2**0.5)  # nothing where one lacks a value
             elif self.kind == "smooth":
@@ -153,16 +154,21 @@ def _find_places(grid: Grid, radius: float) -> Float[np.ndarray, "3 lat lon"]:
     return (radius * np.stack([x, y, z])).astype(np.float32)
 
 
-def _draw_pair(frames: Frames, start: np.datetime64, *seed: int) -> Int[np.ndarray, "2"]:
-    """Indices of two different analyses at a start's hour of day and in its season, in either order, all as likely."""
+def _find_alike(frames: Frames, start: np.datetime64) -> Int[np.ndarray, " n"]:
+    """Indices of the analyses at a start's hour of day and in its season; ValueError for less than two."""
     apart = np.abs(days_of_year(frames.times) - days_of_year(np.array([start])))
     same_hour = (frames.times - start) % np.timedelta64(1, "D") == np.timedelta64(0, "D")
-    like = np.flatnonzero(same_hour & (np.minimum(apart, 366 - apart) <= SEASON_DAYS))
-    if (count := len(like)) < 2:
+    alike = np.flatnonzero(same_hour & (np.minimum(apart, 366 - apart) <= SEASON_DAYS))
+    if len(alike) < 2:
         raise ValueError(
-            f"{frames.name} has {count} analyses at the hour and in the season of {start:.13}, a difference is of two: "
-            "give data of more days, or perturbation_kind='smooth'"
+            f"{frames.name} has {len(alike)} analyses at the hour and in the season of {start:.13}, a difference is of "
+            "two: give data of more days, or perturbation_kind='smooth'"
         )
-    word = int(np.random.PCG64(np.random.SeedSequence(seed)).random_raw())
+    return alike
+
+
+def _draw_pair(alike: Int[np.ndarray, " n"], *seed: int) -> Int[np.ndarray, "2"]:
+    """Two different ones, in either order, all as likely."""
+    count, word = len(alike), int(np.random.PCG64(np.random.SeedSequence(seed)).random_raw())
     first, second = divmod(word % (count * (count - 1)), count - 1)
-    return like[[first, second + (second >= first)]]
+    return alike[[first, second + (second >= first)]]

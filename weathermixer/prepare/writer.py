@@ -54,7 +54,10 @@ def create_archive(
     """
     layout = Layout(shape=(len(times), len(channels), *grid.shape), static=len(static), **options)
     target = working_path(os.fspath(path))
-    store = storage.create_array(storage.join(target, "fields"), layout.metadata)
+    try:
+        store = storage.create_array(storage.join(target, "fields"), layout.metadata)
+    except ValueError as error:
+        raise ValueError(f"{target} holds an archive of another layout; delete it to start afresh. {error}") from None
     fields = np.stack([*static.values()]).astype(np.float32) if static else np.zeros((0, *grid.shape), np.float32)
     for name, values, dimensions, extra in (
         ("time", (times - EPOCH) // HOUR, ["time"], _TIME),

@@ -1,6 +1,8 @@
 """Scores of any forecasts against any analyses, on the same samples: runs, and files of whatever model.
 
-scores = score_forecasts({"ours": "runs/era5", "gfs": "gs://.../gfs.zarr"}, "era5.archive", lead_hours=[24, 72])
+    scores = score_forecasts({"ours": "runs/era5", "gfs": "gs://.../gfs.zarr"}, "era5.archive", lead_hours=[24, 72])
+
+What is scored, at which starts, is chosen here; how files become forecasts, in forecast_files.py.
 """
 
 import functools
