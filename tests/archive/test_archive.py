@@ -89,6 +89,8 @@ def test_unpublished_and_foreign_stores_are_refused(tmp_path):
     create(path)
     with pytest.raises(ValueError, match="incomplete.*not published"):
         open_archive(path)
+    with pytest.raises(ValueError, match=r"cannot be published: arrays \['mean', .*'missing'\] are absent"):
+        publish(path)
     os.rename(path + ".partial", path)
     with pytest.raises(ValueError, match="incomplete"):
         open_archive(path)
@@ -110,6 +112,8 @@ def test_unpublished_and_foreign_stores_are_refused(tmp_path):
     ("changes", "message"),
     [
         (dict(dtype="bfloat16"), "dtype='bfloat16' must be"),
+        (dict(times=TIMES[::-1]), "whole hours that ascend"),
+        (dict(times=TIMES + np.timedelta64(1, "m")), "whole hours"),
         (dict(domain=3), "latitude=4 is not divisible by domain=3"),
         (dict(tensor=0), "tensor=0"),
         (dict(compressor="gzip"), "compressor='gzip' must be one of"),
@@ -119,6 +123,12 @@ def test_bad_inputs_are_named(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         create(tmp_path / "a", **changes)
     assert not (tmp_path / "a.partial").exists()
+
+
+def test_an_existing_archive_is_not_overwritten(make_archive):
+    archive = make_archive()
+    with pytest.raises(ValueError, match="exists: delete it"):
+        create(archive.path)
 
 
 def test_creating_again_goes_on_and_another_layout_is_refused(tmp_path):

@@ -19,7 +19,7 @@ from weathermixer.archive.loader import make_batches, read_frames
 from weathermixer.archive.storage import kvstore_spec
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel.mesh import make_mesh
-from weathermixer.prepare.writer import create_archive
+from weathermixer.prepare.writer import create_archive, publish
 from weathermixer.sources.sources import open_source
 
 QUICK = {"http_request_retries": {"max_retries": 3, "initial_delay": "10ms", "max_delay": "20ms"}}
@@ -174,9 +174,15 @@ def test_an_archive_in_object_storage(make_archive, s3_bucket):
     create_archive(path, **create)
     with pytest.raises(ValueError, match="is incomplete"):
         open_archive(path)
+    with pytest.raises(ValueError, match="another layout"):
+        make_archive(path, domain=2)
     remote = make_archive(f"{s3_bucket}/archives/two", domain=2)
     assert remote.attributes["complete"] and list(remote.static) == list(local.static)
     np.testing.assert_array_equal(remote.times, local.times)
+    with pytest.raises(ValueError, match="exists: delete it"):
+        create_archive(remote.path, **create)
+    with pytest.raises(ValueError, match=r"cannot be published: arrays \['mean'"):
+        publish(path)
     with steps(local) as expected, steps(remote) as batches:
         np.testing.assert_array_equal(targets(batches), targets(expected))
         account = batches.account()

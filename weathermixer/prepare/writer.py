@@ -22,11 +22,12 @@ from jaxtyping import Float
 
 import weathermixer
 from weathermixer.archive import storage
-from weathermixer.archive.archive import EPOCH, FORMAT, FORMAT_VERSION, HOUR, STATISTICS, Statistics
+from weathermixer.archive.archive import EPOCH, FORMAT, FORMAT_VERSION, HOUR, NUMERIC, STATISTICS, Statistics
 from weathermixer.archive.layout import Layout
 from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import Channel
 
+MEMBERS = ("fields", "channel", "static_channel", *NUMERIC)
 FOLDER = ".prepare"  # of the journal
 ENTRIES_AT_ONCE = 256  # read from stores that take their time
 _TIME = {"units": "hours since 1970-01-01", "calendar": "proleptic_gregorian", "standard_name": "time"}
@@ -48,12 +49,16 @@ def create_archive(
 ) -> storage.Array:
     """Writes an archive's metadata and returns its `fields`, to be filled whole shards at a time and published.
 
-    Idempotent: called again with the same layout it goes on with what is there. Times are whole hours that ascend;
-    `attributes` needs step_hours, `options` are those of `Layout`. Every chunk has a checksum that finds a flipped bit.
-    Raises ValueError where the layout differs from what is there, or sizes do not fit.
+    Idempotent: called again with the same layout it goes on with what is there. `attributes` needs step_hours;
+    `options` are those of `Layout`. Every chunk has a checksum that finds a flipped bit. Raises ValueError where
+    the archive exists, the layout differs from what is there, times are no whole hours, or sizes do not fit.
     """
+    path = os.fspath(path)
+    check_destination(path)
+    if not len(times) or np.any(times[1:] <= times[:-1]) or np.any(times != EPOCH + (times - EPOCH) // HOUR * HOUR):
+        raise ValueError("an archive's times must be whole hours that ascend, and there must be at least one")
     layout = Layout(shape=(len(times), len(channels), *grid.shape), static=len(static), **options)
-    target = working_path(os.fspath(path))
+    target = working_path(path)
     try:
         store = storage.create_array(storage.join(target, "fields"), layout.metadata)
     except ValueError as error:
@@ -96,12 +101,18 @@ def write_statistics(path: str | os.PathLike, statistics: Statistics) -> None:
 
 
 def publish(path: str | os.PathLike, *, attributes: Mapping[str, Any] = {}) -> None:
-    """Makes an archive readable, all at once: `attributes` are added, it is complete and in place, its journal goes."""
+    """Makes an archive readable, all at once: `attributes` are added, it is complete and in place, its journal goes.
+
+    Raises ValueError where arrays are absent, statistics for one.
+    """
     path = os.fspath(path)
     target = working_path(path)
     folder = storage.open_folder(target)
     keys = [key.decode() for key in folder.list().result()]
     members = sorted(key.removesuffix("/zarr.json") for key in keys if key.endswith("/zarr.json"))
+    absent = [name for name in MEMBERS if name not in members]
+    if absent:
+        raise ValueError(f"{target} cannot be published: arrays {absent} are absent")
     document = storage.read_json(folder, "zarr.json")["attributes"] | dict(attributes) | {"complete": True}
     _write_group(target, document, {name: storage.read_json(folder, f"{name}/zarr.json") for name in members})
     if target != path:
