@@ -1,9 +1,8 @@
 """From the archive to the devices: each process reads the boxes of its own devices, each distinct box once.
 
-Values stay as stored: widening and standardizing happen on the device. Threads of TensorStore, or of archive/files.py
-where plain chunks lie in files, read; one more thread plans ahead, waits and hands over, so that reads, copies to the
-devices and computing overlap. A slow store is named in the log after a while; remote stores are asked again, with
-growing delays.
+Values stay as stored: widening and standardizing happen on the device. TensorStore's threads read, which need nothing of
+Python; one more thread plans ahead, waits and hands over, so that reads, copies to the devices and computing overlap. A
+slow store is named in the log after a while; remote stores are asked again, with growing delays.
 """
 
 import contextlib
@@ -69,8 +68,8 @@ class Account:
     """What a loader has done in this process since it began.
 
     bytes_needed: the boxes of the frames asked for, as stored before compression, each distinct one once.
-    bytes_read: from storage, by TensorStore's own count and that of archive/files.py: compressed, with the shards'
-      indices (and with what else the process read through TensorStore meanwhile, a checkpoint for one).
+    bytes_read: from storage, by TensorStore's own count: compressed, with the shards' indices (and with what else the
+      process read through TensorStore meanwhile, a checkpoint for one).
     skipped: what could not be read and was replaced, in words.
     """
 

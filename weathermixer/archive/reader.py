@@ -12,7 +12,7 @@ import time
 import weakref
 from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError
 
 import jax
 import numpy as np
@@ -22,7 +22,6 @@ from jaxtyping import Int
 
 from weathermixer.archive.archive import Archive
 from weathermixer.archive.boxes import Box, find_boxes, frames_shape
-from weathermixer.archive.files import open_files
 from weathermixer.archive.storage import as_slice
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel.mesh import sharding
@@ -81,7 +80,7 @@ class Frame:
     """One time in one region, [channel, lat, lon], zero on static and padding channels, and its reads in flight."""
 
     values: np.ndarray
-    reads: list[ts.Future | Future]
+    reads: list[ts.Future]
     what: str
 
 
@@ -119,7 +118,6 @@ class Reader:
         self.sharding = sharding(mesh, "batch", "channel", "lat", "lon")
         self.boxes = find_boxes(mesh, self.shape, devices)
         self.dtype = archive.store.dtype.numpy_dtype
-        self._files = open_files(archive)
         self._buffers = Buffers(spare * len(self.boxes))
         _, group, _, lon = archive.store.chunk_layout.read_chunk.shape
         rows = max((lats[1] - lats[0] for _, _, lats in self.boxes), default=1)
@@ -187,10 +185,8 @@ class Reader:
 
     def _cut(
         self, wanted: Int[np.ndarray, " n"], lats: tuple[int, int]
-    ) -> list[tuple[int, slice, ts.TensorStore]] | None:
-        """A region's pieces: (number, which of the wanted channels, their part of the store); None: chunks of files."""
-        if self._files and self._files.holds(wanted, lats):
-            return None
+    ) -> list[tuple[int, slice, ts.TensorStore]]:
+        """A region's pieces: (number, which of the wanted channels, their part of the store)."""
         numbers = wanted // self._piece_channels
         cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(wanted)]
         return [
@@ -211,8 +207,6 @@ class Reader:
             f"to {names[wanted[-1]].name}, latitudes {latitude[lats[0]]:g} to {latitude[lats[1] - 1]:g}"
         )
         # straight into the buffer that goes to the device: one copy after decoding, and no allocation per read
-        if views is None:
-            return Frame(values, self._files.start(values[: len(wanted)], time, wanted, lats), what)
         writes = [ts.array(values[some]).write(view[time], batch=batches[n]).commit for n, some, view in views]
         return Frame(values, writes, what)
 

@@ -6,7 +6,6 @@ One function, `kvstore_spec`, decides how a path is reached, so that a file, s3:
 import json
 import os
 import pathlib
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -207,18 +206,8 @@ def read_text_array(path: str | os.PathLike) -> tuple[str, ...]:
     return tuple(values.tolist())
 
 
-def count_read(count: int) -> None:
-    """Adds to `bytes_read` what was read past TensorStore."""
-    with _lock:
-        _read_past["bytes"] += count
-
-
 def bytes_read() -> int:
-    """Bytes that this process has read from storage: by TensorStore's own counters, and by `count_read`."""
+    """Bytes that this process has read from storage: by TensorStore's own counters."""
     counters = ts.experimental_collect_matching_metrics("/tensorstore/kvstore/")
     read = [counter["values"] for counter in counters if counter["name"].endswith("bytes_read")]
-    return sum(entry["value"] for values in read for entry in values) + _read_past["bytes"]
-
-
-_lock = threading.Lock()
-_read_past = {"bytes": 0}
+    return sum(entry["value"] for values in read for entry in values)
