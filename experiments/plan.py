@@ -132,18 +132,19 @@ def format_refusals(refusals: list[Refusal]) -> str:
 
 
 def format_measured(cases: Iterable[Measured]) -> str:
-    """The steps that were timed, each beside its prediction."""
-    lines = []
+    """A line for each step that was timed, with what is predicted for it."""
+    rows = []
     for case in cases:
-        sizes = ",".join(map(str, dataclasses.astuple(case.layout)))
-        predicted = 1e3 * step_time(MODEL_SHAPE, case.layout, case.options, find_hardware(case.device)).total
-        lines.append(
-            f"{case.device}, {case.layout}, {MODEL}: predicted {predicted:.1f} ms, measured {case.step_ms:.1f} ms by "
-            f"`python -m experiments.benchmark train --mesh={sizes} "
-            f"--config.model.compute_dtype={case.compute_dtype}`, ratio "
-            f"{predicted / case.step_ms:.2f} ({case.software})"
-        )
-    return "\n".join(lines)
+        step = step_time(MODEL_SHAPE, case.layout, case.options, find_hardware(case.device))
+        row = {"device": case.device, "mesh": case.layout, "compute_dtype": case.compute_dtype, "zero": case.zero}
+        row |= {"predicted_ms": 1e3 * step.total, "measured_ms": case.step_ms, "ratio": 1e3 * step.total / case.step_ms}
+        rows.append(row | {"software": case.software})
+    formats = {"predicted_ms": "{:.1f}".format, "ratio": "{:.2f}".format}
+    table = pd.DataFrame(rows).to_string(index=False, formatters=formats)
+    command = (
+        "python -m experiments.benchmark train --mesh=MESH --config.model.compute_dtype=... --config.mesh.zero=..."
+    )
+    return f"{MODEL} model, measured by `{command}`\n{table}"
 
 
 def header(shape: ModelShape, options: StepOptions, hardware: Hardware) -> str:

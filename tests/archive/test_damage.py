@@ -1,4 +1,4 @@
-"""Whatever is wrong with a shard, reading it ends with the time and place that it holds, and never with other values."""
+"""Whatever is wrong with a shard, reading it ends with the time and place that it holds, never with other values."""
 
 import pathlib
 import threading

@@ -1,8 +1,8 @@
 """From the archive to the devices: each process reads the boxes of its own devices, each distinct box once.
 
-Values stay as stored: widening and standardizing happen on the device. TensorStore's threads read, which need nothing of
-Python; one more thread plans ahead, waits and hands over, so that reads, copies to the devices and computing overlap. A
-slow store is named in the log after a while; remote stores are asked again, with growing delays.
+Values stay as stored: widening and standardizing happen on the device. TensorStore's threads read, without Python; one
+more thread plans ahead, waits and hands over, so that reads, copies to the devices and computing overlap. A slow store
+is named in the log after a while; remote stores are asked again, with growing delays.
 """
 
 import contextlib

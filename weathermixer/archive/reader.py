@@ -183,9 +183,7 @@ class Reader:
             for a in pending.arrays
         ]
 
-    def _cut(
-        self, wanted: Int[np.ndarray, " n"], lats: tuple[int, int]
-    ) -> list[tuple[int, slice, ts.TensorStore]]:
+    def _cut(self, wanted: Int[np.ndarray, " n"], lats: tuple[int, int]) -> list[tuple[int, slice, ts.TensorStore]]:
         """A region's pieces: (number, which of the wanted channels, their part of the store)."""
         numbers = wanted // self._piece_channels
         cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(wanted)]

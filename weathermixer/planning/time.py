@@ -79,19 +79,24 @@ def exchange_seconds(transfers: list[Transfer], products: dict[str, float], hard
     """Seconds of exchange that run under products, and that do not.
 
     Ring schedules hide up to (p - 1) / p of their product's time; a plain one waits for its activation; kernels travel
-    under what is left of it; gradients of instances under the backward products that nothing else used.
+    under what is left of it. What is summed over instances waits: on two and four H100 it added all of its own time.
     """
     left, hidden, exposed = dict(products), 0.0, 0.0
-    for transfer in sorted(transfers, key=lambda transfer: transfer.under == "backward"):
+    for transfer in transfers:
         seconds, under = transfer_seconds(transfer, hardware), 0.0
-        if transfer.under == "backward":
-            under = min(seconds, max(0.0, 2 / 3 * sum(products.values()) - hidden * 2 / 3))
-        elif transfer.under:
+        if transfer.under:
             share = 1.0 if transfer.name.endswith(": kernel") else transfer.straight * (1 - 1 / transfer.group.size)
             under = min(seconds, left[transfer.under] * share)
             left[transfer.under] -= under
         hidden, exposed = hidden + under, exposed + seconds - under
     return hidden, exposed
+
+
+def scales_agreed(shape: ModelShape, layout: Layout, options: StepOptions) -> int:
+    """How often all devices agree on a scale of 8-bit floats: of each block product's input and of its gradient."""
+    if options.compute_dtype != "fp8" or layout.devices == 1:
+        return 0
+    return 2 * options.passes * options.repeats * sum(c.count for c in contractions(shape) if c.in_block)
 
 
 def step_time(shape: ModelShape, layout: Layout, options: StepOptions, hardware: Hardware) -> StepTime:
@@ -104,7 +109,7 @@ def step_time(shape: ModelShape, layout: Layout, options: StepOptions, hardware:
     if options.muon:
         optimizer += muon_flops(shape) / layout.instance / (hardware.peak("float32") * hardware.achieved_products)
     hidden, waited = exchange_seconds(step_transfers(shape, layout, options), by_product, hardware)
-    exposed = waited + hardware.contention * hidden
+    exposed = waited + hardware.contention * hidden + scales_agreed(shape, layout, options) * hardware.agree_seconds
     busy = products + elementwise + optimizer + exposed
     devices = min(hardware.node_size, layout.devices)
     reading = read_bytes(shape, layout, options, devices=devices) / hardware.read_rate
@@ -126,7 +131,8 @@ class Measured(NamedTuple):
     """A step that was timed: the machine, the mesh, its milliseconds, with what software, and how it was computed.
 
     On one node, a sample per instance that is made on the devices, float32 state, clipping and Adam, by
-    `python -m experiments.benchmark train --mesh=DATA,DOMAIN,TENSOR --config.model.compute_dtype=DTYPE`.
+    `python -m experiments.benchmark train --mesh=DATA,DOMAIN,TENSOR --config.model.compute_dtype=DTYPE`, with
+    `--config.mesh.zero=ZERO`.
     """
 
     device: str
@@ -134,10 +140,11 @@ class Measured(NamedTuple):
     step_ms: float
     software: str
     compute_dtype: str = "bfloat16"
+    zero: str = "none"
 
     @property
     def options(self) -> StepOptions:
-        return StepOptions(batch=self.layout.data, compute_dtype=self.compute_dtype)
+        return StepOptions(batch=self.layout.data, compute_dtype=self.compute_dtype, zero=self.zero)
 
 
 MODEL, MODEL_SHAPE = "16 TFLOP", ModelShape(embed=4896, embed_hidden=4896)  # of all of them
@@ -148,10 +155,23 @@ MEASURED = (
     Measured("h200", Layout(1, 2, 1), 48.2, PEER),
     Measured("h200", Layout(1, 1, 2), 54.6, PEER),
     Measured("h200", Layout(2, 1, 1), 101.5, "jax 0.11.2"),
-    Measured("h100", Layout(1, 1, 1), 91.7, "jax 0.11.2"),
-    Measured("h100", Layout(1, 1, 1), 67.8, "jax 0.11.2", "fp8"),
     Measured("h100", Layout(1, 2, 1), 53.1, "jax 0.11.2"),
-    Measured("h100", Layout(1, 2, 1), 50.6, PEER),
+    # on four H100 of one host, the same day
+    Measured("h100", Layout(1, 1, 1), 91.8, "jax 0.11.2"),
+    Measured("h100", Layout(1, 2, 1), 50.9, PEER),
     Measured("h100", Layout(1, 1, 2), 58.7, PEER),
-    Measured("h100", Layout(2, 1, 1), 106.8, "jax 0.11.2"),
+    Measured("h100", Layout(2, 1, 1), 107.2, "jax 0.11.2"),
+    Measured("h100", Layout(2, 1, 1), 101.4, "jax 0.11.2", zero="parameters"),
+    Measured("h100", Layout(1, 4, 1), 29.3, PEER),
+    Measured("h100", Layout(1, 2, 2), 32.5, PEER),
+    Measured("h100", Layout(1, 1, 4), 43.4, PEER),
+    Measured("h100", Layout(2, 2, 1), 56.9, PEER),
+    Measured("h100", Layout(4, 1, 1), 111.7, "jax 0.11.2"),
+    Measured("h100", Layout(4, 1, 1), 100.9, "jax 0.11.2", zero="parameters"),
+    Measured("h100", Layout(1, 1, 1), 67.9, "jax 0.11.2", "fp8"),
+    Measured("h100", Layout(1, 2, 1), 41.0, PEER, "fp8"),
+    Measured("h100", Layout(1, 1, 2), 46.1, PEER, "fp8"),
+    Measured("h100", Layout(1, 4, 1), 26.5, PEER, "fp8"),
+    Measured("h100", Layout(1, 2, 2), 28.7, PEER, "fp8"),
+    Measured("h100", Layout(4, 1, 1), 89.0, "jax 0.11.2", "fp8"),
 )

@@ -16,9 +16,8 @@ from weathermixer.planning.work import FLOAT32, STORED, Contraction, block_param
 class Transfer:
     """Bytes that each device of a group receives in one step, and in how many messages one after another.
 
-    `under` names the contraction whose products can hide it, "backward" for gradients that travel while earlier ones
-    are still computed, or "" for what everybody waits for. `straight` transfers go from each device to every other one
-    of the group, the others around a ring.
+    `under` names the contraction whose products can hide it, or is "" for what everybody waits for. `straight`
+    transfers go from each device to every other one of the group, the others around a ring.
     """
 
     name: str
@@ -143,12 +142,12 @@ def gradient_transfers(shape: ModelShape, layout: Layout, options: StepOptions) 
     hops, whole = group.size - 1, gathered_bytes(group, FLOAT32 / layout.instance)
     summed = sum(c.kernel * options.times(c) for c in contractions(shape) if c.name != "blend")
     sums = 2 if options.zero == "none" else 1
-    transfers = [Transfer("gradients over data", group, sums * whole * summed, sums * hops, "backward")]
+    transfers = [Transfer("gradients over data", group, sums * whole * summed, sums * hops)]
     if options.zero == "moments":
         transfers.append(Transfer("parameters over data", group, whole * parameters(shape), hops))
     if options.zero == "parameters":
         gathered = parameters(shape) + (block_uses(options) - 1) * block_parameters(shape)
-        transfers.append(Transfer("parameters over data", group, whole * gathered, 2 * hops, "backward"))
+        transfers.append(Transfer("parameters over data", group, whole * gathered, 2 * hops))
     return transfers
 
 

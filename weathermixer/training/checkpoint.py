@@ -258,7 +258,9 @@ class _SummedHandler(ocp.PyTreeCheckpointHandler):
     """Orbax's own, but every process sums the files that it has written before it says so; `failures` are its own."""
 
     def __init__(self) -> None:
-        super().__init__(use_compression=False)  # float32 weights lose a tenth of their bytes by it, and half their speed
+        super().__init__(
+            use_compression=False
+        )  # float32 weights lose a tenth of their bytes by it, and half their speed
         self.failures: list[Exception] = []
 
     async def async_save(self, directory: Any, *args, **kwargs) -> list[Any]:
