@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments import command_line, evaluate
+from experiments import command_line, ends, evaluate
 from experiments.prepare import describe_archive
 from weathermixer.archive.archive import Archive, open_archive
 from weathermixer.archive.sampling import in_period
@@ -170,4 +170,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    ends.run(main)

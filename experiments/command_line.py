@@ -1,31 +1,26 @@
 """How programs read a command line: one way to write options, the options that several have, and errors in one line.
 
 An option is --name=VALUE, its words joined by `-`; lists have commas between. A config's fields are options too,
---config.training.steps=200. Every program has make_parser(), and main(arguments) that `run` calls.
+--config.training.steps=200. Every program has make_parser(), and main(arguments) that ends.run calls.
 """
 
 import argparse
 import ast
 import difflib
-import importlib.util
 import os
 import pathlib
 import re
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from weathermixer.parallel import distributed
+from experiments import configs
 from weathermixer.runs.settings import Settings, check_period, make_settings
 
-CONFIGS = pathlib.Path(__file__).parent / "configs"
 MESH = "DATA,DOMAIN,TENSOR"
-EXPECTED = (ValueError, OSError, ModuleNotFoundError, FloatingPointError)  # said in one line; others are faults of ours
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,7 +29,7 @@ class Parser(argparse.ArgumentParser):
     mappings: Sequence[str] = ()  # options that have options of their own: --config.loss.weights.2m_temperature=2
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{_short(self.prog)}: {message.removeprefix('argument ')}\n")
+        self.exit(2, f"{short_name(self.prog)}: {message.removeprefix('argument ')}\n")
 
     def parse_args(self, args=None, namespace=None):
         """As argparse's; exits with status 2 after one line where the arguments are not the program's."""
@@ -82,52 +77,7 @@ def make_parser(program: str, doc: str | None) -> Parser:
     )
 
 
-def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
-    """Ends the process with the status of `call`, at once.
-
-    An interpreter's own end would wait for the thread of a read that never returns, abort at one in C++ that several
-    processes have, and free what two copies of one library share, as eccodes' and cartopy's PROJ.
-    """
-    distributed.end(call(main))
-
-
-def call(main: Callable[[Sequence[str] | None], int | None], arguments: Sequence[str] | None = None) -> int:
-    """main's status; what is wrong with its input is said in one line, and has status 1.
-
-    Anything else is a fault, with a traceback and status 70. WEATHERMIXER_TRACEBACK=1 in the environment shows where
-    everything was raised.
-    """
-    program = _short(main.__globals__["__spec__"].name)
-    try:
-        return main(arguments) or 0
-    except Exception as error:
-        status, line = explain(error, program)
-    except KeyboardInterrupt:
-        status, line = 130, "interrupted"
-        print(f"{program}: {line}", file=sys.stderr)
-    if jax.distributed.is_initialized():
-        distributed.leave(status, line)
-    return status
-
-
-def explain(error: Exception, program: str) -> tuple[int, str]:
-    """`judge`, and says the line, or shows the traceback of what is no fault of the program's input."""
-    status, line = judge(error)
-    if isinstance(error, EXPECTED) and not os.environ.get("WEATHERMIXER_TRACEBACK"):
-        print(f"{program}: {line}", file=sys.stderr, flush=True)
-    else:
-        traceback.print_exception(error)
-    return status, line
-
-
-def judge(error: Exception) -> tuple[int, str]:
-    """(status, line) of what ends a program: status 1 where it would end so again, else 70."""
-    expected = isinstance(error, EXPECTED)
-    line = " ".join((str(error) if expected else f"{type(error).__name__}: {error}").split("\n"))
-    return distributed.FAILED if expected and not isinstance(error, TimeoutError) else distributed.FAULT, line
-
-
-def _short(program: str) -> str:
+def short_name(program: str) -> str:
     """train from python -m experiments.train"""
     return program.removeprefix("python -m ").removeprefix("experiments.").removesuffix(".__main__")
 
@@ -258,7 +208,8 @@ def add_grid(parser: argparse.ArgumentParser, default: tuple[int, int]) -> None:
 
 def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """--config, and an option for each of its fields."""
-    about = f"the run's config: {', '.join(config_names())}, or the path of your own file; NAME:SIZE where it has sizes"
+    names = ", ".join(configs.config_names())
+    about = f"the run's config: {names}, or the path of your own file; NAME:SIZE where it has sizes"
     parser.add_argument("--config", required=required, metavar="NAME", help=about)
     parser.mappings = []
     for group, defaults in Settings().values().items():
@@ -294,46 +245,6 @@ def read_settings(options: argparse.Namespace) -> Settings:
     """The checked settings that --config and its fields' options describe; ValueError for what cannot be."""
     config = ConfigDict(Settings().values())
     with config.ignore_type():  # the settings check types, and say more
-        config.update(load_config(options.config))
+        config.update(configs.load_config(options.config))
         config.update_from_flattened_dict(vars(options), "config.")
     return make_settings(config.to_dict())
-
-
-def config_names() -> list[str]:
-    """The configs that are part of the software; base is what they start from."""
-    return sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in ("__init__", "base"))
-
-
-def load_config(name: str) -> ConfigDict:
-    """The config that a name (quickstart, reference:3.2b) or the path of a file (own.py, own.py:ARGUMENT) stands for.
-
-    Raises ValueError, with file and line, for a config that is not there or does not work.
-    """
-    where, _, argument = name.partition(":")
-    path = _find_config(where)
-    try:
-        spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        found = module.get_config(argument) if argument else module.get_config()
-    except Exception as error:  # a file of the user's may raise anything
-        lines = [f", line {f.lineno}" for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-        place = "" if isinstance(error, SyntaxError) else f"{path}{(lines or [''])[-1]}: "  # which it says itself
-        raise ValueError(f"--config={name}: {place}{type(error).__name__}: {error}") from error
-    if not isinstance(found, ConfigDict):
-        raise ValueError(f"--config={name}: get_config() in {path} returns {type(found).__name__}, not a ConfigDict")
-    return found
-
-
-def _find_config(where: str) -> pathlib.Path:
-    path, names = pathlib.Path(where).expanduser(), config_names()
-    if path.suffix == ".py" and path.is_file():
-        return path.resolve()
-    if path.parts[-3:-1] in ((), ("experiments", "configs")) and path.stem in (*names, "base"):
-        return CONFIGS / f"{path.stem}.py"  # a name, or the file of a checkout that is elsewhere
-    if pathlib.Path(f"{path}.py").is_file():
-        hint = f"did you mean {path}.py?"
-    else:
-        near = difflib.get_close_matches(path.stem, names, 1)
-        hint = f"did you mean {near[0]}?" if near else f"give {', '.join(names)} or the path of a file"
-    raise ValueError(f"--config={where}: there is no such config: {hint}")

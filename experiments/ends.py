@@ -1,33 +1,86 @@
-"""How a run ended, in its workdir: WORKDIR/ended.json, which is not there while it runs, and after a kill.
+"""How programs end, with a status and a line, and how a run ended, in its workdir: WORKDIR/ended.json.
 
-Where it ended for want of device memory that says, by the planner's formulae, what would fit.
+That is not there while it runs, and after a kill.
 """
 
 import contextlib
-import dataclasses
 import functools
+import os
 import pathlib
+import select
 import socket
+import sys
 import time
 import traceback
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
 
 import jax
-from jax.sharding import Mesh
 
-from experiments import command_line, plan
-from weathermixer.model.shape import ModelShape
+from experiments import command_line
 from weathermixer.parallel import distributed
-from weathermixer.planning.hardware import Hardware, find_device, find_hardware
-from weathermixer.planning.memory import memory_parts
-from weathermixer.planning.meshes import Layout
-from weathermixer.planning.plan import Plan, layouts, make_plan
-from weathermixer.runs.settings import Settings
 from weathermixer.training.checksums import write_document
 
 ENDED_FILE = "ended.json"
 _HOW = {distributed.FINISHED: "finished", distributed.PREEMPTED: "preempted"}
+UNREAD = 141  # as of a program that SIGPIPE ends
+EXPECTED = (ValueError, OSError, ModuleNotFoundError, FloatingPointError)  # said in one line; others are faults of ours
+
+
+def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
+    """Ends the process with the status of `call`, at once.
+
+    An interpreter's own end would wait for the thread of a read that never returns, abort at one in C++ that several
+    processes have, and free what two copies of one library share, as eccodes' and cartopy's PROJ.
+    """
+    distributed.end(call(main))
+
+
+def call(main: Callable[[Sequence[str] | None], int | None], arguments: Sequence[str] | None = None) -> int:
+    """main's status, or its parser's; what is wrong with its input is said in one line, and has status 1.
+
+    Anything else is a fault, with a traceback and status 70. WEATHERMIXER_TRACEBACK=1 in the environment shows where
+    everything was raised. Where nobody reads its output any more, as behind `| head`, it ends with 141 and no word.
+    """
+    spec = main.__globals__["__spec__"]  # None in a script
+    program = command_line.short_name(spec.name if spec else sys.argv[0])
+    try:
+        try:
+            status = main(arguments) or 0
+        except SystemExit as asked:
+            status = asked.code
+        sys.stdout.flush()
+        return status
+    except Exception as error:
+        status, line = explain(error, program)
+    except KeyboardInterrupt:
+        status, line = 130, "interrupted"
+        print(f"{program}: {line}", file=sys.stderr)
+    if jax.distributed.is_initialized():
+        distributed.leave(status, line)
+    return status
+
+
+def explain(error: Exception, program: str) -> tuple[int, str]:
+    """`judge`, and says the line, or shows the traceback of what is no fault of the program's input."""
+    status, line = judge(error)
+    if not isinstance(error, EXPECTED) or os.environ.get("WEATHERMIXER_TRACEBACK"):
+        traceback.print_exception(error)
+    elif status != UNREAD:
+        print(f"{program}: {line}", file=sys.stderr, flush=True)
+    return status, line
+
+
+def judge(error: Exception) -> tuple[int, str]:
+    """(status, line) of what ends a program: 141 where nobody reads it, 1 where it would end so again, else 70."""
+    if isinstance(error, BrokenPipeError):  # which may be another pipe than that of the output
+        output = select.poll()
+        output.register(sys.__stdout__, 0)  # errors are told anyhow
+        if output.poll(0):
+            return UNREAD, "nobody reads its output any more"
+    expected = isinstance(error, EXPECTED)
+    line = " ".join((str(error) if expected else f"{type(error).__name__}: {error}").split("\n"))
+    return distributed.FAILED if expected and not isinstance(error, TimeoutError) else distributed.FAULT, line
 
 
 def write_end(workdir: pathlib.Path, status: int, why: str, **more: Any) -> None:
@@ -53,56 +106,10 @@ def failing(workdir: pathlib.Path) -> Iterator[None]:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {socket.gethostname()}\n{trace}\n")
         report = functools.partial(write_end, workdir, traceback=trace)
         if jax.process_count() > 1:
-            distributed.leave(*command_line.explain(error, "train"), report)
-        report(*command_line.judge(error))
+            distributed.leave(*explain(error, "train"), report)
+        report(*judge(error))
         raise
     except KeyboardInterrupt:
         if jax.process_count() > 1:
             distributed.leave(130, "interrupted")
         raise
-
-
-@contextlib.contextmanager
-def explained(settings: Settings, shape: ModelShape, mesh: Mesh) -> Iterator[None]:
-    """Turns a run's failure for want of device memory into a ValueError that says what needs less."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        device = mesh.devices.flat[0]
-        hardware = find_device(device.device_kind) or find_hardware("cpu")
-        limit = (device.memory_stats() or {}).get("bytes_limit", hardware.memory_bytes)
-        hardware = dataclasses.replace(hardware, memory_bytes=limit)
-        raise ValueError(advise(settings, shape, Layout(*mesh.devices.shape), hardware)) from error
-
-
-def advise(settings: Settings, shape: ModelShape, layout: Layout, hardware: Hardware) -> str:
-    """One line: what the step needs, and up to three changes of the settings with which it fits."""
-    size, block = settings.training.batch_size, {"model.rematerialize": "block"}
-    # the planner knows members as a larger batch
-    alone = settings.replace(_sizes(layout) | {"training.members": 1, "model.noise": 0})
-    tried = [block, {"mesh.zero": "parameters"}, *map(_sizes, layouts(layout.devices))]
-    for parts in range(2, size + 1):
-        if size % parts == 0:
-            tried += [{"training.accumulate": parts}, {"training.accumulate": parts} | block]
-    batch = size * settings.training.members
-    needed = sum(memory_parts(shape, layout, plan.step_options(alone, hardware, batch=batch)).values())
-    fitting = []
-    for changes in tried:
-        changed = alone.replace(changes)
-        mesh = Layout(changed.mesh.data, changed.mesh.domain, changed.mesh.tensor)
-        judged = make_plan(shape, mesh, plan.step_options(changed, hardware, batch=batch), hardware)
-        # by a tenth at least: the planner may be a little wrong, and was where it said that this fits
-        if isinstance(judged, Plan) and sum(judged.memory.values()) < 0.9 * needed:
-            fitting.append(" ".join(f"--config.{name}={value}" for name, value in changes.items()))
-    return (
-        f"out of device memory: the planner counts {needed / 1e9:.1f} GB of {hardware.memory_bytes / 1e9:.1f} GB for "
-        f"batch_size={size} on a mesh of {layout}. "
-        + (f"It would fit with {', or '.join(fitting[:3])}" if fitting else "Nothing fits: use more devices")
-        + "; python -m experiments.plan shows all meshes"
-    )
-
-
-def _sizes(layout: Layout) -> dict[str, int]:
-    return {f"mesh.{name}": ways for name, ways in dataclasses.asdict(layout).items()}

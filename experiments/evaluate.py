@@ -37,7 +37,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from experiments import command_line
+from experiments import command_line, ends
 from weathermixer.archive.archive import Archive
 from weathermixer.archive.sampling import in_period, with_previous
 from weathermixer.fields.grid import METHODS
@@ -214,4 +214,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    ends.run(main)

@@ -7,7 +7,7 @@ RUN is a run's workdir. DEST is opened as RUN is: python -m experiments.forecast
 
 from collections.abc import Sequence
 
-from experiments import command_line
+from experiments import command_line, ends
 from weathermixer.parallel import distributed
 from weathermixer.runs.export import export_run
 from weathermixer.runs.run import open_run
@@ -29,4 +29,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    ends.run(main)

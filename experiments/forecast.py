@@ -35,7 +35,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from experiments import command_line
+from experiments import command_line, ends
 from experiments.evaluate import add_run_options, open_run
 from weathermixer.archive.frames import Frames
 from weathermixer.archive.sampling import find_times, in_period
@@ -181,4 +181,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    ends.run(main)

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 import pandas as pd
 
-from experiments import command_line, synthetic
+from experiments import command_line, ends, synthetic
 from weathermixer.parallel.mesh import check_divides, make_mesh, use_mesh
 from weathermixer.runs.settings import Settings
 from weathermixer.training.checkpoint import name_leaves
@@ -147,4 +147,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    ends.run(main)

@@ -26,23 +26,18 @@ import argparse
 import dataclasses
 import json
 import pathlib
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from experiments import command_line, synthetic
-from weathermixer.fields.variables import ChannelSet
+from experiments import command_line, ends, plan_checks, synthetic
 from weathermixer.model.shape import ModelShape
-from weathermixer.parallel.mesh import make_mesh, use_mesh
-from weathermixer.planning.account import format_bytes
 from weathermixer.planning.hardware import HARDWARE, Hardware, find_hardware
-from weathermixer.planning.hlo import free_products, hidden_transfers
 from weathermixer.planning.meshes import StepOptions
 from weathermixer.planning.plan import USABLE_MEMORY, Plan, Refusal, plan_meshes
-from weathermixer.planning.time import MEASURED, MODEL, MODEL_SHAPE, Measured, step_time
+from weathermixer.planning.time import MEASURED
 from weathermixer.planning.work import forward_flops, parameters
 from weathermixer.runs import build
 from weathermixer.runs.samples import find_starts
@@ -131,22 +126,6 @@ def format_refusals(refusals: list[Refusal]) -> str:
     return "\n".join(f"  {each.layout}  {'; '.join(each.reasons[:2])}{more[each]}" for each in refusals)
 
 
-def format_measured(cases: Iterable[Measured]) -> str:
-    """A line for each step that was timed, with what is predicted for it."""
-    rows = []
-    for case in cases:
-        step = step_time(MODEL_SHAPE, case.layout, case.options, find_hardware(case.device))
-        row = {"device": case.device, "mesh": case.layout, "compute_dtype": case.compute_dtype, "zero": case.zero}
-        row |= {"predicted_ms": 1e3 * step.total, "measured_ms": case.step_ms, "ratio": 1e3 * step.total / case.step_ms}
-        rows.append(row | {"software": case.software})
-    formats = {"predicted_ms": "{:.1f}".format, "ratio": "{:.2f}".format}
-    table = pd.DataFrame(rows).to_string(index=False, formatters=formats)
-    command = (
-        "python -m experiments.benchmark train --mesh=MESH --config.model.compute_dtype=... --config.mesh.zero=..."
-    )
-    return f"{MODEL} model, measured by `{command}`\n{table}"
-
-
 def header(shape: ModelShape, options: StepOptions, hardware: Hardware) -> str:
     """What is planned, and for which machine."""
     lat, lon = shape.grid
@@ -163,41 +142,6 @@ def header(shape: ModelShape, options: StepOptions, hardware: Hardware) -> str:
             f"{hardware.memory_rate / 1e12:.2f} TB/s; per device {hardware.node_rate / 1e9:.0f} GB/s within nodes of "
             f"{hardware.node_size}, {hardware.network_rate / 1e9:.0f} GB/s between; storage "
             f"{hardware.read_rate / 1e9:.0f} GB/s per node",
-        ]
-    )
-
-
-def compare(settings: Settings, shape: ModelShape, channel_set: ChannelSet, plan: Plan, options: StepOptions) -> str:
-    """A plan's memory by formula beside the compiler's, for the step compiled on as many simulated devices."""
-    layout, parts = plan.layout, plan.memory
-    synthetic.simulate_devices(layout.devices)
-    settings = settings.replace({"training.batch_size": plan.batch, "model.compute_dtype": options.compute_dtype})
-    mesh = make_mesh(layout.data, layout.domain, layout.tensor)
-    with use_mesh(mesh):
-        memory = synthetic.make_problem(settings, channel_set, shape.grid, mesh).compile().memory_analysis()
-    held = sum(parts[name] for name in ("parameters", "moments", "ema"))
-    held += parts["batch"] / 2 + shape.channels * shape.grid[0] * shape.grid[1] * 4 / layout.instance
-    passing = parts["gradients"] + parts["activations"] + parts["temporaries"]
-    rows = [
-        ("state, batch, static fields", held, memory.argument_size_in_bytes),
-        ("gradients, activations, temporaries", passing, memory.temp_size_in_bytes),
-    ]
-    lines = [f"the step compiled for {layout} simulated CPU devices, bytes per device:"]
-    for what, ours, theirs in rows:
-        lines.append(f"  {what:<36} formula {format_bytes(ours):>8}   compiler {format_bytes(theirs):>8}")
-    lines.append("  (the CPU's compiler orders and fuses its work otherwise than a GPU's: the second line is a guide)")
-    return "\n".join(lines)
-
-
-def format_transfers(text: str) -> str:
-    """How many transfers of a program have how many products between start and done, or free to run meanwhile."""
-    hidden, free = (sorted(Counter(find(text)).items()) for find in (hidden_transfers, free_products))
-    lines = [f"{times:>4} x {kind}-start ... {products} products ... {kind}-done" for (kind, products), times in hidden]
-    return "\n".join(
-        lines
-        + [
-            f"{times:>4} x {kind}, which {products} products neither feed nor wait for"
-            for (kind, products), times in free
         ]
     )
 
@@ -225,10 +169,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser()
     options = parser.parse_args(arguments)
     if options.measured:
-        print(format_measured(MEASURED))
+        print(plan_checks.format_measured(MEASURED))
         return
     if options.transfers:
-        print(format_transfers(options.transfers.read_text(encoding="utf-8")))
+        print(plan_checks.format_transfers(options.transfers.read_text(encoding="utf-8")))
         return
     if options.config is None:
         parser.error("--config says which model to plan; --measured shows the steps that were timed")
@@ -266,8 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "--config.model.rematerialize=block or --config.mesh.zero=parameters"
         )
     if options.compile:
-        print("\n" + compare(settings, shape, channel_set, plans[0], step))
+        print("\n" + plan_checks.compare(settings, shape, channel_set, plans[0], step))
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    ends.run(main)

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments import command_line
+from experiments import command_line, ends
 from weathermixer.archive.archive import Archive, is_archive, open_archive
 from weathermixer.archive.layout import COMPRESSORS
 from weathermixer.archive.verify import describe_missing, verify_archive
@@ -225,4 +225,4 @@ def describe_archive(archive: Archive) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    ends.run(main)

@@ -25,7 +25,7 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
-from experiments import check, command_line
+from experiments import check, command_line, ends
 from experiments.evaluate import SCORES_FILE
 from experiments.forecast import DRAWN_FIRST, read_analyses, take_channel
 from weathermixer.archive import storage
@@ -295,4 +295,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    ends.run(main)

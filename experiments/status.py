@@ -20,8 +20,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments import command_line
-from experiments.ends import ENDED_FILE
+from experiments import command_line, ends
 from weathermixer.runs.owner import DEAD_SECONDS, OWNER_FILE
 from weathermixer.runs.workdir import CHECKPOINTS, CONFIG_FILE
 from weathermixer.training.checkpoint import saved_steps
@@ -41,7 +40,7 @@ def read_status(workdir: pathlib.Path) -> dict[str, Any]:
     log_file, owner_file = workdir / LOG_FILE, workdir / OWNER_FILE
     written = [path.stat().st_mtime for path in (owner_file, log_file, workdir / CONFIG_FILE) if path.exists()]
     silent = time.time() - max(written)  # seconds since its owner renewed that it lives, or wrote anything
-    ended, records = _read(workdir / ENDED_FILE), read_records(workdir / METRICS_FILE)
+    ended, records = _read(workdir / ends.ENDED_FILE), read_records(workdir / METRICS_FILE)
     log = log_file.read_text(encoding="utf-8", errors="replace") if log_file.exists() else ""
 
     step = max((record["step"] for record in records), default=0)
@@ -143,4 +142,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    ends.run(main)

@@ -12,7 +12,7 @@ import sys
 
 from dask_jobqueue import SLURMCluster
 
-from experiments import command_line, prepare
+from experiments import ends, prepare
 
 JOBS = 4  # nodes at a time
 
@@ -34,4 +34,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    ends.run(main)

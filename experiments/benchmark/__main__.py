@@ -13,7 +13,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from experiments import command_line
+from experiments import command_line, ends
 
 BENCHMARKS = ("loader", "prepare", "train", "scaling", "forecast")
 
@@ -33,4 +33,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    ends.run(main)

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import command_line
+from experiments import command_line, ends
 from experiments.benchmark.__main__ import BENCHMARKS
 
 ROOT = Path(__file__).parent.parent.parent
 PROGRAMS = [
-    *sorted(p.stem for p in (ROOT / "experiments").glob("*.py") if "command_line.run(main)" in p.read_text()),
+    *sorted(p.stem for p in (ROOT / "experiments").glob("*.py") if "ends.run(main)" in p.read_text()),
     *(f"benchmark.{name}" for name in ("__main__", *BENCHMARKS)),
 ]
 TRAIN = ["--config=quickstart", "--workdir=run"]
@@ -36,10 +36,7 @@ def program(name):
 
 def end(capsys, name, arguments):
     """(status, the line on stderr) of a program that bad input ends."""
-    try:
-        status = command_line.call(program(name).main, arguments)
-    except SystemExit as stopped:  # by the parser
-        status = stopped.code
+    status = ends.call(program(name).main, arguments)
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.endswith("\n"), error
     assert error.startswith(name.split(".")[0]) and status in (1, 2)
@@ -197,7 +194,7 @@ def test_values():
 
 def test_where_it_was_raised_is_shown_when_asked_for(monkeypatch, capsys):
     monkeypatch.setenv("WEATHERMIXER_TRACEBACK", "1")
-    assert command_line.call(program("train").main, ["--config=quikstart", "--workdir=run"]) == 1
+    assert ends.call(program("train").main, ["--config=quikstart", "--workdir=run"]) == 1
     assert re.search(r"(?s)^Traceback.*in _find_config.*ValueError: .*no such config", capsys.readouterr().err)
 
 
@@ -205,7 +202,7 @@ def test_a_fault_of_ours_has_a_traceback_and_a_status_of_its_own(capsys):
     def main(arguments):
         return {}[arguments]
 
-    assert command_line.call(main, "no such key") == 70
+    assert ends.call(main, "no such key") == 70
     assert capsys.readouterr().err.splitlines()[-1] == "KeyError: 'no such key'"
 
 
@@ -213,16 +210,42 @@ def test_a_program_that_fails_waits_for_no_read_that_never_returns(tmp_path):
     (tmp_path / "program.py").write_text(
         "import threading\n"
         "from concurrent.futures import ThreadPoolExecutor\n"
-        "from experiments import command_line\n"
+        "from experiments import ends\n"
         "def main(arguments):\n"
         "    ThreadPoolExecutor(1).submit(threading.Event().wait)\n"
         "    raise ValueError('no such thing')\n"
-        "command_line.run(main)\n"
+        "ends.run(main)\n"
     )
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
     command = [sys.executable, "-m", "program"]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert (run.returncode, run.stderr) == (1, "program: no such thing\n")
+
+
+def test_a_program_whose_reader_has_gone_ends_without_a_word(tmp_path, capsys):
+    """Found where it prints on the way, at its end, and by the parser's end; other broken pipes are said."""
+    (tmp_path / "program.py").write_text(
+        "from experiments import command_line, ends\n"
+        "def main(arguments):\n"
+        "    parser = command_line.make_parser('experiments.program', None)\n"
+        "    parser.add_argument('--lines', type=int)\n"
+        "    for number in range(parser.parse_args(arguments).lines):\n"
+        "        print(number)\n"
+        "ends.run(main)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}", "PYTHONUNBUFFERED": ""}
+    reader, writer = os.pipe()
+    os.close(reader)
+    streams = dict(stdout=writer, stderr=subprocess.PIPE, text=True)
+    for option in ("--lines=100000", "--lines=1", "--help"):
+        run = subprocess.run([sys.executable, "-m", "program", option], env=environment, timeout=60, **streams)
+        assert (run.returncode, run.stderr) == (141, ""), option
+    os.close(writer)
+
+    def main(arguments):
+        raise BrokenPipeError(32, "a worker's pipe broke")
+
+    assert ends.call(main) == 1 and "a worker's pipe broke" in capsys.readouterr().err
 
 
 def test_names_that_the_locale_cannot_say_are_refused():

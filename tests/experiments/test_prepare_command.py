@@ -1,12 +1,11 @@
 """The command that makes archives: what it prints, what it refuses, and its exit status."""
 
-import contextlib
 import pathlib
 
 import numpy as np
 import pytest
 
-from experiments import command_line
+from experiments import ends
 from experiments.prepare import main
 from tests.sources.written_sources import make_dataset, write_zarr
 from weathermixer.archive.archive import open_archive
@@ -72,7 +71,7 @@ def test_prepare_then_verify(tmp_path, source, capsys):
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(tmp_path, source, options, message, capsys):
-    assert command_line.call(main, [str(source), str(tmp_path / "a"), *options]) == 1
+    assert ends.call(main, [str(source), str(tmp_path / "a"), *options]) == 1
     error = capsys.readouterr().err
     assert error.startswith("prepare: ") and message in error
     assert error.count("\n") == 1
@@ -94,8 +93,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, source, options, message, c
     ],
 )
 def test_options_that_make_no_sense_are_named(tmp_path, source, options, message, capsys):
-    with contextlib.suppress(SystemExit):
-        assert command_line.call(main, [str(source), str(tmp_path / "a"), *options]) == 1
+    assert ends.call(main, [str(source), str(tmp_path / "a"), *options]) in (1, 2)
     assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["source.zarr"]
 
@@ -113,7 +111,7 @@ def test_a_destination_that_cannot_be_is_refused_before_work(tmp_path, source, d
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     (tmp_path / "file").write_text("")
-    assert command_line.call(main, [str(tmp_path / "nothing.zarr"), str(tmp_path / dest)]) == 1
+    assert ends.call(main, [str(tmp_path / "nothing.zarr"), str(tmp_path / dest)]) == 1
     assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("*.partial"))
 

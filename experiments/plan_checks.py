@@ -1,0 +1,69 @@
+"""What plans are held against: steps that were timed, the compiler's account of memory, a program's transfers."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+import pandas as pd
+
+from experiments import synthetic
+from weathermixer.fields.variables import ChannelSet
+from weathermixer.model.shape import ModelShape
+from weathermixer.parallel.mesh import make_mesh, use_mesh
+from weathermixer.planning.account import format_bytes
+from weathermixer.planning.hardware import find_hardware
+from weathermixer.planning.hlo import free_products, hidden_transfers
+from weathermixer.planning.meshes import StepOptions
+from weathermixer.planning.plan import Plan
+from weathermixer.planning.time import MODEL, MODEL_SHAPE, Measured, step_time
+from weathermixer.runs.settings import Settings
+
+
+def format_measured(cases: Iterable[Measured]) -> str:
+    """A line for each step that was timed, with what is predicted for it."""
+    rows = []
+    for case in cases:
+        step = step_time(MODEL_SHAPE, case.layout, case.options, find_hardware(case.device))
+        row = {"device": case.device, "mesh": case.layout, "compute_dtype": case.compute_dtype, "zero": case.zero}
+        row |= {"predicted_ms": 1e3 * step.total, "measured_ms": case.step_ms, "ratio": 1e3 * step.total / case.step_ms}
+        rows.append(row | {"software": case.software})
+    formats = {"predicted_ms": "{:.1f}".format, "ratio": "{:.2f}".format}
+    table = pd.DataFrame(rows).to_string(index=False, formatters=formats)
+    command = (
+        "python -m experiments.benchmark train --mesh=MESH --config.model.compute_dtype=... --config.mesh.zero=..."
+    )
+    return f"{MODEL} model, measured by `{command}`\n{table}"
+
+
+def compare(settings: Settings, shape: ModelShape, channel_set: ChannelSet, plan: Plan, options: StepOptions) -> str:
+    """A plan's memory by formula beside the compiler's, for the step compiled on as many simulated devices."""
+    layout, parts = plan.layout, plan.memory
+    synthetic.simulate_devices(layout.devices)
+    settings = settings.replace({"training.batch_size": plan.batch, "model.compute_dtype": options.compute_dtype})
+    mesh = make_mesh(layout.data, layout.domain, layout.tensor)
+    with use_mesh(mesh):
+        memory = synthetic.make_problem(settings, channel_set, shape.grid, mesh).compile().memory_analysis()
+    held = sum(parts[name] for name in ("parameters", "moments", "ema"))
+    held += parts["batch"] / 2 + shape.channels * shape.grid[0] * shape.grid[1] * 4 / layout.instance
+    passing = parts["gradients"] + parts["activations"] + parts["temporaries"]
+    rows = [
+        ("state, batch, static fields", held, memory.argument_size_in_bytes),
+        ("gradients, activations, temporaries", passing, memory.temp_size_in_bytes),
+    ]
+    lines = [f"the step compiled for {layout} simulated CPU devices, bytes per device:"]
+    for what, ours, theirs in rows:
+        lines.append(f"  {what:<36} formula {format_bytes(ours):>8}   compiler {format_bytes(theirs):>8}")
+    lines.append("  (the CPU's compiler orders and fuses its work otherwise than a GPU's: the second line is a guide)")
+    return "\n".join(lines)
+
+
+def format_transfers(text: str) -> str:
+    """How many transfers of a program have how many products between start and done, or free to run meanwhile."""
+    hidden, free = (sorted(Counter(find(text)).items()) for find in (hidden_transfers, free_products))
+    lines = [f"{times:>4} x {kind}-start ... {products} products ... {kind}-done" for (kind, products), times in hidden]
+    return "\n".join(
+        lines
+        + [
+            f"{times:>4} x {kind}, which {products} products neither feed nor wait for"
+            for (kind, products), times in free
+        ]
+    )
