@@ -5,10 +5,10 @@
 
 RUN is a run's workdir, or an export of it. DATA is an archive, or any file that experiments.prepare reads: slower, as
 whole frames are read. Prints a table and writes RUN/scores.json, and scores.nc with the statistics of every start
-beside it. Everything that is not given is taken from the run's config; where something is, scores have a file of their
-own. The climatology is the archive's own (WeatherBench 2's definition, see prepare --climatology) where that holds no
-time that is scored; otherwise one fitted to what DATA has of the training period: by hour of day, and by day of year
-too where that spans two years; where it has nothing of it there is none.
+beside it. Everything that is not given is taken from the run's config; scores of anything else than that says, and of
+an older checkpoint, have a file of their own. The climatology is the archive's own (WeatherBench 2's definition, see
+prepare --climatology) where that holds no time that is scored; otherwise one fitted to what DATA has of the training
+period: by hour of day, and by day of year too where that spans two years; where it has nothing of it there is none.
 
 With --forecast several models are scored at the starts, leads and channels that all have: files in WeatherBench 2's
 form (Zarr, netCDF, GRIB, local or remote; ensembles too), and runs. Of files --select, --rename and --units tell what
@@ -26,6 +26,7 @@ Examples:
 """
 
 import argparse
+import dataclasses
 import hashlib
 import os
 import pathlib
@@ -49,7 +50,9 @@ from weathermixer.runs.comparison import score_forecasts
 from weathermixer.runs.data import Data
 from weathermixer.runs.run import Run
 from weathermixer.runs.settings import Settings
+from weathermixer.runs.workdir import CHECKPOINTS
 from weathermixer.sources.sources import Source
+from weathermixer.training.checkpoint import saved_steps
 from weathermixer.verification.evaluation import valid_indices
 from weathermixer.verification.metrics import GROUPS, METRICS, compute_metrics
 from weathermixer.verification.regions import REGIONS
@@ -71,11 +74,17 @@ def score(
     """Scores a run, as Run.evaluate; prints the table and writes JSON and netCDF files.
 
     `by` takes forecasts that start in each "season" or "hour" apart. The default file is scores.json in the workdir
-    where nothing is asked but what the run's settings say, and one of its own for another question.
+    where nothing is asked but what the run's settings say, of its last checkpoint, and one of its own for another
+    question.
     """
     name = data if data is None else getattr(data, "path", getattr(data, "name", "a dataset"))
     scores = run.evaluate(data, **options, progress=_speaks() and sys.stderr.isatty())
-    return _report(scores, output or run.path / _name_file(data=name, by=by, **options), by=by)
+    asked = {"data": os.path.abspath(name) if name and os.path.exists(name) else name, "step": run.step, **options}
+    usual = dataclasses.asdict(run.settings.evaluation) | {"data": run.archive}
+    usual |= {"period": getattr(run.settings.data, run.settings.evaluation.period)}
+    usual |= {"step": max(saved_steps(run.path / CHECKPOINTS), default=run.step)}
+    other = {name: value for name, value in asked.items() if name not in usual or value != usual[name]}
+    return _report(scores, output or run.path / _name_file(by=by, **other), by=by)
 
 
 def compare(forecasts: dict[str, str], *, output: str | None, by: str | None, **options: Any) -> xr.Dataset:

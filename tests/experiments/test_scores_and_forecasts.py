@@ -112,6 +112,16 @@ def test_score_takes_what_is_given(run, tmp_path):
     assert json.loads(other.read_text())["mode"] == "latent" and not (run.path / "scores.json").exists()
 
 
+def test_what_the_config_says_is_the_same_question(run):
+    said = dict(period=("2020-01-09", "2020-01-15"), lead_hours=(6, 24), mode="autoregressive", max_starts=0)
+    score(run, open_archive(run.archive), **said, batch_size=2)
+    assert sorted(path.name for path in run.path.glob("*.json")) == ["scores.json"]
+    (run.path / "checkpoints" / "600").mkdir(parents=True)  # then the one of step 500 is another question
+    score(run, lead_hours=(6,))
+    score(run)
+    assert len(list(run.path.glob("scores-*.json"))) == 2
+
+
 def test_a_period_without_data_is_named(run):
     with pytest.raises(ValueError, match=r"period 1999 to 2000 is empty.*2020-01-01T00 to 2020-01-15T18"):
         score(run, period=("1999", "2000"))
