@@ -31,6 +31,7 @@ setup(
         "Topic :: Scientific/Engineering :: Atmospheric Science",
     ],
     packages=find_packages(include=["weathermixer", "weathermixer.*", "experiments", "experiments.*"]),
+    package_data={"experiments": ["report.html"]},
     python_requires=">=3.11",
     install_requires=[
         # 0.11.0 and 0.11.1 have quadratic loops on the CPU and drop explicit mesh axes of size one

@@ -40,7 +40,7 @@ import xarray as xr
 
 from experiments import command_line, ends
 from weathermixer.archive.archive import Archive
-from weathermixer.archive.sampling import in_period, with_previous
+from weathermixer.archive.sampling import in_period, valid_indices, with_previous
 from weathermixer.fields.grid import METHODS
 from weathermixer.forecasting.rollout import MODES, check_leads
 from weathermixer.parallel import distributed
@@ -53,7 +53,6 @@ from weathermixer.runs.settings import Settings
 from weathermixer.runs.workdir import CHECKPOINTS
 from weathermixer.sources.sources import Source
 from weathermixer.training.checkpoint import saved_steps
-from weathermixer.verification.evaluation import valid_indices
 from weathermixer.verification.metrics import GROUPS, METRICS, compute_metrics
 from weathermixer.verification.regions import REGIONS
 from weathermixer.verification.scores import format_scores, write_scores

@@ -27,7 +27,7 @@ import pandas as pd
 from experiments import command_line, ends, synthetic
 from weathermixer.parallel.mesh import check_divides, make_mesh, use_mesh
 from weathermixer.runs.settings import Settings
-from weathermixer.training.checkpoint import name_leaves
+from weathermixer.training.state import name_leaves
 
 # Of float32 on a mesh: sums of thousands of terms in another order. A gradient is a long chain of such sums, a run a
 # chain of gradients. What is wrong in kind, such as a norm over a shard or a bias counted twice, differs by percents.

@@ -40,6 +40,7 @@ from weathermixer.planning.plan import USABLE_MEMORY, Plan, Refusal, plan_meshes
 from weathermixer.planning.time import MEASURED
 from weathermixer.planning.work import forward_flops, parameters
 from weathermixer.runs import build
+from weathermixer.runs.data import open_training_data
 from weathermixer.runs.samples import find_starts
 from weathermixer.runs.settings import Settings
 
@@ -81,7 +82,7 @@ def replaced(text: str) -> dict[str, float]:
 def count_samples(settings: Settings, data: str | None) -> tuple[int, int]:
     """(samples that the run trains on, starts of an epoch): of an archive, or of six-hourly frames without a gap."""
     if data:
-        starts = len(find_starts(settings, build.open_data(settings, data), "train"))
+        starts = len(find_starts(settings, open_training_data(settings, data), "train"))
     else:
         first, last = np.array(settings.data.train, "datetime64[D]")
         starts = 4 * int((last - first).astype(int) + 1)

@@ -17,6 +17,7 @@ import html
 import io
 import json
 import pathlib
+import string
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -46,39 +47,6 @@ REPORT_FILE = "report.html"
 INTERVALS = "Intervals: 95 %, block bootstrap over starts; * where the paired t-test says p &lt; 0.05."
 MAPS = 8  # forecasts of the test period that maps of errors are over
 PLACE = (50.0, 10.0)  # degrees north and east, of the time series
-PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
-<style>
-body {{ font: 15px/1.45 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em }}
-h2 {{ margin-top: 2em; border-bottom: 1px solid #bbb }} img {{ max-width: 100% }}
-figure {{ margin: 1em 0; break-inside: avoid }} figcaption {{ color: #444; font-size: .9em }}
-pre {{ white-space: pre-wrap; background: #f5f5f5; padding: .7em; font-size: .8em }}
-.wide {{ overflow: auto; max-height: 36em }} table {{ border-collapse: collapse; font-size: .87em }}
-th, td {{ padding: .15em .6em; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }}
-th {{ position: sticky; top: 0; background: #fff; white-space: normal }}
-td:first-child, th:first-child {{ text-align: left }}
-th button {{ font: inherit; border: 0; background: none; padding: 0; cursor: pointer; color: #0b57a4 }}
-th[aria-sort=ascending]::after {{ content: "↑" }} th[aria-sort=descending]::after {{ content: "↓" }}
-@media print {{ body {{ margin: 0; max-width: none; font-size: 10pt }} .wide {{ overflow: visible; max-height: none }}
-  th {{ position: static }} th, td {{ white-space: normal; padding: .1em .3em }} }}
-</style></head><body>
-<h1>{title}</h1>
-{body}
-<script>
-const compare = (a, b) => parseFloat(a) - parseFloat(b) || a.localeCompare(b, "en", {{ numeric: true }});
-for (const head of document.querySelectorAll("thead th")) {{
-  const rows = head.closest("table").tBodies[0], text = (row) => row.cells[head.cellIndex].textContent;
-  const button = document.createElement("button");
-  button.append(...head.childNodes);
-  head.append(button);
-  button.onclick = () => {{
-    const order = head.ariaSort === "ascending" ? "descending" : "ascending", sign = order === "ascending" ? 1 : -1;
-    for (const other of head.parentNode.cells) other.ariaSort = other === head ? order : null;
-    rows.append(...[...rows.rows].sort((a, b) => sign * compare(text(a), text(b))));
-  }};
-}}
-</script></body></html>
-"""
 
 
 def write_report(
@@ -108,7 +76,8 @@ def write_report(
         sections[f"Maps: {name}"] = _draw_maps(run, scores[name], data, channel)
         sections[f"What it ran on: {name}"] = _tell(run, data)
     body = "\n".join(f"<h2>{html.escape(head)}</h2>\n{text}" for head, text in sections.items())
-    storage.write_whole(output, PAGE.format(title=html.escape(", ".join(named)), body=body))
+    page = string.Template(pathlib.Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
+    storage.write_whole(output, page.substitute(title=html.escape(", ".join(named)), body=body))
 
 
 def table(rows: Iterable[Mapping[str, Any]] | pd.DataFrame) -> str:

@@ -22,6 +22,7 @@ from weathermixer.fields.variables import ERA5, ChannelSet, parse_channel
 from weathermixer.model.shape import ModelShape
 from weathermixer.parallel.mesh import put, sharding
 from weathermixer.runs import build
+from weathermixer.runs.data import open_training_data
 from weathermixer.runs.settings import Settings
 from weathermixer.training.state import TrainState, describe
 
@@ -34,7 +35,7 @@ def find_sizes(settings: Settings, *, data: str | None, grid: tuple[int, int]) -
     Channels and static fields that the config names are used in either case.
     """
     if data:
-        archive = build.open_data(settings, data)
+        archive = open_training_data(settings, data)
         channel_set = build.make_channel_set(settings, archive)
         return build.make_model_shape(settings, archive.grid.shape, channel_set), channel_set
     static = ERA5.static if settings.data.static == ("*",) else settings.data.static

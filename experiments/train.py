@@ -34,6 +34,7 @@ from weathermixer.planning.hardware import find_device
 from weathermixer.planning.work import parameters
 from weathermixer.runs import build, fork
 from weathermixer.runs import workdir as workdirs
+from weathermixer.runs.data import open_training_data
 from weathermixer.runs.owner import own_workdir
 from weathermixer.runs.run import Run
 from weathermixer.runs.samples import Samples, find_samples
@@ -81,7 +82,7 @@ def train(
         workdirs.check_workdir(settings, workdir)
         check_trackers(settings.training.trackers)
         with phases("making data"):
-            archive = build.open_data(settings, data)
+            archive = open_training_data(settings, data)
         if settings.evaluation.final:
             check_divides(mesh, **{"evaluation.batch_size": ("batch", settings.evaluation.batch_size)})
             evaluate.check(settings, archive)

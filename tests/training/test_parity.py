@@ -11,8 +11,7 @@ from experiments.parity import Measured, compare, differences, format_difference
 from tests.tiny_training import make_tiny, quick_compilation
 from weathermixer.parallel.mesh import use_mesh
 from weathermixer.planning.plan import layouts
-from weathermixer.training.checkpoint import name_leaves
-from weathermixer.training.state import describe
+from weathermixer.training.state import describe, name_leaves
 
 MESHES = [(layout.data, layout.domain, layout.tensor) for layout in layouts(8)]
 PUBLISHED = dict(dropout_rate=0.1, head="blend", embed=64)

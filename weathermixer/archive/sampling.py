@@ -60,6 +60,31 @@ def find_times(times: np.ndarray, wanted: Shaped[np.ndarray, "*any"]) -> Int[np.
     return np.where(times[found] == wanted, found, -1)
 
 
+def valid_indices(
+    times: np.ndarray,
+    starts: Int[np.ndarray, " start"],
+    *,
+    lead_hours: Sequence[int],
+    until: np.datetime64 | None = None,
+) -> Int[np.ndarray, "lead start"]:
+    """Indices of the times `lead_hours` after times[starts]; -1 where the record has none, or only after `until`.
+
+    Raises ValueError where there are no starts, and for a lead that no start reaches.
+    """
+    if not len(starts):
+        raise ValueError(f"no start to score: the period holds none of the archive's times {times[0]} to {times[-1]}")
+    wanted = times[starts] + np.asarray(lead_hours)[:, None] * np.timedelta64(1, "h")
+    last = times[-1] if until is None else np.datetime64(until, "ns")
+    indices = np.where(wanted <= last, find_times(times, wanted), -1)
+    missed = [lead for lead, row in zip(lead_hours, indices, strict=True) if (row < 0).all()]
+    if missed:
+        raise ValueError(
+            f"lead_hours={missed}: no start from {times[starts].min()} to {times[starts].max()} has a valid time in "
+            f"the archive until {min(last, times[-1])}; choose shorter leads or an earlier period"
+        )
+    return indices
+
+
 def with_previous(times: np.ndarray, starts: Int[np.ndarray, " start"], *, step_hours: int) -> Int[np.ndarray, " kept"]:
     """Those starts that also have the time a step before them; ValueError where none has."""
     kept = starts[find_times(times, times[starts] - np.timedelta64(step_hours, "h")) >= 0]

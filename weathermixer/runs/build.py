@@ -1,11 +1,6 @@
-"""From settings to the objects of a run: data, model, optimizer, state. Programs share it, so that they agree."""
+"""From settings to the objects of a run: channels, model, loss, state. Programs share it, so that they agree."""
 
 import dataclasses
-import fcntl
-import hashlib
-import json
-import os
-import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
@@ -14,63 +9,18 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh
 
-import weathermixer
-from weathermixer.archive.archive import FORMAT_VERSION, Archive, open_archive
+from weathermixer.archive.archive import Archive
 from weathermixer.archive.reference import Reference
-from weathermixer.archive.storage import cache_folder
 from weathermixer.fields.variables import Channel, ChannelSet
 from weathermixer.model.shape import ModelShape
 from weathermixer.model.weathermixer import WeatherMixer
 from weathermixer.parallel import fp8
-from weathermixer.parallel.distributed import wait_for_all
 from weathermixer.parallel.mesh import use_mesh
 from weathermixer.runs.settings import Settings
-from weathermixer.simulation.simulate import Settings as Simulation
-from weathermixer.simulation.simulate import simulate
 from weathermixer.training.losses import make_loss_weights
 from weathermixer.training.optimizer import make_learning_rate, make_optimizer
 from weathermixer.training.state import TrainState, make_state
 from weathermixer.training.steps import make_loss, make_train_step
-
-
-def open_data(settings: Settings, data: str | None) -> Archive:
-    """The archive at `data`, or the one made of settings.data.source, on first use, in the cache.
-
-    Raises ValueError where neither is there.
-    """
-    if data:
-        return open_archive(data)
-    source = os.path.expandvars(settings.data.source)
-    if not source:
-        raise ValueError(
-            "this config has no data of its own: give --data=ARCHIVE, made by python -m experiments.prepare"
-        )
-    if "$" in source:
-        raise ValueError(f"config.data.source={settings.data.source!r}: the environment variable in it is not set")
-    simulated = source == "simulated"
-    if not simulated and "://" not in source and not os.path.exists(source):
-        raise ValueError(f"config.data.source={source!r} is not there: give its path, or --data=ARCHIVE")
-    made_of = dataclasses.asdict(Simulation()) if simulated else os.path.abspath(source)
-    name = hashlib.sha256(json.dumps([made_of, weathermixer.__version__]).encode()).hexdigest()[:8]
-    cache = cache_folder()
-    path = cache / f"{pathlib.Path(source).stem}-{name}-v{FORMAT_VERSION}.archive"
-    if jax.process_index() == 0 and not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with open(f"{path}.lock", "w") as lock:  # of two runs one makes it, the other waits
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"waiting for another run, which makes {path}", flush=True)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            if not path.exists():
-                print(f"making {path}, once", flush=True)
-                # only here: what makes data takes as long to import as all else together
-                from weathermixer.prepare.prepare import prepare_archive
-                from weathermixer.sources.sources import open_source
-
-                prepare_archive(open_source(simulate(cache / f"simulation-{name}.zarr") if simulated else source), path)
-    wait_for_all(f"{path} is made")  # by the first process
-    return open_archive(path)
 
 
 def make_channel_set(settings: Settings, archive: Archive) -> ChannelSet:

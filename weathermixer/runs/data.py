@@ -1,4 +1,4 @@
-"""Any data set as a trained model's frames: an archive, or whatever `prepare` reads, straight and without preparing.
+"""What a run trains on; and any data as a trained model's frames: an archive, or, unprepared, what `prepare` reads.
 
 An archive is read by boxes, each process its own. Other sources are read whole by every process, frame by frame: right
 for forecasts from analyses, slow for scores over years. What forecasts are measured against is opened here too:
@@ -6,7 +6,11 @@ climatologies, and the thresholds of SEEPS.
 """
 
 import dataclasses
+import fcntl
+import hashlib
+import json
 import os
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,12 +20,18 @@ import xarray as xr
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from weathermixer.archive.archive import Archive, is_archive, open_archive
+import weathermixer
+from weathermixer.archive.archive import FORMAT_VERSION, Archive, is_archive, open_archive
 from weathermixer.archive.frames import Frames, archive_frames
 from weathermixer.archive.reference import Reference
 from weathermixer.archive.standardization import make_standardization
+from weathermixer.archive.storage import cache_folder
 from weathermixer.fields.grid import regrid
+from weathermixer.parallel.distributed import wait_for_all
 from weathermixer.parallel.mesh import put, sharding
+from weathermixer.runs.settings import Settings
+from weathermixer.simulation.simulate import Settings as Simulation
+from weathermixer.simulation.simulate import simulate
 from weathermixer.sources.formats import open_raw
 from weathermixer.sources.sources import Source, open_source
 from weathermixer.verification import climatologies
@@ -31,6 +41,45 @@ from weathermixer.verification.statistics import DRY
 
 # an open data set, in pieces too, or the path or address of one
 Data = str | os.PathLike | xr.Dataset | list[xr.Dataset] | Archive | Source
+
+
+def open_training_data(settings: Settings, data: str | None) -> Archive:
+    """The archive at `data`, or the one made of settings.data.source, on first use, in the cache.
+
+    Raises ValueError where neither is there.
+    """
+    if data:
+        return open_archive(data)
+    source = os.path.expandvars(settings.data.source)
+    if not source:
+        raise ValueError(
+            "this config has no data of its own: give --data=ARCHIVE, made by python -m experiments.prepare"
+        )
+    if "$" in source:
+        raise ValueError(f"config.data.source={settings.data.source!r}: the environment variable in it is not set")
+    simulated = source == "simulated"
+    if not simulated and "://" not in source and not os.path.exists(source):
+        raise ValueError(f"config.data.source={source!r} is not there: give its path, or --data=ARCHIVE")
+    made_of = dataclasses.asdict(Simulation()) if simulated else os.path.abspath(source)
+    name = hashlib.sha256(json.dumps([made_of, weathermixer.__version__]).encode()).hexdigest()[:8]
+    cache = cache_folder()
+    path = cache / f"{pathlib.Path(source).stem}-{name}-v{FORMAT_VERSION}.archive"
+    if jax.process_index() == 0 and not path.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with open(f"{path}.lock", "w") as lock:  # of two runs one makes it, the other waits
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for another run, which makes {path}", flush=True)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                print(f"making {path}, once", flush=True)
+                # only here: what makes data takes as long to import as all else together
+                from weathermixer.prepare.prepare import prepare_archive
+
+                prepare_archive(open_source(simulate(cache / f"simulation-{name}.zarr") if simulated else source), path)
+    wait_for_all(f"{path} is made")  # by the first process
+    return open_archive(path)
 
 
 def open_data_set(data: Data, reference: Reference, *, scored: bool = False, **options: Any) -> Archive | Source:

@@ -20,8 +20,8 @@ from weathermixer.runs import build
 from weathermixer.runs.run import Run
 from weathermixer.runs.settings import Settings
 from weathermixer.runs.workdir import CHECKPOINTS, Record, read_record, write_record, write_settings
-from weathermixer.training.checkpoint import Checkpoints, check_matches, name_leaves
-from weathermixer.training.state import describe
+from weathermixer.training.checkpoint import Checkpoints
+from weathermixer.training.state import check_matches, describe, name_leaves
 
 
 def export_run(run: Run, destination: str | os.PathLike) -> pathlib.Path:

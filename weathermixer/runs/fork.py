@@ -16,8 +16,8 @@ from weathermixer.runs import build
 from weathermixer.runs.run import open_run
 from weathermixer.runs.settings import Settings
 from weathermixer.runs.workdir import CHECKPOINTS, Record, read_record, read_settings
-from weathermixer.training.checkpoint import Checkpoints, name_leaves
-from weathermixer.training.state import TrainState
+from weathermixer.training.checkpoint import Checkpoints
+from weathermixer.training.state import TrainState, name_leaves
 
 # parameter -> its dimensions along channels, or along a patch's features, which are channels first
 CHANNEL_DIMENSIONS = {

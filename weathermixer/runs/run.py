@@ -23,12 +23,12 @@ from weathermixer.forecasting.forecasts import Forecast, collect_forecast, descr
 from weathermixer.forecasting.rollout import check_leads, tell_what_is_held
 from weathermixer.parallel.mesh import make_mesh, use_mesh, ways
 from weathermixer.runs import build
-from weathermixer.runs.data import Data, choose_climatology, make_frames, open_data_set
+from weathermixer.runs.data import Data, choose_climatology, make_frames, open_data_set, open_training_data
 from weathermixer.runs.settings import Settings
 from weathermixer.runs.workdir import CHECKPOINTS, read_record, read_settings
 from weathermixer.sources.sources import Source
-from weathermixer.training.checkpoint import Checkpoints, name_leaves
-from weathermixer.training.state import describe
+from weathermixer.training.checkpoint import Checkpoints
+from weathermixer.training.state import describe, name_leaves
 from weathermixer.verification.evaluation import Forecaster, evaluate, model_forecaster
 
 MOST_STARTS_AT_A_TIME = 8
@@ -72,7 +72,7 @@ class Run:
         if data is not None:
             return open_data_set(data, self.reference, scored=scored, **options)
         try:
-            return build.open_data(self.settings, self.archive)
+            return open_training_data(self.settings, self.archive)
         except ValueError as error:
             if not self.archive:
                 raise

@@ -11,16 +11,16 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
 
+from weathermixer.archive import sampling
 from weathermixer.archive.archive import Archive
 from weathermixer.archive.frames import Frames, archive_frames
 from weathermixer.archive.loader import Batches, make_batches
-from weathermixer.archive.sampling import in_period, sample_leads, sample_starts, spread, valid_starts, with_previous
 from weathermixer.forecasting.rollout import check_leads
 from weathermixer.runs import build, fork
 from weathermixer.runs.settings import Settings
 from weathermixer.runs.workdir import CHECKPOINTS, Record, find_length, make_record
 from weathermixer.training.checkpoint import saved_steps
-from weathermixer.verification.evaluation import evaluate, model_forecaster, valid_indices
+from weathermixer.verification.evaluation import evaluate, model_forecaster
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Samples:
         """Reads a step's samples again; ValueError, with channel and time, where one lacks values it should have."""
         training = self.settings.training
         options = dict(seed=self.settings.seed, step=step - 1, batch_size=training.batch_size)
-        chosen = sample_starts(starts, block=self.settings.data.block, **options)
-        lead = training.lead_steps * np.asarray(training.leads)[sample_leads(training.leads, **options)]
+        chosen = sampling.sample_starts(starts, block=self.settings.data.block, **options)
+        lead = training.lead_steps * np.asarray(training.leads)[sampling.sample_leads(training.leads, **options)]
         for offset in (*(number * lead for number in range(rollout + 1)), *[-1] * (self.settings.model.history == 2)):
             self.frames.read(chosen + offset)
 
@@ -87,7 +87,7 @@ class Samples:
         about = {"lead_hours": hours, "mode": options.mode, "prescribed": options.prescribed}
         about |= {"history": self.settings.model.history, "leads": self.settings.training.leads}
         model = model_forecaster(training.apply, params, self.frames, **about)
-        asked = dict(starts=spread(self.held_out, options.batches * size), lead_hours=hours, batch_size=size)
+        asked = dict(starts=sampling.spread(self.held_out, options.batches * size), lead_hours=hours, batch_size=size)
         asked |= dict(climatology=None, baselines=False, until=_last(self.settings, self.archive))
         rmse = evaluate({"model": model}, self.frames, **asked).rmse.sel(source="model").to_dataframe()
         return {f"rmse_{lead}h/{row.short}": row.rmse for (lead, _), row in rmse.iterrows()}
@@ -95,7 +95,7 @@ class Samples:
 
 def _last(settings: Settings, archive: Archive) -> np.datetime64:
     """The last time of the validation period."""
-    return archive.times[in_period(archive.times, settings.data.validation)].max()
+    return archive.times[sampling.in_period(archive.times, settings.data.validation)].max()
 
 
 def find_samples(
@@ -112,7 +112,7 @@ def find_samples(
     if hours := settings.evaluation.validation_lead_hours:
         try:
             check_leads(hours, step_hours=archive.step_hours * settings.training.leads[0])
-            valid_indices(archive.times, held_out, lead_hours=hours, until=_last(settings, archive))
+            sampling.valid_indices(archive.times, held_out, lead_hours=hours, until=_last(settings, archive))
         except ValueError as error:
             raise ValueError(f"config.evaluation.validation_lead_hours: {error}") from None
     record = dataclasses.replace(record, length=find_length(record, settings, len(starts)))
@@ -123,5 +123,6 @@ def find_starts(settings: Settings, archive: Archive, period: str) -> Int[np.nda
     """The starts of the samples in "train", "validation" or "test"; ValueError where there is none."""
     step_hours, dates = archive.step_hours, getattr(settings.data, period)
     lead_hours = settings.training.longest_steps * step_hours
-    starts = valid_starts(archive.times, dates, lead_hours, step_hours=step_hours)
-    return with_previous(archive.times, starts, step_hours=step_hours) if settings.model.history == 2 else starts
+    starts = sampling.valid_starts(archive.times, dates, lead_hours, step_hours=step_hours)
+    two = settings.model.history == 2
+    return sampling.with_previous(archive.times, starts, step_hours=step_hours) if two else starts

@@ -21,12 +21,13 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from flax.traverse_util import unflatten_dict
-from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
+from jax.tree_util import tree_unflatten
 from orbax.checkpoint import checkpoint_managers
 
 import weathermixer
 from weathermixer.parallel.distributed import exchange
 from weathermixer.training.checksums import CHECKSUMS_FILE, check_files, write_checksums
+from weathermixer.training.state import check_matches, name_leaves
 
 PyTree = Any
 
@@ -332,22 +333,3 @@ def software_versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide what a run computes."""
     versions = {"python": platform.python_version(), "weathermixer": weathermixer.__version__}
     return versions | {package: importlib.metadata.version(package) for package in SOFTWARE}
-
-
-def name_leaves(tree: PyTree) -> dict[str, Any]:
-    """The leaves of a tree by name, in its order: {"params/head/kernel": ...}; without nnx's `.value` at their end."""
-    leaves = tree_flatten_with_path(tree)[0]
-    return {keystr(path, simple=True, separator="/").removesuffix("/value"): leaf for path, leaf in leaves}
-
-
-def check_matches(target: Mapping[str, Any], given: Mapping[str, Any], *, what: str) -> None:
-    """Raises one ValueError that names everything in which named arrays differ from those that are wanted."""
-    want, have = ({name: f"{x.dtype}{list(x.shape)}" for name, x in named.items()} for named in (target, given))
-    wrong = [
-        f"{name} is {have.get(name, 'not')} there, {want.get(name, 'not')} here"
-        for name in sorted(want | have)
-        if want.get(name) != have.get(name)
-    ]
-    if wrong:
-        shown = "; ".join(wrong[:8]) + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else "")
-        raise ValueError(f"{what} does not fit this model: {shown}. Use the settings that it was made with")

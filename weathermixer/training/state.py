@@ -1,12 +1,14 @@
 """All that training carries from step to step, cut over the mesh, made or described without a whole copy anywhere."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import Int
 
 from weathermixer.parallel.mesh import CutArray
@@ -57,3 +59,22 @@ def describe(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, cut))
 
     return jax.tree.map(on_mesh, tree)
+
+
+def name_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by name, in its order: {"params/head/kernel": ...}; without nnx's `.value` at their end."""
+    leaves = tree_flatten_with_path(tree)[0]
+    return {keystr(path, simple=True, separator="/").removesuffix("/value"): leaf for path, leaf in leaves}
+
+
+def check_matches(target: Mapping[str, Any], given: Mapping[str, Any], *, what: str) -> None:
+    """Raises one ValueError that names everything in which named arrays differ from those that are wanted."""
+    want, have = ({name: f"{x.dtype}{list(x.shape)}" for name, x in named.items()} for named in (target, given))
+    wrong = [
+        f"{name} is {have.get(name, 'not')} there, {want.get(name, 'not')} here"
+        for name in sorted(want | have)
+        if want.get(name) != have.get(name)
+    ]
+    if wrong:
+        shown = "; ".join(wrong[:8]) + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else "")
+        raise ValueError(f"{what} does not fit this model: {shown}. Use the settings that it was made with")

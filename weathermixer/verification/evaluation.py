@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from weathermixer.archive.frames import Frames
-from weathermixer.archive.sampling import find_times
+from weathermixer.archive.sampling import valid_indices
 from weathermixer.archive.standardization import Standardization, find_missing, to_physical
 from weathermixer.fields.grid import conservative_weights, equiangular_grid
 from weathermixer.forecasting.rollout import Apply, batches, check_leads, make_advance, rollout
@@ -171,31 +171,6 @@ def evaluate(
     found = table.dataset().assign_attrs(attributes)
     single = {name: 0 for name, asked in (("grid", grids), ("region", regions)) if asked is None}
     return found.assign(compute_metrics(found)).isel(single, drop=True)
-
-
-def valid_indices(
-    times: np.ndarray,
-    starts: Int[np.ndarray, " start"],
-    *,
-    lead_hours: Sequence[int],
-    until: np.datetime64 | None = None,
-) -> Int[np.ndarray, "lead start"]:
-    """Indices of the times `lead_hours` after times[starts]; -1 where the record has none, or only after `until`.
-
-    Raises ValueError where there are no starts, and for a lead that no start reaches.
-    """
-    if not len(starts):
-        raise ValueError(f"no start to score: the period holds none of the archive's times {times[0]} to {times[-1]}")
-    wanted = times[starts] + np.asarray(lead_hours)[:, None] * np.timedelta64(1, "h")
-    last = times[-1] if until is None else np.datetime64(until, "ns")
-    indices = np.where(wanted <= last, find_times(times, wanted), -1)
-    missed = [lead for lead, row in zip(lead_hours, indices, strict=True) if (row < 0).all()]
-    if missed:
-        raise ValueError(
-            f"lead_hours={missed}: no start from {times[starts].min()} to {times[starts].max()} has a valid time in "
-            f"the archive until {min(last, times[-1])}; choose shorter leads or an earlier period"
-        )
-    return indices
 
 
 def _place_grid(frames: Frames, name: str, regions: Sequence[str], land: np.ndarray | None) -> tuple:
