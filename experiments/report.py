@@ -49,6 +49,9 @@ MAPS = 8  # forecasts of the test period that maps of errors are over
 PLACE = (50.0, 10.0)  # degrees north and east, of the time series
 
 
+# What follows is a function for each section of the page, which is why they are in one file.
+
+
 def write_report(
     runs: Sequence[Run], output: pathlib.Path, *, data: str | None = None, channel: str | None = None
 ) -> None:

@@ -9,6 +9,7 @@ A run ends with one of these statuses, the same on all of its processes:
     124   stood still for too long (training/phases.py)
 
 What processes tell each other goes through JAX's coordination service: it needs no device and waits for no step.
+One file, as one thread and one lock see to all of this: whoever waits or stops minds that another one may have ended.
 """
 
 import collections

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh
 
@@ -16,7 +17,7 @@ from weathermixer.model.shape import ModelShape
 from weathermixer.model.weathermixer import WeatherMixer
 from weathermixer.parallel import fp8
 from weathermixer.parallel.mesh import use_mesh
-from weathermixer.runs.settings import Settings
+from weathermixer.runs.settings import OptimizerSettings, Settings
 from weathermixer.training.losses import make_loss_weights
 from weathermixer.training.optimizer import make_learning_rate, make_optimizer
 from weathermixer.training.state import TrainState, make_state
@@ -104,6 +105,25 @@ def rollout_stages(settings: Settings, first_step: int, last_step: int) -> list[
     return [part for part in left if part[0] < part[1]] or [(last_step, last_step, settings.training.rollout[-1])]
 
 
+def _make_optimizer(
+    options: OptimizerSettings, steps: int, warmup: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer of a run of so many steps, and the rate of its blocks."""
+    rates = dict(start=options.start_rate, end=options.end_rate, warmup_steps=warmup, total_steps=steps)
+    rates |= dict(schedule=options.schedule, factors=options.factors)
+    learning_rate = make_learning_rate(peak=options.peak_rate, **rates)
+    optimizer = make_optimizer(
+        options.kind,
+        processor_rate=learning_rate,
+        coder_rate=make_learning_rate(peak=options.coder_peak_rate, **rates),
+        beta1=options.beta1,
+        beta2=options.beta2,
+        weight_decay=options.weight_decay,
+        clip_norm=options.clip_norm or None,
+    )
+    return optimizer, learning_rate
+
+
 @dataclasses.dataclass(frozen=True)
 class Training:
     """What a training step needs, as functions on the mesh in use: the same on any mesh, concrete or abstract.
@@ -150,22 +170,11 @@ def make_training(
     >>> training.steps, int(state.step)
     (10, 0)
     """
-    channel_set, options = reference.channel_set, settings.optimizer
+    channel_set = reference.channel_set
     shape = make_model_shape(settings, reference.grid.shape, channel_set)
     make_params, apply = make_model(settings, reference, mesh)
     steps, warmup = length or training_steps(settings, starts)
-    rates = dict(start=options.start_rate, end=options.end_rate, warmup_steps=warmup, total_steps=steps)
-    rates |= dict(schedule=options.schedule, factors=options.factors)
-    learning_rate = make_learning_rate(peak=options.peak_rate, **rates)
-    optimizer = make_optimizer(
-        options.kind,
-        processor_rate=learning_rate,
-        coder_rate=make_learning_rate(peak=options.coder_peak_rate, **rates),
-        beta1=options.beta1,
-        beta2=options.beta2,
-        weight_decay=options.weight_decay,
-        clip_norm=options.clip_norm or None,
-    )
+    optimizer, learning_rate = _make_optimizer(settings.optimizer, steps, warmup)
     area, channel = make_loss_weights(
         settings.loss.form,
         settings.loss.channel_weights,

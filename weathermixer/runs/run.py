@@ -1,4 +1,7 @@
-"""A trained run: opened from its workdir, or from an export of it, on any mesh; forecasts and scores."""
+"""A trained run: opened from its workdir, or from an export of it, on any mesh; forecasts and scores.
+
+One file, as a run is one object; `forecast` is one list of what is done, after all that can be refused was.
+"""
 
 import dataclasses
 import os

@@ -2,7 +2,7 @@
 
 A run is described by plain nested values: JSON on disk, an ml_collections config on a command line. `make_settings`
 checks such values against the fields below and fills in what they leave out. The defaults are the published model and
-settings (Jigsaw, sections 4 and 5), but for the data.
+settings (Jigsaw, sections 4 and 5), but for the data. One file, so that nothing that is said of a field is elsewhere.
 """
 
 import dataclasses

@@ -4,6 +4,8 @@ A checkpoint holds the state's arrays under their names in the tree (`params/blo
 document beside them, and the CRC-32C of every file (checksums.py), which is compared before anything is read. It
 restores on any mesh, bit for bit, whole or in parts. Writing goes on in the background; a checkpoint is visible only
 when it is complete, so that a process killed in a save leaves the earlier ones usable.
+
+One file, as Orbax is known in no other: what it is told below, it is told for the class above.
 """
 
 import contextlib
@@ -259,9 +261,8 @@ class _SummedHandler(ocp.PyTreeCheckpointHandler):
     """Orbax's own, but every process sums the files that it has written before it says so; `failures` are its own."""
 
     def __init__(self) -> None:
-        super().__init__(
-            use_compression=False
-        )  # float32 weights lose a tenth of their bytes by it, and half their speed
+        # by compression float32 weights lose a tenth of their bytes, and half their speed
+        super().__init__(use_compression=False)
         self.failures: list[Exception] = []
 
     async def async_save(self, directory: Any, *args, **kwargs) -> list[Any]:

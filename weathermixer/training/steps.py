@@ -1,4 +1,7 @@
-"""One training step, and the loss on data that is not trained on."""
+"""One training step, and the loss on data that is not trained on.
+
+make_loss is long: its parts, a step and the chain of them, close over what the loss is made with.
+"""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence

@@ -5,6 +5,7 @@ devices work on. What they idle all the same is in the line: from a step's end u
 batch is there, whatever was late, the data or the log itself. Process 0 writes; every process may call.
 
 Records are one of three: a step's metrics, other numbers such as validation_loss, or how the run's time was spent.
+One file, as line, record and numbers are the same values, taken at the one moment when that holds nobody up.
 """
 
 import contextlib
