@@ -18,7 +18,10 @@ larger.
 """
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -48,8 +51,17 @@ class Measured:
     run: np.ndarray
 
 
-def measure(settings: Settings, sizes: tuple[int, int, int], *, data: str | None, grid: tuple[int, int]) -> Measured:
-    """Runs a config's training problem on a mesh, STEPS long; every array comes back whole.
+class Programs(NamedTuple):
+    """What is run of a config on a mesh: its initial state, its loss with gradients, and its training step."""
+
+    problem: synthetic.Problem
+    initial_state: Any
+    gradients: Any
+    train_step: Any
+
+
+def lower(settings: Settings, sizes: tuple[int, int, int], *, data: str | None, grid: tuple[int, int]) -> Programs:
+    """A config's training problem on a mesh, to be compiled.
 
     Raises ValueError, with the numbers, where the mesh does not divide the model or the batch.
     """
@@ -59,14 +71,36 @@ def measure(settings: Settings, sizes: tuple[int, int, int], *, data: str | None
     with use_mesh(mesh), jax.default_matmul_precision(precision):
         shape, channel_set = synthetic.find_sizes(settings, data=data, grid=grid)
         problem = synthetic.make_problem(settings, channel_set, shape.grid, mesh)
-        training, standardization = problem.training, problem.standardization
+        training, (state, *fields) = problem.training, problem.describe()
+        gradients = jax.jit(jax.value_and_grad(training.loss)).lower(state.params, *fields, make_key(settings))
+        return Programs(
+            problem, jax.jit(training.initial_state).lower(), gradients, training.train_step.lower(state, *fields)
+        )
+
+
+def make_key(settings: Settings) -> jax.Array | None:
+    """Of the first batch's dropout."""
+    return jax.random.key(settings.seed) if settings.model.dropout_rate else None
+
+
+def compile_together(lowered: Sequence[Programs]) -> list[Programs]:
+    """All programs at a time: compiling takes most of the time, and a core each."""
+    print(f"compiling {3 * len(lowered)} programs", file=sys.stderr, flush=True)
+    with ThreadPoolExecutor() as pool:
+        compiled = [[pool.submit(program.compile) for program in each[1:]] for each in lowered]
+    return [Programs(each.problem, *(f.result() for f in futures)) for each, futures in zip(lowered, compiled)]
+
+
+def measure(programs: Programs) -> Measured:
+    """Runs compiled programs, STEPS long; every array comes back whole."""
+    problem = programs.problem
+    with use_mesh(problem.mesh):
         batches = [problem.make_batch(step) for step in range(STEPS)]
-        state = jax.jit(training.initial_state)()
-        key = jax.random.key(settings.seed) if shape.dropout_rate else None
-        loss, gradient = jax.jit(jax.value_and_grad(training.loss))(state.params, batches[0], standardization, key)
+        state, fields = programs.initial_state(), (batches[0], problem.standardization)
+        loss, gradient = programs.gradients(state.params, *fields, make_key(problem.settings))
         run = []
         for batch in batches:
-            state, metrics = training.train_step(state, batch, standardization)
+            state, metrics = programs.train_step(state, batch, problem.standardization)
             run.append(float(metrics["loss"]))
     named = {name: np.asarray(leaf) for name, leaf in name_leaves(gradient).items()}
     return Measured(np.asarray(loss), named, np.array(run))
@@ -130,12 +164,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     if jax.process_count() > 1:
         raise ValueError("parity compares whole arrays in one process: start it on one host")
+    config, sizes = command_line.read_settings(options), dict(data=options.data, grid=options.grid)
+    lowered = [
+        lower(config.replace({"model.compute_dtype": dtype}), mesh, **sizes)
+        for dtype in ("float32", "bfloat16")
+        for mesh in (options.mesh, (1, 1, 1))
+    ]
+    programs = compile_together(lowered)
     measured, fine = {}, True
     for dtype in ("float32", "bfloat16"):
-        settings = command_line.read_settings(options).replace({"model.compute_dtype": dtype})
-        here, there = (
-            measure(settings, sizes, data=options.data, grid=options.grid) for sizes in (options.mesh, (1, 1, 1))
-        )
+        here, there = measure(programs.pop(0)), measure(programs.pop(0))
         measured[dtype] = there
         rounding = None if dtype == "float32" else differences(there, measured["float32"])
         rows = compare(differences(here, measured["float32"]), rounding)
