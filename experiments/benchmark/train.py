@@ -7,8 +7,7 @@ The defaults are the 16-TFLOP model of Jigsaw's scaling study at 0.25 degrees, a
 backward, clipping by the global norm and Adam, with float32 parameters and moments. Other settings are fields of a
 config, such as --config.model.schedule=scatter or --config.training.batch_size=2. State and batch stay on the devices,
 so that nothing but the step is timed. A GPU under its power limit slows down within a second: the median is of the warm
-state. On several NVIDIA GPUs of one host, XLA_FLAGS=--xla_gpu_collective_permute_mode=peer sends chunks by copy
-engines.
+state. On several NVIDIA GPUs chunks are sent by copy engines, as in training.
 
 With --data the same compiled step is timed a second time, each step on a batch of its own that is read as in training:
 fed_ms, and fed_ms over step_ms, which is what reading costs.
@@ -31,6 +30,7 @@ from weathermixer.archive.archive import open_archive
 from weathermixer.archive.loader import Batches
 from weathermixer.archive.standardization import Standardization
 from weathermixer.model.shape import ModelShape
+from weathermixer.parallel import distributed
 from weathermixer.parallel.mesh import make_mesh, use_mesh
 from weathermixer.planning.hardware import HARDWARE, find_hardware
 from weathermixer.planning.hlo import hidden_transfers
@@ -62,6 +62,7 @@ def make_parser() -> command_line.Parser:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Compiles and times one setting; prints and returns its row."""
     args = make_parser().parse_args(argv)
+    distributed.use_copy_engines()
     mesh = make_mesh(*args.mesh)
     settings = make_run_settings(args, mesh)
     shape, channel_set = synthetic.find_sizes(settings, data=args.data, grid=args.grid)

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from weathermixer.parallel import distributed
 from weathermixer.parallel.mesh import make_mesh, sharding
 from weathermixer.training.checkpoint import Checkpoints
 
@@ -84,3 +85,29 @@ def test_a_platform_without_a_device_is_said_in_a_line():
     assert re.search(
         r"^ValueError: JAX_PLATFORMS=cuda: .*Set JAX_PLATFORMS=cpu to do without", run.stderr, re.MULTILINE
     )
+
+
+@pytest.mark.parametrize(
+    "version, flags, expected",
+    [
+        ((0, 11, 2), "", "--xla_gpu_collective_permute_mode=peer"),
+        ((0, 12, 0, 1), "--xla_dump_to=x", "--xla_dump_to=x --xla_gpu_collective_permute_mode=peer"),
+        ((0, 12, 0), "--xla_gpu_collective_permute_mode=other", "--xla_gpu_collective_permute_mode=other"),
+        ((0, 10, 2), "", ""),  # XLA ends a program that sets a flag which it does not know
+    ],
+)
+def test_copy_engines_are_asked_for_where_they_are_known(monkeypatch, version, flags, expected):
+    monkeypatch.setattr(jax, "__version_info__", version)
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    distributed.use_copy_engines()
+    assert os.environ["XLA_FLAGS"] == expected
+
+
+def test_xla_knows_the_flag_that_is_set_for_copy_engines():
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    code = (
+        "from weathermixer.parallel import distributed as d; d.initialize(); import os; print(os.environ['XLA_FLAGS'])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    known = jax.__version_info__ >= distributed.SINCE_JAX
+    assert (found.returncode, found.stdout.strip()) == (0, distributed.COPY_ENGINES if known else ""), found.stderr
