@@ -10,9 +10,14 @@ from ml_collections import ConfigDict
 
 from experiments.configs import base
 
+# (samples a step, steps), as quickstart:NAME; as many samples in more and smaller steps, for a GPU
+SIZES = {"": (8, 1000), "skill": (2, 4000)}
 
-def get_config() -> ConfigDict:
+
+def get_config(size: str = "") -> ConfigDict:
     """64 x 32 points, 33 channels, 2 x 4 patches."""
+    if size not in SIZES:
+        raise ValueError(f"size {size!r} is not one of {', '.join(SIZES)}")
     config = base.get_config()
     config.data.source = "simulated"
     config.data.train = ("2000-01-01", "2002-04-20")
@@ -34,8 +39,7 @@ def get_config() -> ConfigDict:
     config.optimizer.coder_peak_rate = 4e-3
     config.optimizer.warmup_epochs = 0.2
 
-    config.training.batch_size = 8
-    config.training.steps = 1000
+    config.training.batch_size, config.training.steps = SIZES[size]
     config.training.ema_decay = 0.99
     config.training.checkpoint_every = 500
     config.evaluation.every = 500
