@@ -60,7 +60,7 @@ _PUBLIC = {
     # forecasts and scores
     "rollout": "forecasting.rollout",
     "make_forecast": "forecasting.forecasts",
-    "model_forecaster": "verification.evaluation",
+    "model_forecaster": "forecasting.rollout",
     "evaluate": "verification.evaluation",
     "compare": "verification.significance",
     "make_climatology": "verification.climatologies",

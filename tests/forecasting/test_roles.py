@@ -12,10 +12,10 @@ from weathermixer.archive.frames import archive_frames
 from weathermixer.archive.reference import describe_roles, make_reference
 from weathermixer.fields.grid import area_weights
 from weathermixer.fields.variables import ChannelSet
-from weathermixer.forecasting.forecasts import make_forecast
+from weathermixer.forecasting.forecasts import make_forecast, model_forecaster
 from weathermixer.parallel.mesh import make_mesh, spec, use_mesh
 from weathermixer.verification.climatologies import make_climatology
-from weathermixer.verification.evaluation import evaluate, model_forecaster
+from weathermixer.verification.evaluation import evaluate
 
 STATE, SEA, RAIN, ICE, LAND, SUN = range(6)
 CHANNELS = ChannelSet.from_names(

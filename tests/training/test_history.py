@@ -10,14 +10,14 @@ from tests.archives import make_archive, make_frames
 from weathermixer.archive.loader import make_batches
 from weathermixer.archive.sampling import with_previous
 from weathermixer.fields.variables import ChannelSet
-from weathermixer.forecasting.forecasts import make_forecast
+from weathermixer.forecasting.forecasts import make_forecast, model_forecaster
 from weathermixer.forecasting.rollout import rollout
 from weathermixer.model.weathermixer import ModelShape, WeatherMixer
 from weathermixer.parallel.mesh import make_mesh, sharding, use_mesh
 from weathermixer.planning.work import parameters
 from weathermixer.training.steps import make_loss
 from weathermixer.verification.climatologies import make_climatology
-from weathermixer.verification.evaluation import evaluate, model_forecaster
+from weathermixer.verification.evaluation import evaluate
 
 CHANNELS = ChannelSet.from_names(["10m_u_component_of_wind", "10m_v_component_of_wind"], multiple=4)
 PREDICTED = CHANNELS.predicted.astype(np.float32)[None, :, None, None]

@@ -10,11 +10,12 @@ from weathermixer.archive.loader import make_batches
 from weathermixer.archive.sampling import valid_starts
 from weathermixer.fields.forcings import sun
 from weathermixer.fields.variables import ChannelSet
+from weathermixer.forecasting.rollout import model_forecaster
 from weathermixer.parallel.mesh import make_mesh, use_mesh
 from weathermixer.runs import build
 from weathermixer.runs.settings import make_settings
 from weathermixer.verification.climatologies import make_climatology
-from weathermixer.verification.evaluation import evaluate, model_forecaster
+from weathermixer.verification.evaluation import evaluate
 
 GRID = make_grid(8, 16)
 TIMES = np.datetime64("2001-01-01T00", "ns") + np.arange(600) * np.timedelta64(6, "h")

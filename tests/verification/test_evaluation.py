@@ -9,10 +9,10 @@ from tests.archives import make_archive, make_frames
 from weathermixer.archive.sampling import valid_indices
 from weathermixer.fields.grid import area_weights
 from weathermixer.fields.variables import ChannelSet
-from weathermixer.forecasting.rollout import batches, check_leads
+from weathermixer.forecasting.rollout import batches, check_leads, model_forecaster
 from weathermixer.parallel.mesh import make_mesh
 from weathermixer.verification.climatologies import make_climatology
-from weathermixer.verification.evaluation import evaluate, model_forecaster
+from weathermixer.verification.evaluation import evaluate
 
 CHANNELS = ChannelSet.from_names(["2m_temperature", "geopotential_500"], ["land_sea_mask"], multiple=4)
 HOURS = np.setdiff1d(np.arange(44), [29]) * 6  # one time is missing

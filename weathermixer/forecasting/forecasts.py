@@ -21,7 +21,7 @@ from weathermixer.archive.standardization import Standardization, to_physical
 from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import VARIABLES, Channel
 from weathermixer.forecasting.ensembles import Members
-from weathermixer.forecasting.rollout import Apply, batches, make_advance, rollout, tell_what_is_held, withhold
+from weathermixer.forecasting.rollout import Apply, batches, model_forecaster, tell_what_is_held, withhold
 from weathermixer.parallel.mesh import check_divides, use_mesh
 
 # (positions of the starts, position of the lead, fields in SI units, cut over the mesh): a batch's first rows are those
@@ -60,7 +60,9 @@ def make_forecast(
     if not len(starts):
         raise ValueError("no start to forecast from")
     check_divides(frames.mesh, batch_size=("batch", batch_size))
-    ahead = [steps for steps in lead_steps if steps]
+    ahead = [steps * frames.reference.step_hours for steps in lead_steps if steps]
+    how = dict(mode=mode, history=history, prescribed=prescribed, leads=leads)
+    model = model_forecaster(apply, params, frames, lead_hours=ahead, **how) if ahead else None
     tell_what_is_held(frames, starts, last_step=max(lead_steps), prescribed=prescribed)
     bar = tqdm(total=len(starts) * len(lead_steps), desc="forecast", unit="frame", disable=not progress, leave=False)
     with use_mesh(frames.mesh), bar:
@@ -68,19 +70,10 @@ def make_forecast(
             begin, noise = frames.read(starts[chosen]), None
             if members:
                 begin, noise = members.take(chosen).begin(frames, begin, frames.times[starts[chosen]])
-            options = {
-                "advance": make_advance(frames, begin, starts[chosen], prescribed=prescribed),
-                "previous": frames.read_previous(starts[chosen]) if history == 2 else None,
-                "lead_steps": ahead,
-                "mode": mode,
-                "leads": leads,
-                "noise": noise,
-            }
-            x = frames.make_input(begin, frames.times[starts[chosen]])
-            states = rollout(apply, params, x, **options) if ahead else ()
+            states = model(starts[chosen], begin, noise) if model else ()
             if len(ahead) < len(lead_steps):
-                states = itertools.chain([(0, begin)], states)
-            for lead, (_, state) in enumerate(states):
+                states = itertools.chain([begin], states)
+            for lead, state in enumerate(states):
                 yield chosen[real], lead, _in_units(state, begin, frames.standardization)
                 bar.update(int(real.sum()))
 

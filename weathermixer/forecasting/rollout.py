@@ -24,6 +24,9 @@ MODES = ("autoregressive", "latent")
 PRESCRIBED = ("analysis", "hold")  # where input-only channels come from on the way, see make_advance
 # apply(params, x, *, repeats=1, key=None) -> standardized prediction, zeros on static and padding channels
 Apply = Callable[..., Float[Array, "b n lat lon"]]
+# (indices of the starts among the frames' times, the states there) -> at each lead the standardized predictions, of a
+# single forecast [b n lat lon] or of an ensemble's members [number b n lat lon]
+Forecaster = Callable[[Int[np.ndarray, " b"], Array], Iterator[Float[Array, "*number b n lat lon"]]]
 
 
 def rollout(
@@ -113,6 +116,50 @@ def _uses(lead_steps: Sequence[int], leads: Sequence[int], *, history: bool) -> 
             uses[steps] = number, (since, since - 1) if history else (since,)
             wanted += uses[steps][1]
     return uses
+
+
+def model_forecaster(
+    apply: Apply,
+    params: Any,
+    frames: Frames,
+    *,
+    lead_hours: Sequence[int],
+    mode: str = "autoregressive",
+    history: int = 1,
+    prescribed: str = "analysis",
+    leads: Sequence[int] = (1,),
+) -> Forecaster:
+    """A model's forecasts from the frames of a data set; the forecaster takes members' `noise` too (see rollout).
+
+    `history` is how many frames the model sees: with 2, starts need the time a step before them. `prescribed` says
+    where input-only channels come from on the way (make_advance), `leads` which steps it may take at once (rollout).
+    Raises ValueError for a lead that is not a positive multiple of the shortest of these.
+
+    >>> run, starts = weathermixer.open_run("runs/quickstart"), np.array([0, 8])
+    >>> frames = run.open_frames("dry.archive")
+    >>> model = weathermixer.model_forecaster(run.apply, run.params, frames, lead_hours=[6, 12])
+    >>> with jax.set_mesh(run.mesh):
+    ...     [prediction.shape for prediction in model(starts, frames.read(starts))]
+    [(2, 4, 16, 32), (2, 4, 16, 32)]
+    """
+    step_hours = frames.reference.step_hours
+    check_leads(lead_hours, step_hours=step_hours * leads[0])
+    lead_steps = [lead // step_hours for lead in lead_hours]
+
+    def forecast(starts, state, noise=None):
+        options = {
+            "advance": make_advance(frames, state, starts, prescribed=prescribed),
+            "previous": frames.read_previous(starts) if history == 2 else None,
+            "lead_steps": lead_steps,
+            "mode": mode,
+            "leads": leads,
+            "noise": noise,
+        }
+        x = frames.make_input(state, frames.times[starts])
+        for _, prediction in rollout(apply, params, x, **options):
+            yield prediction
+
+    return forecast
 
 
 def make_advance(

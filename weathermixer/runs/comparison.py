@@ -25,6 +25,7 @@ from weathermixer.archive.sampling import find_times, in_period, spread
 from weathermixer.archive.standardization import Standardization, to_physical
 from weathermixer.fields.grid import regrid
 from weathermixer.fields.variables import ChannelSet
+from weathermixer.forecasting.rollout import Forecaster
 from weathermixer.parallel.mesh import make_mesh, spec, ways
 from weathermixer.runs.data import (
     Data,
@@ -39,7 +40,7 @@ from weathermixer.runs.forecast_files import ForecastFile, Placed, open_forecast
 from weathermixer.runs.run import Run, open_run
 from weathermixer.runs.workdir import CONFIG_FILE
 from weathermixer.sources.sources import Source, open_source
-from weathermixer.verification.evaluation import Forecaster, evaluate
+from weathermixer.verification.evaluation import evaluate
 from weathermixer.verification.regions import region_names
 
 HOUR = np.timedelta64(1, "h")

@@ -15,12 +15,12 @@ import xarray as xr
 
 from weathermixer.archive.frames import Frames
 from weathermixer.archive.sampling import find_times
+from weathermixer.forecasting.rollout import Forecaster
 from weathermixer.runs.data import make_frames, open_data_set
 from weathermixer.sources.formats import open_raw
 from weathermixer.sources.selection import find_entries
 from weathermixer.sources.sources import Source, open_source
 from weathermixer.sources.times import LEADS
-from weathermixer.verification.evaluation import Forecaster
 
 MEMBERS = ("number", "realization", "member", "ensemble")
 HOUR = np.timedelta64(1, "h")

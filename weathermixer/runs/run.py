@@ -23,7 +23,7 @@ from weathermixer.archive.sampling import find_times, in_period, spread, with_pr
 from weathermixer.forecasting.ensembles import Members
 from weathermixer.forecasting.files import ForecastWriter, check_output
 from weathermixer.forecasting.forecasts import Forecast, collect_forecast, describe_forecasts, make_forecast
-from weathermixer.forecasting.rollout import check_leads, tell_what_is_held
+from weathermixer.forecasting.rollout import Forecaster, check_leads, model_forecaster, tell_what_is_held
 from weathermixer.parallel.mesh import make_mesh, use_mesh, ways
 from weathermixer.runs import build
 from weathermixer.runs.data import Data, choose_climatology, make_frames, open_data_set, open_training_data
@@ -32,7 +32,7 @@ from weathermixer.runs.workdir import CHECKPOINTS, read_record, read_settings
 from weathermixer.sources.sources import Source
 from weathermixer.training.checkpoint import Checkpoints
 from weathermixer.training.state import describe, name_leaves
-from weathermixer.verification.evaluation import Forecaster, evaluate, model_forecaster
+from weathermixer.verification.evaluation import evaluate
 
 MOST_STARTS_AT_A_TIME = 8
 

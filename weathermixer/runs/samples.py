@@ -15,12 +15,12 @@ from weathermixer.archive import sampling
 from weathermixer.archive.archive import Archive
 from weathermixer.archive.frames import Frames, archive_frames
 from weathermixer.archive.loader import Batches, make_batches
-from weathermixer.forecasting.rollout import check_leads
+from weathermixer.forecasting.rollout import check_leads, model_forecaster
 from weathermixer.runs import build, fork
 from weathermixer.runs.settings import Settings
 from weathermixer.runs.workdir import CHECKPOINTS, Record, find_length, make_record
 from weathermixer.training.checkpoint import saved_steps
-from weathermixer.verification.evaluation import evaluate, model_forecaster
+from weathermixer.verification.evaluation import evaluate
 
 
 @dataclasses.dataclass(frozen=True)

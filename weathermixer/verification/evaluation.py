@@ -1,11 +1,11 @@
 """Statistics and scores of forecasts by channel and lead time, beside persistence and climatology on the same samples.
 
-A forecaster is what gives forecasts: `model_forecaster` makes one of a model; runs/forecast_files.py one of a file.
+A forecaster is what gives forecasts: forecasting/rollout.py makes one of a model, runs/forecast_files.py one of a file.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from weathermixer.archive.frames import Frames
 from weathermixer.archive.sampling import valid_indices
 from weathermixer.archive.standardization import Standardization, find_missing, to_physical
 from weathermixer.fields.grid import conservative_weights, equiangular_grid
-from weathermixer.forecasting.rollout import Apply, batches, check_leads, make_advance, rollout
+from weathermixer.forecasting.rollout import Forecaster, batches
 from weathermixer.parallel.mesh import check_divides, put, sharding, use_mesh
 from weathermixer.verification import statistics
 from weathermixer.verification.climatologies import Calendar, Climatology
@@ -27,9 +27,6 @@ from weathermixer.verification.metrics import compute_metrics
 from weathermixer.verification.regions import region_names, region_weights
 from weathermixer.verification.table import BANDS, Table
 
-# (indices of the starts among the frames' times, the states there) -> at each lead the standardized predictions, of a
-# single forecast [b n lat lon] or of an ensemble's members [number b n lat lon]
-Forecaster = Callable[[Int[np.ndarray, " b"], Array], Iterator[Float[Array, "*number b n lat lon"]]]
 BASELINES = ("persistence", "climatology")
 
 
@@ -39,49 +36,6 @@ class Thresholds(NamedTuple):
     heavy: Calendar
     share: Float[Array, "n lat lon"]
     dry: Float[Array, " n"]
-
-
-def model_forecaster(
-    apply: Apply,
-    params: Any,
-    frames: Frames,
-    *,
-    lead_hours: Sequence[int],
-    mode: str = "autoregressive",
-    history: int = 1,
-    prescribed: str = "analysis",
-    leads: Sequence[int] = (1,),
-) -> Forecaster:
-    """A model's forecasts from the frames of a data set.
-
-    `history` is how many frames the model sees: with 2, starts need the time a step before them. `prescribed` says
-    where input-only channels come from on the way (rollout.make_advance), `leads` which steps it may take at once
-    (rollout.rollout). Raises ValueError for a lead that is not a positive multiple of the shortest of these.
-
-    >>> run, starts = weathermixer.open_run("runs/quickstart"), np.array([0, 8])
-    >>> frames = run.open_frames("dry.archive")
-    >>> model = weathermixer.model_forecaster(run.apply, run.params, frames, lead_hours=[6, 12])
-    >>> with jax.set_mesh(run.mesh):
-    ...     [prediction.shape for prediction in model(starts, frames.read(starts))]
-    [(2, 4, 16, 32), (2, 4, 16, 32)]
-    """
-    step_hours = frames.reference.step_hours
-    check_leads(lead_hours, step_hours=step_hours * leads[0])
-    lead_steps = [lead // step_hours for lead in lead_hours]
-
-    def forecast(starts, state):
-        options = {
-            "advance": make_advance(frames, state, starts, prescribed=prescribed),
-            "previous": frames.read_previous(starts) if history == 2 else None,
-            "lead_steps": lead_steps,
-            "mode": mode,
-            "leads": leads,
-        }
-        x = frames.make_input(state, frames.times[starts])
-        for _, prediction in rollout(apply, params, x, **options):
-            yield prediction
-
-    return forecast
 
 
 def evaluate(
