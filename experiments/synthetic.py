@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
-from weathermixer.archive.loader import Batch
+from weathermixer.archive.loader import Batch, arrange_batch
 from weathermixer.archive.reference import Reference
 from weathermixer.archive.standardization import Standardization, make_standardization, place_terms
 from weathermixer.fields.forcings import TERMS
@@ -112,18 +112,8 @@ class Problem:
         return state, self._arrange(lambda _: frames, lambda _: terms, lead), standardization
 
     def _arrange(self, frames: Callable[[int], Any], terms: Callable[[int], Any], lead: Any) -> Batch:
-        """A batch of frames and forcings' coefficients, by how many steps after the inputs they are."""
-        rollout, seen_before = max(self.settings.training.rollout), self.settings.model.history == 2
-        return Batch(
-            frames(0),
-            frames(1),
-            previous=frames(-1) if seen_before else None,
-            terms=terms(0),
-            previous_terms=terms(-1) if seen_before else None,
-            later=tuple(map(frames, range(2, rollout + 1))),
-            later_terms=tuple(map(terms, range(1, rollout))),
-            lead=lead,
-        )
+        history, rollout = self.settings.model.history, max(self.settings.training.rollout)
+        return arrange_batch(frames, terms, lead, history=history, rollout=rollout)
 
     def compile(self) -> Any:
         """The compiled training step, from descriptions of its arguments alone."""

@@ -17,7 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -63,6 +63,22 @@ class Batch:
     later: tuple[Num[CutArray, "b n lat lon"], ...] = ()
     later_terms: tuple[Float[CutArray, "b n k"] | None, ...] = ()
     lead: Int[CutArray, " b"] | None = None
+
+
+def arrange_batch(
+    frames: Callable[[int], Any], terms: Callable[[int], Any], lead: Any, *, history: int, rollout: int
+) -> Batch:
+    """A batch of frames and forcings' coefficients, by how many leads after the inputs they are; -1: a step before."""
+    return Batch(
+        inputs=frames(0),
+        targets=frames(1),
+        previous=frames(-1) if history == 2 else None,
+        terms=terms(0),
+        previous_terms=terms(-1) if history == 2 else None,
+        later=tuple(map(frames, range(2, rollout + 1))),
+        later_terms=tuple(map(terms, range(1, rollout))),
+        lead=lead,
+    )
 
 
 @dataclasses.dataclass
@@ -168,16 +184,7 @@ def make_batches(
         def terms(offset: int) -> Array | None:
             return place_terms(channel_set, archive.times[samples.at(offset)], mesh, step_hours=archive.step_hours)
 
-        return Batch(
-            inputs=frames[0],
-            targets=frames[1],
-            previous=frames.get(-1),
-            terms=terms(0),
-            previous_terms=terms(-1) if history == 2 else None,
-            later=tuple(frames[number] for number in range(2, rollout + 1)),
-            later_terms=tuple(terms(number) for number in range(1, rollout)),
-            lead=samples.lead,
-        )
+        return arrange_batch(frames.__getitem__, terms, samples.lead, history=history, rollout=rollout)
 
     drawn = map(draw, range(first_step, last_step))
     replace = functools.partial(replace_start, starts, seed=seed) if on_error == "skip" else None
