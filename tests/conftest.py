@@ -1,6 +1,8 @@
 """Every test runs on eight simulated CPU devices, with shapes and types of `weathermixer`'s functions checked."""
 
+import gc
 import os
+import sys
 import urllib.request
 
 # compiling is most of what tests do: code that is not optimized compiles in less than half the time
@@ -11,6 +13,10 @@ import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
+# containers often forbid bytecode files: every worker, and every process that a test starts, would compile the sources
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -19,9 +25,16 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 install_import_hook("weathermixer", "beartype.beartype")
 
 
+# a file's tests are one worker's, and for the last file the other workers wait
+LONGEST = ("test_examples.py", "test_train.py", "test_run.py", "test_readme.py", "test_parity.py", "test_lowering.py")
+
+
 def pytest_collection_modifyitems(items):
-    """The longest file first: a file's tests are one worker's, and for the last one the others wait."""
-    items.sort(key=lambda item: item.path.name != "test_examples.py")
+    """The longest files first; what was imported for all of them is left out of every later search for garbage."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+    items.sort(key=lambda item: item.path.name != LONGEST[0])
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -29,6 +29,7 @@ from weathermixer.verification.evaluation import evaluate
 STEPS = 6
 CUT = dict(mesh__domain=2, mesh__tensor=2, model__head="blend")
 LOOKS = dict(evaluation__validation_lead_hours=(6, 12))
+TWELVE = dict(training__steps=12, evaluation__every=0)  # of two tests that so compile one program
 CHANNELS = ChannelSet.from_names(
     ["2m_temperature", "geopotential_500", "geopotential_850", "temperature_500", "temperature_850"], ["land_sea_mask"]
 )
@@ -209,9 +210,9 @@ def test_values_that_are_not_finite_stop_the_run_and_name_the_last_good_checkpoi
     )
     assert origin[1] == f"{tmp_path / 'run'}@{bad}"
     origin = f"{tmp_path / 'run'}@1"  # after the second step the parameters have the rate's 1e29
-    advised = dict(training__init_from=origin, training__init_moments=True, training__steps=1)
-    run = train.train(make_run_settings(**advised, evaluation__every=0), tmp_path / "new", archive)
-    assert run.step == 1
+    advised = dict(training__init_from=origin, training__init_moments=True, **TWELVE)
+    run = train.train(make_run_settings(**advised), tmp_path / "new", archive)
+    assert run.step == 12
     history = json.loads((tmp_path / "new" / "run.json").read_text())["history"]
     assert history == [f"parameters and moments of step 1 of {tmp_path / 'run'}"]
 
@@ -335,7 +336,7 @@ def test_a_corrupt_chunk_stops_the_run_with_its_time(archive, tmp_path):
     content = bytearray(shard.read_bytes())
     content[len(content) // 4] ^= 0xFF
     shard.write_bytes(content)
-    settings = make_run_settings(data__train=("2000-01-01", "2000-01-10"), training__steps=12, evaluation__every=0)
+    settings = make_run_settings(data__train=("2000-01-01", "2000-01-10"), **TWELVE)
     with pytest.raises(ValueError, match=r"2000-01-\d\d"):
         train.train(settings, tmp_path / "run", str(broken))
 

@@ -38,7 +38,7 @@ def test_a_layer_is_a_convolution_along_longitude(sizes, schedule):
     np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("mixing", ["circulant", "dense"])
+@pytest.mark.parametrize("mixing", ["circulant", pytest.param("dense", marks=pytest.mark.slow)])
 def test_turned_by_a_patch_the_forecast_is_turned(mixing):
     shape = ModelShape(**{**vars(SHAPE), "token_mixing": mixing})
     mesh = make_mesh(1, 2, 2)

@@ -34,7 +34,7 @@ def fields(mesh, shape, batch=2, seed=0):
     return jax.device_put(values, sharding(mesh, "batch", "channel", "lat", "lon"))
 
 
-@pytest.mark.parametrize("mesh_sizes", [(1, 1, 1), (1, 4, 2)])
+@pytest.mark.parametrize("mesh_sizes", [pytest.param((1, 1, 1), marks=pytest.mark.slow), (1, 4, 2)])
 def test_foreign_weights_poured_in_give_the_published_output(mesh_sizes):
     channels, dynamic, columns = SHAPE.channels, SHAPE.predicted, SHAPE.patch[1]
     sizes = dict(channels=channels, dynamic=dynamic, patch=columns, blocks=2)

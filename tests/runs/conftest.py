@@ -3,16 +3,7 @@
 import pytest
 
 from experiments import train
-from tests.experiments.test_train import make_run_settings
-from tests.runs.test_run import CHANNELS, prepare, weather
-
-CONSTANT = dict(optimizer__schedule="constant", training__checkpoint_every=1, training__log_every=1)
-
-
-def settings(**changes):
-    """Of a run of two steps on four channels."""
-    given = {"data__channels": CHANNELS, "training__steps": 2, "evaluation__every": 0, "model__head": "blend"}
-    return make_run_settings(**given | changes)
+from tests.runs.test_run import CONSTANT, prepare, settings, weather
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,7 @@ import pytest
 import xarray as xr
 
 from experiments import command_line, train
-from tests.runs.conftest import settings
-from tests.runs.test_run import CHANNELS, prepare, weather
+from tests.runs.test_run import CHANNELS, prepare, settings, weather
 from weathermixer.runs.run import open_run
 from weathermixer.training.optimizer import make_learning_rate
 
@@ -33,9 +32,11 @@ def test_a_fork_begins_with_the_parents_average_and_statistics(parent, tmp_path)
 
 @pytest.mark.slow
 def test_added_channels_are_born_fresh_and_the_rest_is_kept(parent, tmp_path):
-    names = ("geopotential_850", *CHANNELS)
+    names, parent = ("geopotential_850", *CHANNELS), (tmp_path / "parent", parent[1])
+    train.train(settings(model__head="blend"), *parent)
     still = dict(optimizer__peak_rate=1e-30, optimizer__coder_peak_rate=1e-30, optimizer__start_rate=0.0)
     still |= dict(optimizer__end_rate=0.0, training__steps=1, training__init_from=str(parent[0]), data__channels=names)
+    still |= dict(model__head="blend")
     run = train.train(settings(**still), tmp_path / "run", parent[1])
     old, new = open_run(parent[0]).weights(), run.weights()
     points = old["encode/kernel"].shape[0] // 8

@@ -25,6 +25,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 TIMES = np.datetime64("2000-01-01T00", "ns") + np.arange(40) * np.timedelta64(6, "h")
 CHANNELS = ("2m_temperature", "geopotential_500", "temperature_850", "temperature_500")  # not the archive's order
 START = TIMES[[30]]
+CONSTANT = dict(optimizer__schedule="constant", training__checkpoint_every=1, training__log_every=1)
 
 
 def weather(**options):
@@ -35,19 +36,14 @@ def prepare(dataset, path, **options):
     return prepare_archive(open_source(dataset), path, dtype="float32", **options)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """(workdir, archive) of a run of three steps on four of the archive's five channels."""
-    folder = tmp_path_factory.mktemp("trained")
-    archive = prepare(weather(), folder / "archive")
-    settings = make_run_settings(data__channels=CHANNELS, training__steps=3, evaluation__every=0)
-    train.train(settings, folder / "run", archive.path)
-    return folder / "run", archive.path
+def settings(**changes):
+    """Of a run of two steps on four of the archive's five channels."""
+    return make_run_settings(**{"data__channels": CHANNELS, "training__steps": 2, "evaluation__every": 0} | changes)
 
 
 @pytest.fixture
-def run(trained):
-    return open_run(trained[0])
+def run(whole):
+    return open_run(whole[0])
 
 
 def assert_same(a: xr.Dataset, b: xr.Dataset, **tolerance):
@@ -87,15 +83,15 @@ def test_a_run_forecasts_from_a_dataset_in_memory(run):
 
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
-def test_the_archive_gives_the_same_forecast_as_the_source_it_is_from(trained, tmp_path, mesh):
-    run = open_run(trained[0], mesh=make_mesh(*mesh))
+def test_the_archive_gives_the_same_forecast_as_the_source_it_is_from(whole, tmp_path, mesh):
+    run = open_run(whole[0], mesh=make_mesh(*mesh))
     written = run.forecast(starts=START, hours=12, output=tmp_path / "f.zarr")
     assert_same(written.load(), run.forecast(weather(), starts=START, hours=12), rtol=1e-5)
-    assert written.attrs["title"] == "forecasts of a WeatherMixer trained for 3 steps"
+    assert written.attrs["title"] == "forecasts of a WeatherMixer trained for 2 steps"
 
 
-def test_a_forecast_starts_without_what_is_output_only(trained, tmp_path):
-    shutil.copytree(trained[0], tmp_path / "run")
+def test_a_forecast_starts_without_what_is_output_only(whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
     record = read_document(tmp_path / "run" / "run.json")
     record["channels"][0]["role"] = "output_only"  # the same parameters, which are not shown 2m_temperature any more
     write_document(record, tmp_path / "run" / "run.json")
@@ -103,11 +99,11 @@ def test_a_forecast_starts_without_what_is_output_only(trained, tmp_path):
     assert run.reference.channel_set.output_only == ("2m_temperature",)
     found = run.forecast(without, starts=START, hours=12, analysis=True)
     assert np.isnan(found["2m_temperature"][:, 0]).all() and np.isfinite(found["2m_temperature"][:, 1:]).all()
-    whole = run.forecast(starts=START, hours=12, analysis=True)  # of the archive: it has them
-    assert np.isfinite(whole["2m_temperature"]).all()
+    complete = run.forecast(starts=START, hours=12, analysis=True)  # of the archive: it has them
+    assert np.isfinite(complete["2m_temperature"]).all()
     leads = {"prediction_timedelta": slice(1, None)}
-    assert_same(found.isel(leads), whole.isel(leads), rtol=1e-5)
-    np.testing.assert_allclose(found["temperature"][:, 0], whole["temperature"][:, 0], rtol=1e-5)
+    assert_same(found.isel(leads), complete.isel(leads), rtol=1e-5)
+    np.testing.assert_allclose(found["temperature"][:, 0], complete["temperature"][:, 0], rtol=1e-5)
     without.isel(time=[30]).to_netcdf(tmp_path / "analysis.nc")
     command = [str(tmp_path / "run"), f"--data={tmp_path}/analysis.nc", "--hours=12", "--plot-hours=12"]
     command += [f"--output={tmp_path}/f.nc", f"--plot={tmp_path}/f.png", "--channel=2m_temperature"]
@@ -191,8 +187,7 @@ def test_what_contradicts_the_run_is_refused_with_the_difference(run, tmp_path):
 def test_a_south_pole_that_was_cropped_in_training_is_cropped_again(tmp_path):
     dataset = make_dataset(times=TIMES, lat=9, lon=16, levels=(500, 850), poles=True)
     archive = prepare_archive(open_source(dataset, crop_south_pole=True), tmp_path / "a", dtype="float32")
-    settings = make_run_settings(data__channels=CHANNELS, training__steps=1, evaluation__every=0)
-    run = train.train(settings, tmp_path / "run", archive.path)
+    run = train.train(settings(training__steps=1), tmp_path / "run", archive.path)
     found = run.forecast(dataset, starts=START, hours=6, analysis=True)
     np.testing.assert_allclose(found["2m_temperature"][0, 0], dataset["2m_temperature"][30, :-1], rtol=1e-6)
 
@@ -209,8 +204,8 @@ def test_scores_need_no_training_years(run):
     options = {"period": ("2000-01-08", "2000-01-10"), "lead_hours": [6]}
     scores = run.evaluate(weather().isel(time=slice(28, None)), **options)
     both = ["model", "persistence"]
-    whole = run.evaluate(weather(), **options).sel(source=both)
-    np.testing.assert_allclose(scores.rmse.sel(source=both), whole.rmse, rtol=1e-6)
+    complete = run.evaluate(weather(), **options).sel(source=both)
+    np.testing.assert_allclose(scores.rmse.sel(source=both), complete.rmse, rtol=1e-6)
     assert np.isnan(scores.rmse.sel(source="climatology")).all() and np.isnan(scores.acc).all()
     assert "none, the data holds no time" in format_scores(scores)
 
@@ -246,65 +241,62 @@ def test_a_forecast_from_a_real_file(run, tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".nc", ".zarr"])
-def test_the_command_forecasts_from_a_file_of_one_analysis(trained, tmp_path, ending, capsys):
+def test_the_command_forecasts_from_a_file_of_one_analysis(whole, tmp_path, ending, capsys):
     file, output = tmp_path / f"analysis{ending}", tmp_path / "forecast.nc"
     one = weather().isel(time=[30])
     one.to_netcdf(file) if ending == ".nc" else write_zarr(one, file)
-    forecast.main([str(trained[0]), f"--data={file}", "--hours=12", f"--output={output}", "--mesh=1,1,1", "--analysis"])
+    forecast.main([str(whole[0]), f"--data={file}", "--hours=12", f"--output={output}", "--mesh=1,1,1", "--analysis"])
     with xr.open_dataset(output) as found:
-        assert_same(found, open_run(trained[0]).forecast(weather(), starts=START, hours=12, analysis=True), rtol=1e-6)
+        assert_same(found, open_run(whole[0]).forecast(weather(), starts=START, hours=12, analysis=True), rtol=1e-6)
     assert capsys.readouterr().out == f"1 forecast(s) of 12 h in {output}\n"
     weather().to_netcdf(tmp_path / "many.nc")
     with pytest.raises(ValueError, match=r"many.nc has 40 times to start from, 2000-01-01T00 to .*: give --start"):
-        forecast.main([str(trained[0]), f"--data={tmp_path / 'many.nc'}", "--hours=12"])
+        forecast.main([str(whole[0]), f"--data={tmp_path / 'many.nc'}", "--hours=12"])
 
 
-def test_a_run_needs_neither_its_archive_nor_its_place(trained, tmp_path):
-    expected = open_run(trained[0]).forecast(weather(), starts=START, hours=12)
+def test_a_run_needs_neither_its_archive_nor_its_place(whole, tmp_path):
+    expected = open_run(whole[0]).forecast(weather(), starts=START, hours=12)
     moved = tmp_path / "moved"
-    shutil.copytree(trained[0], moved)
+    shutil.copytree(whole[0], moved)
     values = json.loads((moved / "config.json").read_text())
     (moved / "config.json").write_text(json.dumps(values | {"archive": "/nowhere"}))
     assert_same(open_run(moved).forecast(weather(), starts=START, hours=12), expected)
 
 
-def test_a_run_of_older_software_is_refused_until_its_command_is_called_once_more(trained, tmp_path):
+def test_a_run_of_older_software_is_refused_until_its_command_is_called_once_more(whole, tmp_path):
     old = tmp_path / "old"
-    shutil.copytree(trained[0], old)
+    shutil.copytree(whole[0], old)
     (old / "run.json").unlink()
     with pytest.raises(ValueError, match="older software.*call its training command once more"):
         open_run(old)
-    settings = make_run_settings(data__channels=CHANNELS, training__steps=3, evaluation__every=0)
-    train.train(settings, old, trained[1])
-    assert open_run(old).step == 3
+    train.train(settings(**CONSTANT), old, whole[1])
+    assert open_run(old).step == 2
 
 
-def test_a_resumed_run_has_its_own_archive_or_says_that_another_will_do(trained, tmp_path):
+def test_a_resumed_run_has_its_own_archive_or_says_that_another_will_do(whole, tmp_path):
     workdir, other = tmp_path / "run", prepare(weather(seed=1), tmp_path / "other")
-    shutil.copytree(trained[0], workdir)
-    settings = make_run_settings(data__channels=CHANNELS, training__steps=3, evaluation__every=0)
+    shutil.copytree(whole[0], workdir)
     with pytest.raises(
         ValueError, match=r"holds a run on .*archive \(.*, checksum .*not .*other \(.*say --accept-data"
     ):
-        train.train(settings, workdir, other.path)
-    with pytest.raises(ValueError, match="has done all of its 3 steps: on .*other nothing is left to train"):
-        train.train(settings, workdir, other.path, accept_data=True)
-    longer = dict(optimizer__schedule="constant", data__channels=CHANNELS, evaluation__every=0)
-    train.train(make_run_settings(**longer, training__steps=1), tmp_path / "longer", trained[1])
-    longer = make_run_settings(**longer, training__steps=2)
+        train.train(settings(**CONSTANT), workdir, other.path)
+    with pytest.raises(ValueError, match="has done all of its 2 steps: on .*other nothing is left to train"):
+        train.train(settings(**CONSTANT), workdir, other.path, accept_data=True)
+    shutil.copytree(whole[0], tmp_path / "longer")
+    longer = settings(**CONSTANT, training__steps=3)
     run = train.train(longer, tmp_path / "longer", other.path, accept_data=True)
-    np.testing.assert_array_equal(run.reference.mean, open_run(trained[0]).reference.mean)
+    np.testing.assert_array_equal(run.reference.mean, open_run(whole[0]).reference.mean)
     later = prepare_archive(open_source(weather(), step_hours=12), tmp_path / "later")
     with pytest.raises(ValueError, match="holds a run with steps of 6 h, .* has times 12 h apart"):
-        train.train(settings, workdir, later.path, accept_data=True)
+        train.train(settings(**CONSTANT), workdir, later.path, accept_data=True)
 
 
-def test_what_a_run_keeps_is_what_it_was_given(trained, run):
+def test_what_a_run_keeps_is_what_it_was_given(whole, run):
     archive = run.open_data()
     chosen = archive.channel_indices(CHANNELS)
     for name in ("mean", "std", "tendency_std"):
         np.testing.assert_array_equal(getattr(run.reference, name), getattr(archive.statistics, name)[chosen])
-    with xr.open_zarr(pathlib.Path(trained[0]) / "static.zarr", consolidated=False, chunks=None) as kept:
+    with xr.open_zarr(pathlib.Path(whole[0]) / "static.zarr", consolidated=False, chunks=None) as kept:
         for name, field in archive.static.items():
             np.testing.assert_array_equal(kept[name], field)
             np.testing.assert_array_equal(run.reference.static[name], field)
@@ -316,15 +308,15 @@ def test_what_a_run_keeps_is_what_it_was_given(trained, run):
 
 
 @pytest.mark.slow
-def test_two_processes_write_one_forecast(trained, tmp_path):
+def test_two_processes_write_one_forecast(whole, tmp_path):
     """Each writes the bands that its devices hold; the store is that of one process on the same mesh."""
     command = ["bash", str(ROOT / "launch/local.sh"), "2", sys.executable, "-m", "experiments.forecast"]
     starts = ",".join(str(time)[:13] for time in TIMES[30:34])
-    command += [str(trained[0]), f"--start={starts}", "--hours=12", "--mesh=2,2,1", f"--output={tmp_path}/two.zarr"]
+    command += [str(whole[0]), f"--start={starts}", "--hours=12", "--mesh=2,2,1", f"--output={tmp_path}/two.zarr"]
     path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "2"}
     environment.pop("XLA_FLAGS", None)
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr[-2000:]
-    alone = open_run(trained[0], mesh=make_mesh(2, 2, 1)).forecast(starts=TIMES[30:34], hours=12)
+    alone = open_run(whole[0], mesh=make_mesh(2, 2, 1)).forecast(starts=TIMES[30:34], hours=12)
     assert_same(xr.open_zarr(tmp_path / "two.zarr", chunks=None).load(), alone, rtol=1e-6)

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from experiments import train
-from tests.runs.conftest import CONSTANT as RATES
-from tests.runs.conftest import settings
-from tests.runs.test_run import prepare, weather
+from tests.runs.test_run import CONSTANT as RATES
+from tests.runs.test_run import prepare, settings, weather
 from weathermixer.runs.export import export_run
 from weathermixer.runs.run import open_run
 from weathermixer.training.telemetry import read_records

@@ -126,9 +126,15 @@ def crps(members, target, *, area=(1.0,) * 4, channel=(1.0,) * 4, missing=None, 
         return jax.jit(jax.value_and_grad(lambda x: fair_crps(x, rows[1], **options)))(rows[0])
 
 
-@pytest.mark.parametrize("count", [2, 5])
-@pytest.mark.parametrize(("error", "spread"), [(0.0, 1.0), (1.5, 0.5)])
-def test_the_fair_crps_of_gaussian_members_is_the_closed_form_whatever_their_number(count, error, spread):
+@pytest.mark.parametrize(
+    ("error", "spread", "count"),
+    [
+        (0.0, 1.0, 2),
+        (1.5, 0.5, 5),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((0, 1, 5), (1.5, 0.5, 2))),
+    ],
+)
+def test_the_fair_crps_of_gaussian_members_is_the_closed_form_whatever_their_number(error, spread, count):
     """CRPS(N(mu, s), y) = s (z (2 Phi(z) - 1) + 2 phi(z) - 1/sqrt(pi)), z = (y - mu) / s  (Gneiting & Raftery 2007).
 
     Of 8 points in a row the coefficients of white noise are N(0, s) too, and all of a constant error is in the first.
@@ -163,8 +169,10 @@ def test_the_fair_crps_is_that_of_sorted_members():
         assert np.isfinite(slope).all()
 
 
-@pytest.mark.parametrize("lon", [8, 9])
-@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize(
+    ("lon", "lost"),
+    [(8, False), (9, True), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((8, True), (9, False)))],
+)
 def test_the_spectral_crps_is_that_of_zonal_sines_and_cosines_on_any_mesh(lon, lost):
     rng = np.random.default_rng(2)
     members, target = rng.standard_normal((4, 3, 4, 4, lon)), rng.standard_normal((4, 4, 4, lon))

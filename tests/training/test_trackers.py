@@ -6,10 +6,8 @@ import struct
 import time
 
 import jax.numpy as jnp
-import mlflow
 import pytest
 from tensorboardX import SummaryWriter
-from wandb.proto import wandb_internal_pb2
 
 from weathermixer.training import trackers
 from weathermixer.training.phases import Phases
@@ -37,6 +35,8 @@ def run(workdir, name, first_step=0, last_step=5):
 
 def kept_by_wandb(workdir):
     """(settings, {step: loss}) of a run's offline files, in the order of its starts."""
+    from wandb.proto import wandb_internal_pb2  # here, as mlflow: a second to import, which every worker would take
+
     settings, losses = {}, {}
     for path in sorted(workdir.glob("wandb/offline-run-*/run-*.wandb")):
         data, at = path.read_bytes(), 7  # LevelDB's log format after a header: checksum, length and kind of each record
@@ -53,6 +53,8 @@ def kept_by_wandb(workdir):
 
 
 def kept_by_mlflow(workdir):
+    import mlflow
+
     (experiment,) = [found for found in mlflow.search_experiments() if found.name == trackers.PROJECT]
     (found,) = mlflow.search_runs([experiment.experiment_id], output_format="list")
     history = mlflow.MlflowClient().get_metric_history(found.info.run_id, "loss")
