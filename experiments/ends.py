@@ -48,7 +48,7 @@ def call(main: Callable[[Sequence[str] | None], int | None], arguments: Sequence
         try:
             status = main(arguments) or 0
         except SystemExit as asked:
-            status = asked.code
+            status = asked.code or 0
         sys.stdout.flush()
         return status
     except Exception as error:

@@ -2,9 +2,13 @@
 
 import re
 
+import jax
+import pytest
+
 from experiments.configs import load_config
-from experiments.remedies import advise
+from experiments.remedies import advise, explained
 from weathermixer.model.shape import ModelShape
+from weathermixer.parallel.mesh import make_mesh
 from weathermixer.planning.hardware import find_hardware
 from weathermixer.planning.meshes import Layout
 from weathermixer.runs.settings import make_settings
@@ -44,3 +48,11 @@ def test_no_remedy_is_another_one_and_something_needless():
 
 def test_where_nothing_fits_it_says_so():
     assert remedies(30e9) == [] and "Nothing fits: use more devices" in tell(30e9)
+
+
+def test_a_want_of_memory_is_explained_and_other_faults_are_not():
+    settings, mesh = make_settings({}), make_mesh(1, 1, 1)
+    for text, error in (("RESOURCE_EXHAUSTED: 1 GB", ValueError), ("INTERNAL: 1", jax.errors.JaxRuntimeError)):
+        told = "out of device memory: the planner" if error is ValueError else text
+        with pytest.raises(error, match=told), explained(settings, ModelShape(), mesh):
+            raise jax.errors.JaxRuntimeError(text)
