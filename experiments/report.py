@@ -49,13 +49,10 @@ MAPS = 8  # forecasts of the test period that maps of errors are over
 PLACE = (50.0, 10.0)  # degrees north and east, of the time series
 
 
-# What follows is a function for each section of the page, which is why they are in one file.
-
-
 def write_report(
     runs: Sequence[Run], output: pathlib.Path, *, data: str | None = None, channel: str | None = None
 ) -> None:
-    """Writes the page of some runs; their names are their folders'.
+    """Writes the page of some runs; their names are their folders'. Each section is a function of this file.
 
     `data` is what is forecast from where it is not the runs' own; `channel` is what maps show.
     Raises ValueError where the runs have no starts, leads and channels in common, and for a channel that one lacks.

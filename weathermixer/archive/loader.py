@@ -2,9 +2,7 @@
 
 Values stay as stored: widening and standardizing happen on the device. TensorStore's threads read, without Python; one
 more thread plans ahead, waits and hands over, so that reads, copies to the devices and computing overlap. A slow store
-is named in the log after a while; remote stores are asked again, with growing delays.
-
-One file, of one subject: what a batch is, how it is drawn, and who reads it ahead and hands it over.
+is named in the log after a while; remote stores are asked again, with growing delays. One file: a batch, and its way.
 """
 
 import contextlib

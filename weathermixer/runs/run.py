@@ -1,7 +1,4 @@
-"""A trained run: opened from its workdir, or from an export of it, on any mesh; forecasts and scores.
-
-One file, as a run is one object; `forecast` is one list of what is done, after all that can be refused was.
-"""
+"""A trained run, of its workdir or an export of it, on any mesh: forecasts and scores. One object, so one file."""
 
 import dataclasses
 import os

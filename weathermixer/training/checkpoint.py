@@ -3,9 +3,7 @@
 A checkpoint holds the state's arrays under their names in the tree (`params/blocks/0/token/kernel`), a small JSON
 document beside them, and the CRC-32C of every file (checksums.py), which is compared before anything is read. It
 restores on any mesh, bit for bit, whole or in parts. Writing goes on in the background; a checkpoint is visible only
-when it is complete, so that a process killed in a save leaves the earlier ones usable.
-
-One file, as Orbax is known in no other: what it is told below, it is told for the class above.
+when it is complete, so that a process killed in a save leaves the earlier ones usable. One file: Orbax is in no other.
 """
 
 import contextlib

@@ -1,7 +1,4 @@
-"""One training step, and the loss on data that is not trained on.
-
-make_loss is long: its parts, a step and the chain of them, close over what the loss is made with.
-"""
+"""One training step, and its loss, for other data too: long, as a step and the chain of them close over its options."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
