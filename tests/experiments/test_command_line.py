@@ -87,7 +87,7 @@ def test_values_may_be_words_of_their_own():
         ("train", ["--workdir=run", "--config=no/own.py"], 1, "no such config: give era5_djf, gfs_wind"),
         ("train", ["--workdir=run", "--config=."], 1, "--config=.: there is no such config"),
         ("train", ["--workdir=run", "--config=reference:5b"], 1, "size '5b' is not one of 1b, 3.2b, 10b"),
-        ("train", ["--workdir=run", "--config=quickstart:big"], 1, "get_config() takes 0 positional arguments"),
+        ("train", ["--workdir=run", "--config=era5_djf:big"], 1, "get_config() takes 0 positional arguments"),
         ("train", ["run", *TRAIN], 2, "'run' is one word too many"),
         ("prepare", ["a.nc", "dest", "--period=2000-13-01,2001"], 2, "--period: '2000-13-01,2001' is not a first"),
         ("prepare", ["a.nc", "dest", "--select=number"], 2, "--select: 'number' is not NAME=VALUE"),
