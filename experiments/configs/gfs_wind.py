@@ -25,7 +25,7 @@ SIZES = {
 def get_config(size: str = "") -> ConfigDict:
     """Two channels, 250 training samples: a narrow model that sees two frames, turned about the globe's axis."""
     if size not in SIZES:
-        raise ValueError(f"size {size!r} is not one of {', '.join(SIZES)}")
+        raise ValueError(f"size {size!r} is not one of {', '.join(filter(None, SIZES))}")
     config = base.get_config()
     config.data.source = "$WEATHERMIXER_REAL_DATA/gfs_10mwind_6h_2026_dev_64x32.zarr"
     config.data.train = ("2026-03-24", "2026-07-30")

@@ -17,7 +17,7 @@ SIZES = {"": (8, 1000), "skill": (2, 4000)}
 def get_config(size: str = "") -> ConfigDict:
     """64 x 32 points, 33 channels, 2 x 4 patches."""
     if size not in SIZES:
-        raise ValueError(f"size {size!r} is not one of {', '.join(SIZES)}")
+        raise ValueError(f"size {size!r} is not one of {', '.join(filter(None, SIZES))}")
     config = base.get_config()
     config.data.source = "simulated"
     config.data.train = ("2000-01-01", "2002-04-20")
