@@ -75,6 +75,7 @@ def test_patches_are_ordered_as_documented_and_come_back(size):
     np.testing.assert_array_equal(whole[:, token, feature], np.asarray(x)[:, c, i * rows + r, j * columns + s])
 
 
+@pytest.mark.slow  # learning is also what test_parity.py's test_padding_is_exact looks at
 def test_padding_channels_change_nothing_and_learn_nothing():
     mesh = make_mesh(1, 1, 1)
     params, apply = make(SHAPE, mesh)

@@ -25,10 +25,10 @@ from weathermixer.runs.settings import Settings
 LATENT, BLEND = {"training.lead_steps": 2}, {"model.head": "blend"}
 REMATERIALIZED = {"model.rematerialize": "block"} | LATENT
 CASES = [
-    ((1, 8, 1), {}),
     ((1, 2, 4), BLEND),
 ]
 MORE_CASES = [
+    ((1, 8, 1), {}),
     ((1, 1, 8), LATENT),
     ((1, 4, 2), {"model.schedule": "scatter"} | REMATERIALIZED),
     ((2, 2, 2), {"model.history": 2, "model.patch": (2, 8), "model.embed": 64} | LATENT),

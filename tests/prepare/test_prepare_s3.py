@@ -46,7 +46,7 @@ def test_it_goes_on_there_and_is_not_read_before(s3_bucket, monkeypatch):
     assert archive.attributes["checksum"] == whole.attributes["checksum"]
 
 
-@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("zarr_format", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_a_source_on_s3(tmp_path, s3_bucket, zarr_format):
     import s3fs
 

@@ -137,7 +137,7 @@ def test_members_are_fed_back_each_for_itself():
             loss = jax.jit(make_loss(walk, rollout_weights=tuple(weights), **options))
             draws = [loss(0.5, batch, tiny.standardization, jax.random.key(n)) for n in range(20)]
             losses.append(np.mean(draws))
-            assert loss(0.5, batch, tiny.standardization, None) == loss(0.5, batch, tiny.standardization, None)
+        assert loss(0.5, batch, tiny.standardization, None) == loss(0.5, batch, tiny.standardization, None)
     # of N(0, s^2) about the truth: s (2 phi(0) - 1 / sqrt(pi)), s = 0.5 sqrt(lead); channels have weights of mean 1.25
     expected = 1.25 * 0.5 * np.sqrt([1, 2, 3]) * (2 / np.sqrt(2 * np.pi) - 1 / np.sqrt(np.pi))
     np.testing.assert_allclose(losses, expected, rtol=0.1)
