@@ -51,7 +51,7 @@ TARGETS = {
     "era5_djf": ((73, 144), WINTER, [(1, 1, 1), (8, 1, 1), (1, 1, 2)]),
 }  # fmt: skip
 PAIRS = [(name, sizes) for name, (_, _, meshes) in TARGETS.items() for sizes in meshes]
-# each on the first of its meshes, and a cut of each kind; the others are slow ones, as are 10b, 3.2b with more of it
+# each on the first of its meshes, and on a cut of each kind; the others are slow ones, as is 10b, a longer 3.2b
 CUTS = [("reference", (1, 1, 2)), ("quickstart", (2, 1, 1)), ("quickstart", (1, 2, 1))]
 QUICK = [(name, meshes[0]) for name, (_, _, meshes) in TARGETS.items() if name != "reference:10b"] + CUTS
 
