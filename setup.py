@@ -70,7 +70,6 @@ setup(
             "pytest>=8.4",
             "pytest-timeout>=2.4",
             "pytest-xdist>=3.8",
-            "hypothesis>=6.120",
             "beartype>=0.21",
             "ruff>=0.15",
             "PyYAML>=6.0",
