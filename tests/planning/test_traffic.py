@@ -74,6 +74,14 @@ def test_a_rollout_gathers_kernels_once_and_sums_gradients_each_time():
     assert more == pytest.approx(2 * 1 / 2 * blocks / 4 * 4)
 
 
+@pytest.mark.parametrize("times", [{"rollout": 3}, {"accumulate": 3}])
+def test_gradients_are_summed_for_each_step_and_part_and_new_parameters_gathered_once(times):
+    """The compiled step's loops of three have these sums in them, and the gathering behind them."""
+    once, thrice = (transfers(Layout(2, 1, 1), zero="moments", batch=6, **more) for more in ({}, times))
+    assert thrice["gradients over data"].bytes == 3 * once["gradients over data"].bytes
+    assert thrice["parameters over data"] == once["parameters over data"]
+
+
 def test_two_frames_are_encoded_in_one_contraction():
     two = dataclasses.replace(SHAPE, history=2)
     for schedule, activation in (("scatter", 1), ("gather", 2)):

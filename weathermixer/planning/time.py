@@ -93,10 +93,15 @@ def exchange_seconds(transfers: list[Transfer], products: dict[str, float], hard
 
 
 def scales_agreed(shape: ModelShape, layout: Layout, options: StepOptions) -> int:
-    """How often all devices agree on a scale of 8-bit floats: of each block product's input and of its gradient."""
+    """How often all devices agree on a scale of 8-bit floats: of each block product's gradient, and of its input.
+
+    Of the input again where a rollout's step or a block is made again. Kernels' scales wait for nothing.
+    """
     if options.compute_dtype != "fp8" or layout.devices == 1:
         return 0
-    return 2 * options.passes * options.repeats * sum(c.count for c in contractions(shape) if c.in_block)
+    each = 2 + (options.rollout > 1) + (options.rematerialize == "block")
+    times = options.rollout * options.accumulate * options.repeats
+    return each * times * sum(c.count for c in contractions(shape) if c.in_block)
 
 
 def step_time(shape: ModelShape, layout: Layout, options: StepOptions, hardware: Hardware) -> StepTime:

@@ -135,19 +135,21 @@ def vector_transfers(shape: ModelShape, layout: Layout, options: StepOptions) ->
 def gradient_transfers(shape: ModelShape, layout: Layout, options: StepOptions) -> list[Transfer]:
     """Sums of kernels' float32 gradients over instances, with ZeRO the gathering of what each updated or keeps.
 
-    none: all-reduce, once for each repetition of a block. moments: cut as well, then the new parameters are gathered.
+    none: all-reduce, once for each repetition of a block, for each part of the batch and step of a rollout; where such
+    a step is made again, nothing is summed again. moments: cut as well, then the new parameters are gathered, once.
     parameters: cut as well, and parameters are gathered for every use.
     """
     group = layout.replicas
     hops, whole = group.size - 1, gathered_bytes(group, FLOAT32 / layout.instance)
     summed = sum(c.kernel * options.times(c) for c in contractions(shape) if c.name != "blend")
-    sums = 2 if options.zero == "none" else 1
+    sums = (2 if options.zero == "none" else 1) * options.rollout * options.accumulate
     transfers = [Transfer("gradients over data", group, sums * whole * summed, sums * hops)]
     if options.zero == "moments":
         transfers.append(Transfer("parameters over data", group, whole * parameters(shape), hops))
     if options.zero == "parameters":
         gathered = parameters(shape) + (block_uses(options) - 1) * block_parameters(shape)
-        transfers.append(Transfer("parameters over data", group, whole * gathered, 2 * hops))
+        times = options.passes * options.accumulate
+        transfers.append(Transfer("parameters over data", group, times * whole * gathered, round(times * 2 * hops)))
     return transfers
 
 
@@ -158,10 +160,9 @@ def step_transfers(shape: ModelShape, layout: Layout, options: StepOptions) -> l
     transfers = []
     for c in contractions(shape):
         transfers += (head_transfers if c.name == "blend" else contraction_transfers)(c, layout, part)
-    for others in (norm_transfers, vector_transfers, gradient_transfers):
-        transfers += others(shape, layout, part)
+    transfers += norm_transfers(shape, layout, part) + vector_transfers(shape, layout, part)
     grown = [dataclasses.replace(t, bytes=times * t.bytes, messages=round(times * t.messages)) for t in transfers]
-    return [transfer for transfer in grown if transfer.bytes]
+    return [transfer for transfer in grown + gradient_transfers(shape, layout, options) if transfer.bytes]
 
 
 def read_bytes(shape: ModelShape, layout: Layout, options: StepOptions, *, devices: int = 1) -> float:
