@@ -49,7 +49,7 @@ def call(main: Callable[[Sequence[str] | None], int | None], arguments: Sequence
             status = main(arguments) or 0
         except SystemExit as asked:
             status = asked.code or 0
-        sys.stdout.flush()
+        print(end="", flush=True)
         return status
     except Exception as error:
         status, line = explain(error, program)
@@ -73,7 +73,7 @@ def explain(error: Exception, program: str) -> tuple[int, str]:
 
 def judge(error: Exception) -> tuple[int, str]:
     """(status, line) of what ends a program: 141 where nobody reads it, 1 where it would end so again, else 70."""
-    if isinstance(error, BrokenPipeError):  # which may be another pipe than that of the output
+    if isinstance(error, BrokenPipeError) and sys.__stdout__:  # which may be another pipe than that of the output
         output = select.poll()
         output.register(sys.__stdout__, 0)  # errors are told anyhow
         if output.poll(0):

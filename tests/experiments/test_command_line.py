@@ -241,6 +241,8 @@ def test_a_program_whose_reader_has_gone_ends_without_a_word(tmp_path, capsys):
         run = subprocess.run([sys.executable, "-m", "program", option], env=environment, timeout=60, **streams)
         assert (run.returncode, run.stderr) == (141, ""), option
     os.close(writer)
+    command = ["bash", "-c", f"{sys.executable} -m program --lines=1 >&-"]  # no output at all, as of a service
+    assert subprocess.run(command, env=environment, timeout=60, capture_output=True).returncode == 0
 
     def main(arguments):
         raise BrokenPipeError(32, "a worker's pipe broke")

@@ -18,7 +18,6 @@ import json
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -243,16 +242,19 @@ def leave(status: int, why: str, report: Callable[[int, str], None] = lambda sta
         told = threading.Thread(target=_tell_others, args=(status, why), daemon=True)
         told.start()
         told.join(5)
-    sys.stdout.flush()
-    os._exit(status)
+    _exit(status)
 
 
 def end(status: int) -> NoReturn:
     """Ends this process when the others have come here too, but waits for no thread of its own, as one that reads."""
     if jax.distributed.is_initialized():
         jax.distributed.shutdown()
+    _exit(status)
+
+
+def _exit(status: int) -> NoReturn:
     try:
-        sys.stdout.flush()
+        print(end="", flush=True)  # to whatever there is, which may be nothing
     except OSError:  # nobody reads any more, or there is no room
         status = status or 120  # as Python's own
     os._exit(status)
