@@ -34,9 +34,9 @@ INDEX_BYTES = 16  # of a shard, for each of its chunks: offset and length
 class Layout:
     """How `fields` [time, channel, lat, lon], with so many static fields beside it, are cut and stored.
 
-    domain and tensor are the largest mesh that reads just its own bytes. compressor "none" is read at the rate of a
-    plain copy; "zstd" takes 2/3 of the bytes and "lz4" 4/5, which slow and remote stores are read faster from. Raises
-    ValueError where the sizes do not fit.
+    domain and tensor are the largest mesh that reads just its own bytes. compressor "none" takes least work to read;
+    "zstd" takes 2/3 of the bytes and "lz4" 4/5, which slow and remote stores are read faster from. Raises ValueError
+    where the sizes do not fit.
     """
 
     shape: tuple[int, int, int, int]
