@@ -33,7 +33,8 @@ JOIN_SECONDS = 900
 HEARTBEAT_SECONDS = 30  # where a process dies, the others stop after so long
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # chunks go from GPU to GPU of one process by copy engines, which leave the products alone: 5 % of a step
-COPY_ENGINES, SINCE_JAX = "--xla_gpu_collective_permute_mode=peer", (0, 11, 2)
+COPY_ENGINES = "--xla_gpu_collective_permute_mode=peer"
+KNOWN_TO_JAX = (0, 11, 2), (0, 13)  # from, until: XLA ends a program that sets a flag which it does not know
 _ASKED, _STEPS, _LEFT = (f"weathermixer/{name}" for name in ("asked", "steps/", "left"))
 
 _meetings: collections.Counter[str] = collections.Counter()
@@ -84,7 +85,7 @@ def initialize() -> None:
 def use_copy_engines() -> None:
     """Sets XLA's flag where this jax is known to have it and nobody has set it; before devices are looked for."""
     flags = os.environ.get("XLA_FLAGS", "")
-    if jax.__version_info__ >= SINCE_JAX and COPY_ENGINES.partition("=")[0] not in flags:
+    if KNOWN_TO_JAX[0] <= jax.__version_info__ < KNOWN_TO_JAX[1] and COPY_ENGINES.partition("=")[0] not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {COPY_ENGINES}".strip()
 
 
