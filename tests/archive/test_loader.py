@@ -246,7 +246,9 @@ def test_host_memory_stays_within_its_bound(make_archive, block):
     bound, taken, growth = (int(word) for word in found.stdout.split())
     assert bound == (6 + (block > 1)) * 2 * 2 * 4 * 256 * 1024 * 2
     batch = 2 * 2 * 4 * 256 * 1024 * 2
-    # the consumer holds a batch too, and threads' stacks and code of the first reads count in the process's memory
-    assert taken + growth < bound + batch + 24e6
-    # how many are in flight at once varies; of 60 batches each leaving an eighth behind there would be seven more
-    assert growth < 2 * batch
+    # the consumer holds a batch too; threads' stacks, code of the first reads and what the allocator keeps of chunks
+    # that were freed count in the process's memory
+    assert taken + growth < bound + batch + 32e6
+    # how many are in flight at once varies, and the arenas that they are taken from; of 60 batches each leaving an
+    # eighth behind there would be seven more
+    assert growth < 4 * batch
