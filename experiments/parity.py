@@ -28,8 +28,7 @@ import numpy as np
 import pandas as pd
 
 from experiments import command_line, ends, synthetic
-from weathermixer.parallel import distributed
-from weathermixer.parallel.mesh import check_divides, make_mesh, use_mesh
+from weathermixer.parallel.mesh import check_divides, make_mesh, use_copy_engines, use_mesh
 from weathermixer.runs.settings import Settings
 from weathermixer.training.state import name_leaves
 
@@ -163,7 +162,7 @@ def make_parser() -> command_line.Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures and prints; returns 1 where a difference is too large."""
     options = make_parser().parse_args(arguments)
-    distributed.use_copy_engines()
+    use_copy_engines()
     if jax.process_count() > 1:
         raise ValueError("parity compares whole arrays in one process: start it on one host")
     config, sizes = command_line.read_settings(options), dict(data=options.data, grid=options.grid)

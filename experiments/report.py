@@ -4,7 +4,8 @@
 
 What was trained on what, loss and speed, scores with intervals, scorecards (of each further run against the first),
 spectra, maps of one channel, errors by lead, memory, the data's faults, settings and versions. Scores are those of
-RUN/scores.nc, where experiments.evaluate left them; where it did not they are computed, as the run's config says.
+RUN/scores.nc, where experiments.evaluate left them; where it did not they are computed, as the run's config says. Each
+section of the page is a function of this one file.
 
 Examples:
   python -m experiments.report runs/quickstart --output=quickstart.html
@@ -52,7 +53,7 @@ PLACE = (50.0, 10.0)  # degrees north and east, of the time series
 def write_report(
     runs: Sequence[Run], output: pathlib.Path, *, data: str | None = None, channel: str | None = None
 ) -> None:
-    """Writes the page of some runs; their names are their folders'. Each section is a function of this file.
+    """Writes the page of some runs; their names are their folders'.
 
     `data` is what is forecast from where it is not the runs' own; `channel` is what maps show.
     Raises ValueError where the runs have no starts, leads and channels in common, and for a channel that one lacks.

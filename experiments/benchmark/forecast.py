@@ -21,8 +21,7 @@ from experiments import command_line, synthetic
 from experiments.benchmark import weather
 from weathermixer.archive.reference import Reference
 from weathermixer.forecasting.forecasts import make_forecast
-from weathermixer.parallel import distributed
-from weathermixer.parallel.mesh import make_mesh, use_mesh
+from weathermixer.parallel.mesh import make_mesh, use_copy_engines, use_mesh
 from weathermixer.runs import build
 from weathermixer.runs.run import Run
 from weathermixer.runs.settings import Settings
@@ -43,7 +42,7 @@ def make_parser() -> command_line.Parser:
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     """Prints and returns the seconds of each part."""
     options = make_parser().parse_args(arguments)
-    distributed.use_copy_engines()
+    use_copy_engines()
     run = make_run(command_line.read_settings(options), options.grid, options.output.parent)
     analysis = make_analysis(run.reference)
     seconds = {"first step, with compilation": _time(run.forecast, analysis, hours=6)}

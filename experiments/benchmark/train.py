@@ -30,8 +30,7 @@ from weathermixer.archive.archive import open_archive
 from weathermixer.archive.loader import Batches
 from weathermixer.archive.standardization import Standardization
 from weathermixer.model.shape import ModelShape
-from weathermixer.parallel import distributed
-from weathermixer.parallel.mesh import make_mesh, use_mesh
+from weathermixer.parallel.mesh import make_mesh, use_copy_engines, use_mesh
 from weathermixer.planning.hardware import HARDWARE, find_hardware
 from weathermixer.planning.hlo import hidden_transfers
 from weathermixer.planning.work import train_flops
@@ -62,7 +61,7 @@ def make_parser() -> command_line.Parser:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Compiles and times one setting; prints and returns its row."""
     args = make_parser().parse_args(argv)
-    distributed.use_copy_engines()
+    use_copy_engines()
     mesh = make_mesh(*args.mesh)
     settings = make_run_settings(args, mesh)
     shape, channel_set = synthetic.find_sizes(settings, data=args.data, grid=args.grid)

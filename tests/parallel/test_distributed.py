@@ -11,8 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from weathermixer.parallel import distributed
-from weathermixer.parallel.mesh import make_mesh, sharding
+from weathermixer.parallel.mesh import COPY_ENGINES, KNOWN_TO_JAX, make_mesh, sharding
 from weathermixer.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -87,29 +86,12 @@ def test_a_platform_without_a_device_is_said_in_a_line():
     )
 
 
-@pytest.mark.parametrize(
-    "version, flags, expected",
-    [
-        ((0, 11, 2), "", "--xla_gpu_collective_permute_mode=peer"),
-        ((0, 12, 0, 1), "--xla_dump_to=x", "--xla_dump_to=x --xla_gpu_collective_permute_mode=peer"),
-        ((0, 12, 0), "--xla_gpu_collective_permute_mode=other", "--xla_gpu_collective_permute_mode=other"),
-        ((0, 10, 2), "", ""),  # XLA ends a program that sets a flag which it does not know
-        ((0, 13, 0), "", ""),  # nobody has tried it there yet
-    ],
-)
-def test_copy_engines_are_asked_for_where_they_are_known(monkeypatch, version, flags, expected):
-    monkeypatch.setattr(jax, "__version_info__", version)
-    monkeypatch.setenv("XLA_FLAGS", flags)
-    distributed.use_copy_engines()
-    assert os.environ["XLA_FLAGS"] == expected
-
-
 def test_xla_knows_the_flag_that_is_set_for_copy_engines():
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
     code = (
         "from weathermixer.parallel import distributed as d; d.initialize(); import os; print(os.environ['XLA_FLAGS'])"
     )
     found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    since, until = distributed.KNOWN_TO_JAX
+    since, until = KNOWN_TO_JAX
     known = since <= jax.__version_info__ < until
-    assert (found.returncode, found.stdout.strip()) == (0, distributed.COPY_ENGINES if known else ""), found.stderr
+    assert (found.returncode, found.stdout.strip()) == (0, COPY_ENGINES if known else ""), found.stderr

@@ -1,10 +1,21 @@
 """The mesh and the table: strict names, sizes that do not divide, devices that are not there."""
 
+import os
+
 import jax
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from weathermixer.parallel.mesh import AXES, LOGICAL_AXES, check_divides, make_mesh, spec, ways, without
+from weathermixer.parallel.mesh import (
+    AXES,
+    LOGICAL_AXES,
+    check_divides,
+    make_mesh,
+    spec,
+    use_copy_engines,
+    ways,
+    without,
+)
 
 
 def test_the_mesh_has_three_explicit_axes_and_fills_the_devices():
@@ -52,3 +63,20 @@ def test_every_size_that_does_not_divide_is_named():
     ):
         check_divides(make_mesh(1, 2, 4), latitude=("lat", 33), bias=("token_vector", 12), fine=("embed", 8))
     assert len(jax.devices()) == 8
+
+
+@pytest.mark.parametrize(
+    "version, flags, expected",
+    [
+        ((0, 11, 2), "", "--xla_gpu_collective_permute_mode=peer"),
+        ((0, 12, 0, 1), "--xla_dump_to=x", "--xla_dump_to=x --xla_gpu_collective_permute_mode=peer"),
+        ((0, 12, 0), "--xla_gpu_collective_permute_mode=other", "--xla_gpu_collective_permute_mode=other"),
+        ((0, 10, 2), "", ""),  # XLA ends a program that sets a flag which it does not know
+        ((0, 13, 0), "", ""),  # nobody has tried it there yet
+    ],
+)
+def test_copy_engines_are_asked_for_where_they_are_known(monkeypatch, version, flags, expected):
+    monkeypatch.setattr(jax, "__version_info__", version)
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    use_copy_engines()
+    assert os.environ["XLA_FLAGS"] == expected

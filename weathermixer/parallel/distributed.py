@@ -27,14 +27,12 @@ import jax
 from jax._src.distributed import global_state  # the key-value store has no public name
 
 from weathermixer.parallel.joining import Waiting, call_roll, check_devices, find_place, name_processes, say
+from weathermixer.parallel.mesh import use_copy_engines
 
 FINISHED, FAILED, FAULT, PREEMPTED, STUCK = 0, 1, 70, 75, 124
 JOIN_SECONDS = 900
 HEARTBEAT_SECONDS = 30  # where a process dies, the others stop after so long
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-# chunks go from GPU to GPU of one process by copy engines, which leave the products alone: 5 % of a step
-COPY_ENGINES = "--xla_gpu_collective_permute_mode=peer"
-KNOWN_TO_JAX = (0, 11, 2), (0, 13)  # from, until: XLA ends a program that sets a flag which it does not know
 _ASKED, _STEPS, _LEFT = (f"weathermixer/{name}" for name in ("asked", "steps/", "left"))
 
 _meetings: collections.Counter[str] = collections.Counter()
@@ -80,13 +78,6 @@ def initialize() -> None:
             "need a driver and the package's [gpu] extra"
         ) from None
     check_devices(os.environ, platform=platform, local_devices=local_devices, place=place)
-
-
-def use_copy_engines() -> None:
-    """Sets XLA's flag where this jax is known to have it and nobody has set it; before devices are looked for."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    if KNOWN_TO_JAX[0] <= jax.__version_info__ < KNOWN_TO_JAX[1] and COPY_ENGINES.partition("=")[0] not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {COPY_ENGINES}".strip()
 
 
 def wait_for_all(what: str) -> None:
