@@ -88,11 +88,14 @@ def test_a_process_that_is_killed_is_said():
     "address, message",
     [("tcp://127.0.0.1:9", "no Dask scheduler answers at tcp://127.0.0.1:9"), ("nowhere", "no Dask scheduler answers")],
 )
-def test_a_cluster_that_is_not_there(address, message):
-    pytest.importorskip("distributed", reason="no distributed: pip install 'weathermixer[dask]'")
+def test_a_cluster_that_is_not_there(address, message, tmp_path):
+    distributed = pytest.importorskip("distributed", reason="no distributed: pip install 'weathermixer[dask]'")
     impatient = dask.config.set({"distributed.comm.timeouts.connect": "1s"})
     with impatient, pytest.raises(ValueError, match=message), open_workers(dask=address):
         pass
+    with pytest.raises(ValueError, match="No global client found"):  # xarray would ask it for the lock of each file
+        distributed.get_client()
+    make_dataset()[["2m_temperature"]].to_netcdf(tmp_path / "next.nc")
 
 
 @pytest.mark.slow

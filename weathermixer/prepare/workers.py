@@ -119,7 +119,8 @@ def _open_dask(address: str) -> Iterator[Workers]:
             cluster = distributed.LocalCluster(n_workers=int(address.removeprefix("local:")), **options)
             address = stack.enter_context(cluster).scheduler_address
         try:
-            client = stack.enter_context(distributed.Client(address))
+            # not the process's default: one that nobody answers would stay it, and xarray ask it for its locks
+            client = stack.enter_context(distributed.Client(address, set_as_default=False))
         except (OSError, ValueError) as error:
             raise ValueError(f"no Dask scheduler answers at {address}: {error}") from None
         try:
