@@ -31,7 +31,7 @@ _PUBLIC = {
     "open_archive": "archive.archive",
     "verify_archive": "archive.verify",
     "Batch": "archive.loader",
-    "make_batches": "archive.loader",
+    "Batches": "archive.loader",
     "read_frames": "archive.loader",
     "Reference": "archive.reference",
     "make_reference": "archive.reference",

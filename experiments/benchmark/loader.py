@@ -145,7 +145,7 @@ def open_sources(folder: Path, mesh: Mesh, process: int, *, ahead: int) -> tuple
     device, sources = mesh.devices.ravel()[process], {}
     for name in COMPRESSORS:
         archive = open_archive(folder / name)
-        reader = Reader(archive, ChannelSet(archive.channels), mesh, 1, spare=2 * (AHEAD + 2), devices=[device])
+        reader = Reader(archive, ChannelSet(archive.channels), mesh, 1, devices=[device])
         (box,) = find_boxes(mesh, reader.shape, [device])
         frames = [find_chunks(archive, time, box) for time in range(len(archive.times))]
         size = max(chunks[:, 1].sum() for _, chunks in frames)

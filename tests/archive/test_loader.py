@@ -11,7 +11,7 @@ import threading
 import numpy as np
 import pytest
 
-from weathermixer.archive.loader import make_batches, read_frames
+from weathermixer.archive.loader import Batches, read_frames
 from weathermixer.archive.sampling import sample_starts, valid_starts
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel.mesh import make_mesh, spec
@@ -50,7 +50,7 @@ def test_batches_follow_the_sampling(make_archive, prefetch):
     archive = make_archive(missing=(6,))
     channels = full_set(archive)
     starts = valid_starts(archive.times, ("2000", "2000"), 12, step_hours=6)
-    with make_batches(
+    with Batches(
         archive, channels, make_mesh(2, 2, 2), starts=starts, seed=5, batch_size=2, lead_hours=12, first_step=3,
         last_step=11, prefetch=prefetch,
     ) as batches:  # fmt: skip
@@ -64,7 +64,7 @@ def test_batches_follow_the_sampling(make_archive, prefetch):
 
 def test_closing_early_stops_the_reading(make_archive):
     archive = make_archive()
-    batches = make_batches(
+    batches = Batches(
         archive, full_set(archive), make_mesh(1, 1, 1), starts=np.arange(10), seed=0, batch_size=1, lead_hours=6,
         first_step=0, last_step=10**9,
     )  # fmt: skip
@@ -83,7 +83,7 @@ def test_a_damaged_chunk_stops_with_time_and_band_named(make_archive):
     shard.write_bytes(data)
     with (
         pytest.raises(ValueError, match=r"cannot read time 2000-01-02T00:00, .*latitudes 78.75 to 11.25: .*entry"),
-        make_batches(
+        Batches(
             archive, full_set(archive), make_mesh(1, 2, 1), starts=np.array([4]), seed=0, batch_size=1, lead_hours=6,
             first_step=0, last_step=3,
         ) as batches,
@@ -117,7 +117,7 @@ def test_skipping_replaces_samples_and_counts_them(make_archive, caplog):
     whole = archive.store.read().result()
     damage(archive, time=4, band=1)
     options = dict(starts=np.arange(12), seed=0, batch_size=2, lead_hours=6, first_step=0, last_step=6)
-    with make_batches(archive, full_set(archive), make_mesh(2, 2, 1), on_error="skip", **options) as batches:
+    with Batches(archive, full_set(archive), make_mesh(2, 2, 1), on_error="skip", **options) as batches:
         pairs = [(np.asarray(batch.inputs)[:, :4], np.asarray(batch.targets)[:, :4]) for batch in batches]
         skipped = batches.account().skipped
     index = {frame.tobytes(): time for time, frame in enumerate(whole)}
@@ -140,7 +140,7 @@ def test_skipping_ends_where_nothing_can_be_read(make_archive):
     shutil.rmtree(pathlib.Path(archive.path, "fields", "c"))
     options = dict(starts=np.arange(12), seed=0, batch_size=1, lead_hours=6, first_step=0, last_step=6)
     with (
-        make_batches(archive, full_set(archive), make_mesh(1, 1, 1), on_error="skip", **options) as batches,
+        Batches(archive, full_set(archive), make_mesh(1, 1, 1), on_error="skip", **options) as batches,
         pytest.raises(ValueError, match="step 0: 16 samples in a row cannot be read: .*is missing"),
     ):
         next(batches)
@@ -153,14 +153,14 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=process)
 from weathermixer.archive.archive import open_archive
-from weathermixer.archive.loader import make_batches
+from weathermixer.archive.loader import Batches
 from weathermixer.parallel.mesh import make_mesh
 from weathermixer.fields.variables import ChannelSet
 total = jax.jit(lambda b: (b.inputs.astype("float32") ** 2).sum())
 def run(path, mesh_shape, **options):
     archive = open_archive(path)
     channels = ChannelSet(archive.channels, tuple(archive.static), 2)
-    with make_batches(archive, channels, make_mesh(*mesh_shape), starts=np.arange(8), seed=0, batch_size=4,
+    with Batches(archive, channels, make_mesh(*mesh_shape), starts=np.arange(8), seed=0, batch_size=4,
                       lead_hours=6, first_step=0, last_step=2, **options) as batches:
         totals = [float(total(batch)) for batch in batches]
         account = batches.account()
@@ -170,7 +170,7 @@ for mesh_shape in [(1, 4, 1), (2, 2, 1), (1, 2, 2), (4, 1, 1)]:
 run(damaged, (1, 4, 1), on_error="skip")
 # both take one batch and leave, whoever is first: neither waits for what the other would have read next
 archive = open_archive(path)
-with make_batches(archive, ChannelSet(archive.channels), make_mesh(1, 4, 1), starts=np.arange(8), seed=0, batch_size=4,
+with Batches(archive, ChannelSet(archive.channels), make_mesh(1, 4, 1), starts=np.arange(8), seed=0, batch_size=4,
                   lead_hours=6, first_step=0, last_step=1000, on_error="skip") as batches:
     next(batches)
 """
@@ -217,7 +217,7 @@ MEMORY = """
 import sys, jax, numpy as np
 jax.config.update("jax_platforms", "cpu")
 from weathermixer.archive.archive import open_archive
-from weathermixer.archive.loader import make_batches
+from weathermixer.archive.loader import Batches
 from weathermixer.parallel.mesh import make_mesh
 from weathermixer.fields.variables import ChannelSet
 # not getrusage's: that begins with the size of the process that started this one
@@ -225,7 +225,7 @@ peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0
 archive = open_archive(sys.argv[1])
 jax.device_put(np.zeros(1)).block_until_ready()
 before = peak()
-with make_batches(archive, ChannelSet(archive.channels), make_mesh(1, 1, 1), starts=np.arange(7), seed=0,
+with Batches(archive, ChannelSet(archive.channels), make_mesh(1, 1, 1), starts=np.arange(7), seed=0,
                   batch_size=2, lead_hours=6, first_step=0, last_step=80, block=int(sys.argv[2])) as batches:
     for step, batch in enumerate(batches):
         jax.block_until_ready(batch)

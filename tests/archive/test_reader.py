@@ -8,7 +8,7 @@ import pytest
 
 from weathermixer.archive import storage
 from weathermixer.archive.boxes import count_bytes, find_boxes, read_amplification
-from weathermixer.archive.loader import make_batches, read_frames
+from weathermixer.archive.loader import Batches, read_frames
 from weathermixer.archive.reader import Reader
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel.mesh import make_mesh
@@ -146,7 +146,7 @@ def test_blocks_share_frames(make_archive, data):
     accounts = {}
     for block in (1, 4):
         seen = []
-        with make_batches(archive, channels, mesh, batch_size=data, block=block, **options) as batches:
+        with Batches(archive, channels, mesh, batch_size=data, block=block, **options) as batches:
             for batch in batches:
                 inputs, targets = np.asarray(batch.inputs), np.asarray(batch.targets)
                 for one, next_one in zip(inputs, targets, strict=True):
@@ -169,7 +169,7 @@ def test_memory_has_a_stated_bound(make_archive):
     channels = ChannelSet(archive.channels)
     options = dict(starts=np.arange(8), seed=0, batch_size=2, lead_hours=12, first_step=0, last_step=1)
     for prefetch, block, held in ((1, 1, 4), (3, 1, 8), (2, 5, 8)):
-        with make_batches(archive, channels, make_mesh(2, 2, 2), prefetch=prefetch, block=block, **options) as batches:
+        with Batches(archive, channels, make_mesh(2, 2, 2), prefetch=prefetch, block=block, **options) as batches:
             assert batches.host_bytes == held * 2 * 2 * archive.store[0].size * 2
 
 
@@ -182,4 +182,4 @@ def test_requests_that_make_no_sense_are_named(make_archive):
         (dict(lead_hours=9), "lead_hours=9 is not a positive multiple of step_hours=6"),
     ):
         with pytest.raises(ValueError, match=message):
-            make_batches(archive, ChannelSet(archive.channels), make_mesh(1, 1, 1), **(good | changes))
+            Batches(archive, ChannelSet(archive.channels), make_mesh(1, 1, 1), **(good | changes))

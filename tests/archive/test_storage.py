@@ -15,7 +15,7 @@ import tensorstore as ts
 from tests.servers import serve
 from weathermixer.archive import reader, storage
 from weathermixer.archive.archive import open_archive
-from weathermixer.archive.loader import make_batches, read_frames
+from weathermixer.archive.loader import Batches, read_frames
 from weathermixer.archive.storage import kvstore_spec
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.parallel.mesh import make_mesh
@@ -70,7 +70,7 @@ def test_bad_paths_are_named(path, message):
 
 
 def steps(archive, last_step=3, **options):
-    return make_batches(
+    return Batches(
         archive, ChannelSet(archive.channels), make_mesh(1, 2, 1), starts=np.arange(8), seed=0, batch_size=1,
         lead_hours=6, first_step=0, last_step=last_step, **options,
     )  # fmt: skip

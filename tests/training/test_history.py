@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from tests.archives import make_archive, make_frames
-from weathermixer.archive.loader import make_batches
+from weathermixer.archive.loader import Batches
 from weathermixer.archive.sampling import with_previous
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.forecasting.forecasts import make_forecast, model_forecaster
@@ -53,7 +53,7 @@ def test_batches_hold_the_frame_before_each_start(archive, mesh_shape):
     mesh, starts = make_mesh(*mesh_shape), np.arange(1, 8)
     options = {"seed": 0, "batch_size": 4, "lead_hours": 6, "first_step": 0, "last_step": 2, "history": 2}
     stored = np.asarray(archive.store.read().result())
-    with use_mesh(mesh), make_batches(archive, CHANNELS, mesh, starts=starts, **options) as batches:
+    with use_mesh(mesh), Batches(archive, CHANNELS, mesh, starts=starts, **options) as batches:
         for batch in batches:
             for row, frame in enumerate(np.asarray(batch.inputs)[:, :2]):
                 (start,) = np.flatnonzero((stored == frame).all(axis=(1, 2, 3)))
@@ -122,7 +122,7 @@ def test_the_loss_turns_both_frames_together(archive):
     ones = np.ones(4, np.float32) * PREDICTED[0, :, 0, 0]
     loss = make_loss(extrapolate, area=np.ones(8), channel=ones, repeats=1, augmentation="rotate_longitude")
     options = {"seed": 0, "batch_size": 4, "lead_hours": 6, "first_step": 0, "last_step": 1, "history": 2}
-    with use_mesh(mesh), make_batches(archive, CHANNELS, mesh, starts=np.arange(1, 8), **options) as batches:
+    with use_mesh(mesh), Batches(archive, CHANNELS, mesh, starts=np.arange(1, 8), **options) as batches:
         value = jax.jit(loss)({}, next(batches), standardization, jax.random.key(1))
     # the steady rate is seen through any rotation, if the three frames turn alike
     assert float(value) < 1e-9

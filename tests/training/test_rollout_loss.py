@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.tiny_training import GRID, make_tiny, tiny_settings
-from weathermixer.archive.loader import make_batches
+from weathermixer.archive.loader import Batches
 from weathermixer.archive.sampling import sample_starts
 from weathermixer.archive.standardization import make_input, standardize
 from weathermixer.fields.variables import ChannelSet
@@ -83,7 +83,7 @@ def test_batches_hold_the_frames_of_every_lead(make_archive, history, block):
         seed=0, batch_size=2, lead_hours=12, first_step=0, last_step=4, history=history, rollout=3, block=block
     )
     stored = archive.store.read().result()
-    with make_batches(archive, channels, mesh, starts=np.arange(1, 17), **options) as batches:
+    with Batches(archive, channels, mesh, starts=np.arange(1, 17), **options) as batches:
         for batch in batches:
             inputs = np.asarray(batch.inputs)[:, :4]
             starts = [int(np.flatnonzero((stored == sample).all((1, 2, 3)))[0]) for sample in inputs]
@@ -101,7 +101,7 @@ def test_each_samples_lead_is_drawn_from_seed_and_step(make_archive):
     channels = ChannelSet.from_names([c.name for c in archive.channels], forcings=["insolation"], multiple=2)
     options = dict(starts=np.arange(32), seed=3, batch_size=8, lead_hours=6, last_step=8, rollout=2, leads=leads)
     stored, drawn = archive.store.read().result(), []
-    with make_batches(archive, channels, mesh, first_step=0, **options) as batches:
+    with Batches(archive, channels, mesh, first_step=0, **options) as batches:
         for step, batch in enumerate(batches):
             starts = [int(np.flatnonzero((stored == x).all((1, 2, 3)))[0]) for x in np.asarray(batch.inputs)[:, :4]]
             numbers = np.asarray(batch.lead)
@@ -112,9 +112,9 @@ def test_each_samples_lead_is_drawn_from_seed_and_step(make_archive):
                 np.testing.assert_array_equal(np.asarray(frames)[:, :4], expected)
             drawn.append(numbers)
     assert min(np.bincount(np.concatenate(drawn))) > 10 and len({tuple(numbers) for numbers in drawn}) == 8
-    with make_batches(archive, channels, mesh, first_step=5, **options) as batches:  # resumed
+    with Batches(archive, channels, mesh, first_step=5, **options) as batches:  # resumed
         assert np.array_equal(np.asarray(next(batches).lead), drawn[5])
-    with make_batches(archive, channels, mesh, first_step=0, **options | {"leads": (4,)}) as batches:
+    with Batches(archive, channels, mesh, first_step=0, **options | {"leads": (4,)}) as batches:
         batch = next(batches)
         assert batch.lead is None
         starts = sample_starts(options["starts"], seed=3, step=0, batch_size=8)

@@ -6,7 +6,7 @@ import pytest
 
 from experiments.configs import base
 from tests.archives import make_archive, make_frames, make_grid
-from weathermixer.archive.loader import make_batches
+from weathermixer.archive.loader import Batches
 from weathermixer.archive.sampling import valid_starts
 from weathermixer.fields.forcings import sun
 from weathermixer.fields.variables import ChannelSet
@@ -57,7 +57,7 @@ def train(archive, *forcings):
         training = build.make_training(settings, frames.reference, starts=len(starts), mesh=mesh)
         state, losses = jax.jit(training.initial_state)(), []
         options = dict(starts=starts, seed=0, batch_size=16, lead_hours=6, first_step=0, last_step=STEPS)
-        with make_batches(archive, channels, mesh, **options) as batches:
+        with Batches(archive, channels, mesh, **options) as batches:
             for batch in batches:
                 state, metrics = training.train_step(state, batch, frames.standardization)
                 losses.append(metrics["loss"])

@@ -7,7 +7,6 @@ is named in the log after a while; remote stores are asked again, with growing d
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import json
 import logging
@@ -94,19 +93,6 @@ class Account:
     skipped: tuple[str, ...] = ()
 
 
-class Samples(NamedTuple):
-    """What a step trains on: indices of the starts, how many times later the first targets are, and leads' numbers."""
-
-    step: int
-    starts: Int[np.ndarray, " b"]
-    times: Int[np.ndarray, " b"]
-    lead: Int[CutArray, " b"] | None
-
-    def at(self, offset: int) -> Int[np.ndarray, " b"]:
-        """Indices of the inputs' times for 0, of targets' for 1, 2 ..., of those a step before the inputs for -1."""
-        return self.starts + offset * (self.times if offset > 0 else 1)
-
-
 def read_frames(
     archive: Archive, channel_set: ChannelSet, mesh: Mesh, indices: Int[np.ndarray, " b"]
 ) -> Num[Array, "b n lat lon"]:
@@ -124,89 +110,71 @@ def read_frames(
     return frames
 
 
-def make_batches(
-    archive: Archive,
-    channel_set: ChannelSet,
-    mesh: Mesh,
-    *,
-    starts: Int[np.ndarray, " start"],
-    seed: int,
-    batch_size: int,
-    lead_hours: int,
-    first_step: int,
-    last_step: int,
-    prefetch: int = 2,
-    block: int = 1,
-    history: int = 1,
-    rollout: int = 1,
-    leads: Sequence[int] = (1,),
-    on_error: str = "stop",
-) -> "Batches":
-    """Iterates over the batches of steps first_step ... last_step - 1, read ahead in the background.
+class Samples(NamedTuple):
+    """What a step trains on: indices of the starts, how many times later the first targets are, and leads' numbers."""
 
-    Args:
-      starts: indices of the inputs' times (sampling.valid_starts); the order is sampling.sample_starts'.
-      prefetch: how many batches are being read at a time, at least 1.
-      block: shuffles runs of so many consecutive starts; a frame that is a target and then an input is read once.
-      history: 2 reads the frame a step before each start too (sampling.with_previous).
-      rollout: how many targets, one each lead_hours; starts are valid for the last one's lead.
-      leads: of each sample lead_hours count so often, drawn from these (sampling.sample_leads).
-      on_error: "stop" raises a ValueError that names time, channels and latitudes of what cannot be read; "skip"
-        replaces the sample, on all processes by the same one, and counts it (they talk once per step then).
+    step: int
+    starts: Int[np.ndarray, " b"]
+    times: Int[np.ndarray, " b"]
+    lead: Int[CutArray, " b"] | None
+
+    def at(self, offset: int) -> Int[np.ndarray, " b"]:
+        """Indices of the inputs' times for 0, of targets' for 1, 2 ..., of those a step before the inputs for -1."""
+        return self.starts + offset * (self.times if offset > 0 else 1)
+
+
+@dataclasses.dataclass(eq=False)
+class Batches(Iterator[Batch], contextlib.AbstractContextManager):
+    """The batches of steps first_step ... last_step - 1, in order, read ahead by a thread; to be used in `with`.
+
+    starts: indices of the inputs' times (sampling.valid_starts); the order is sampling.sample_starts'.
+    prefetch: how many batches are being read at a time, at least 1.
+    block: shuffles runs of so many consecutive starts; a frame that is a target and then an input is read once.
+    history: 2 reads the frame a step before each start too (sampling.with_previous).
+    rollout: how many targets, one each lead_hours; starts are valid for the last one's lead.
+    leads: of each sample lead_hours count so often, drawn from these (sampling.sample_leads).
+    on_error: "stop" raises a ValueError that names time, channels and latitudes of what cannot be read; "skip" replaces
+      the sample, on all processes by the same one, and counts it (they talk once per step then).
 
     >>> archive, mesh = weathermixer.open_archive("dry.archive"), weathermixer.make_mesh(1, 4, 2)
     >>> options = dict(starts=np.arange(70), seed=0, batch_size=2, lead_hours=6, first_step=0, last_step=3)
-    >>> with weathermixer.make_batches(archive, weathermixer.ChannelSet(archive.channels), mesh, **options) as batches:
+    >>> with weathermixer.Batches(archive, weathermixer.ChannelSet(archive.channels), mesh, **options) as batches:
     ...     [batch.inputs.shape for batch in batches]
     [(2, 4, 16, 32), (2, 4, 16, 32), (2, 4, 16, 32)]
     """
-    if prefetch < 1:
-        raise ValueError(f"prefetch={prefetch} must be at least 1")
-    if on_error not in ("stop", "skip"):
-        raise ValueError(f"on_error={on_error!r} must be 'stop' or 'skip'")
-    lead, rest = divmod(lead_hours, archive.step_hours)
-    if rest or lead < 1:
-        raise ValueError(f"lead_hours={lead_hours} is not a positive multiple of step_hours={archive.step_hours}")
-    # with blocks, an input was a target `lead` steps ago
-    keep = lead * max(leads) if block > 1 else 0
-    offsets = (*range(rollout + 1), *[-1] * (history == 2))
-    reader = Reader(archive, channel_set, mesh, batch_size, spare=len(offsets) * (prefetch + READY + keep))
 
-    def draw(step: int) -> Samples:
-        chosen = sample_starts(starts, seed=seed, step=step, batch_size=batch_size, block=block)
-        numbers = sample_leads(leads, seed=seed, step=step, batch_size=batch_size)
-        placed = put(numbers.astype(np.int32), mesh, "batch") if len(leads) > 1 else None
-        return Samples(step, chosen, lead * np.asarray(leads)[numbers], placed)
+    archive: Archive
+    channel_set: ChannelSet
+    mesh: Mesh
+    _: dataclasses.KW_ONLY
+    starts: Int[np.ndarray, " start"]
+    seed: int
+    batch_size: int
+    lead_hours: int
+    first_step: int
+    last_step: int
+    prefetch: int = 2
+    block: int = 1
+    history: int = 1
+    rollout: int = 1
+    leads: Sequence[int] = (1,)
+    on_error: str = "stop"
 
-    def make(samples: Samples, frames: dict[int, Array]) -> Batch:
-        def terms(offset: int) -> Array | None:
-            return place_terms(channel_set, archive.times[samples.at(offset)], mesh, step_hours=archive.step_hours)
-
-        return arrange_batch(frames.__getitem__, terms, samples.lead, history=history, rollout=rollout)
-
-    drawn = map(draw, range(first_step, last_step))
-    replace = functools.partial(replace_start, starts, seed=seed) if on_error == "skip" else None
-    return Batches(reader, drawn, make, offsets=offsets, replace=replace, prefetch=prefetch, keep=keep)
-
-
-class Batches(Iterator[Batch], contextlib.AbstractContextManager):
-    """Batches in order, read by a thread; to be closed, or used in `with`. An error surfaces in the consumer."""
-
-    def __init__(
-        self,
-        reader: Reader,
-        drawn: Iterator[Samples],
-        make: Callable[[Samples, dict[int, Array]], Batch],
-        *,
-        offsets: Sequence[int],
-        replace: Callable[..., int] | None,
-        prefetch: int,
-        keep: int,
-    ):
-        self._reader, self._drawn, self._make, self._replace = reader, drawn, make, replace
-        self._offsets, self._prefetch = offsets, prefetch
+    def __post_init__(self):
+        if self.prefetch < 1:
+            raise ValueError(f"prefetch={self.prefetch} must be at least 1")
+        if self.on_error not in ("stop", "skip"):
+            raise ValueError(f"on_error={self.on_error!r} must be 'stop' or 'skip'")
+        hours = self.archive.step_hours
+        self._lead, rest = divmod(self.lead_hours, hours)
+        if rest or self._lead < 1:
+            raise ValueError(f"lead_hours={self.lead_hours} is not a positive multiple of step_hours={hours}")
+        # with blocks, an input was a target `lead` steps ago
+        self._recent: deque[dict] = deque(maxlen=self._lead * max(self.leads) if self.block > 1 else 0)
+        self._offsets = (*range(self.rollout + 1), *[-1] * (self.history == 2))
+        self._reader = Reader(self.archive, self.channel_set, self.mesh, self.batch_size)
+        self._steps = iter(range(self.first_step, self.last_step))
         self._pending: deque[tuple[Samples, Pending]] = deque()
-        self._recent: deque[dict] = deque(maxlen=keep)
         self._name = f"loader {next(_loaders)}"
         self._account = Account(bytes_read=-storage.bytes_read())  # what was read before
         self._closed = threading.Event()
@@ -216,13 +184,14 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
     @property
     def host_bytes(self) -> int:
         """Bound of the host memory: batches in flight, decoded and encoded, two ready, and those of frames kept."""
-        return (2 * self._prefetch + READY + self._recent.maxlen) * len(self._offsets) * self._reader.bytes
+        return (2 * self.prefetch + READY + self._recent.maxlen) * len(self._offsets) * self._reader.bytes
 
     def account(self) -> Account:
         """What was read so far; the difference of two accounts is what happened between."""
         return dataclasses.replace(self._account, bytes_read=self._account.bytes_read + storage.bytes_read())
 
     def __next__(self) -> Batch:
+        """The next batch; an error of the thread surfaces here."""
         try:
             batch = None if self._closed.is_set() else self._ready.popleft().result()
         except BaseException:
@@ -246,10 +215,18 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
 
     def _next(self) -> Batch | None:
         """The next batch, None after the last; begins to read those after it."""
-        for samples in itertools.islice(self._drawn, self._prefetch - len(self._pending)):
+        for step in itertools.islice(self._steps, self.prefetch - len(self._pending)):
+            samples = self._draw(step)
             self._pending.append((samples, self._start(samples, self._recent)))
             self._recent.append(self._pending[-1][1].frames)
         return self._finish(*self._pending.popleft()) if self._pending else None
+
+    def _draw(self, step: int) -> Samples:
+        which = dict(seed=self.seed, step=step, batch_size=self.batch_size)
+        numbers = sample_leads(self.leads, **which)
+        placed = put(numbers.astype(np.int32), self.mesh, "batch") if len(self.leads) > 1 else None
+        starts = sample_starts(self.starts, block=self.block, **which)
+        return Samples(step, starts, self._lead * np.asarray(self.leads)[numbers], placed)
 
     def _start(self, samples: Samples, recent: Sequence[dict]) -> Pending:
         pending = self._reader.start([samples.at(offset) for offset in self._offsets], recent)
@@ -263,10 +240,10 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
             try:
                 arrays = self._reader.finish(pending, self._closed)
             except Unreadable as error:
-                if self._replace is None:
+                if self.on_error == "stop":
                     raise
                 failed = error.failed
-            if self._replace is not None:
+            if self.on_error == "skip":
                 # not by the devices, whose collectives would race with the training step's
                 answers = exchange(self._name, json.dumps(failed), given_up=self._closed.is_set)
                 failed = dict(sorted((int(row), why) for text in answers for row, why in json.loads(text).items()))
@@ -278,7 +255,16 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
                 what = f"step {samples.step}, row {row}: {problem}"
                 self._account.skipped += (what,)
                 logger.warning("replaced a sample: %s", what)
-                samples.starts[row] = self._replace(step=samples.step, row=row, attempt=attempt)
+                where = dict(seed=self.seed, step=samples.step, row=row, attempt=attempt)
+                samples.starts[row] = replace_start(self.starts, **where)
             pending = self._start(samples, ())
         what = f"step {samples.step}: {REPLACEMENTS} samples in a row cannot be read"
         raise ValueError(f"{what}: {self._account.skipped[-1]}")
+
+    def _make(self, samples: Samples, frames: dict[int, Array]) -> Batch:
+        def terms(offset: int) -> Array | None:
+            times, hours = self.archive.times[samples.at(offset)], self.archive.step_hours
+            return place_terms(self.channel_set, times, self.mesh, step_hours=hours)
+
+        sizes = dict(history=self.history, rollout=self.rollout)
+        return arrange_batch(frames.__getitem__, terms, samples.lead, **sizes)

@@ -40,11 +40,10 @@ class Buffers:
 
     Touching fresh memory costs as much as copying into it.
     JAX holds a view while a copy to a device is under way, and on the CPU, where an aligned array is not copied at all,
-    as long as the device array lives. At most `spare` pieces of memory wait to be used again.
+    as long as the device array lives.
     """
 
-    def __init__(self, spare: int):
-        self._spare = spare
+    def __init__(self):
         self._free: dict[int, list[mmap.mmap]] = defaultdict(list)
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -59,12 +58,8 @@ class Buffers:
                 memory.madvise(mmap.MADV_HUGEPAGE)
         # views of views keep this array alive, and it alone holds the memory
         whole = np.frombuffer(memory, np.uint8)
-        weakref.finalize(whole, self._give_back, size, memory).atexit = False
+        weakref.finalize(whole, self._free[size].append, memory).atexit = False
         return whole[:size].view(dtype).reshape(shape)
-
-    def _give_back(self, size: int, memory: mmap.mmap) -> None:
-        if sum(map(len, self._free.values())) < self._spare:
-            self._free[size].append(memory)
 
 
 class Unreadable(ValueError):
@@ -106,19 +101,15 @@ class Reader:
         mesh: Mesh,
         batch_size: int,
         *,
-        spare: int = 0,
         devices: Sequence[jax.Device] | None = None,
     ):
-        """Host memory of up to `spare` arrays is kept to be used again; `devices` are those whose boxes are read.
-
-        They are this process's by default (others': to measure and to test).
-        """
+        """`devices` are those whose boxes are read: this process's by default (others': to measure and to test)."""
         self.archive = archive
         self.shape = frames_shape(archive, channel_set, mesh, batch_size)
         self.sharding = sharding(mesh, "batch", "channel", "lat", "lon")
         self.boxes = find_boxes(mesh, self.shape, devices)
         self.dtype = archive.store.dtype.numpy_dtype
-        self._buffers = Buffers(spare * len(self.boxes))
+        self._buffers = Buffers()
         _, group, _, lon = archive.store.chunk_layout.read_chunk.shape
         rows = max((lats[1] - lats[0] for _, _, lats in self.boxes), default=1)
         # by the archive's channels: a chunk lies in one piece, whichever boxes touch it

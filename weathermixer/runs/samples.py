@@ -14,7 +14,7 @@ from jaxtyping import Int
 from weathermixer.archive import sampling
 from weathermixer.archive.archive import Archive
 from weathermixer.archive.frames import Frames, archive_frames
-from weathermixer.archive.loader import Batches, make_batches
+from weathermixer.archive.loader import Batches
 from weathermixer.forecasting.rollout import check_leads, model_forecaster
 from weathermixer.runs import build, fork
 from weathermixer.runs.settings import Settings
@@ -53,7 +53,7 @@ class Samples:
         reading = dict(prefetch=data.prefetch, block=data.block, on_error=data.on_error)
         channel_set, history = self.record.reference.channel_set, self.settings.model.history
         options = steps | leads | reading
-        return make_batches(self.archive, channel_set, self.mesh, starts=starts, history=history, **options)
+        return Batches(self.archive, channel_set, self.mesh, starts=starts, history=history, **options)
 
     def check(self, starts: np.ndarray, step: int, *, rollout: int) -> None:
         """Reads a step's samples again; ValueError, with channel and time, where one lacks values it should have."""
