@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     run = make_run(command_line.read_settings(options), options.grid, options.output.parent)
     analysis = make_analysis(run.reference)
     seconds = {"first step, with compilation": _time(run.forecast, analysis, hours=6)}
-    seconds["compute"] = _time(_compute, run, analysis, options.hours // 6)
+    seconds["compute"] = _time(_compute, run, analysis, options.hours)
     seconds["forecast"] = _time(run.forecast, analysis, hours=options.hours, output=options.output)
     fields = options.hours // 6 * len(run.reference.channel_set.dynamic)
     seconds["raw"] = _time(_write_raw, options.output.with_name("raw"), fields, run.reference.grid.shape)
@@ -76,10 +76,10 @@ def make_analysis(reference: Reference) -> xr.Dataset:
     return weather.make_dataset(frame, stored, grid, START)
 
 
-def _compute(run: Run, analysis: xr.Dataset, steps: int) -> None:
-    frames, lead_steps = run.open_frames(analysis), range(1, steps + 1)
-    options = dict(starts=np.array([0]), lead_steps=lead_steps, batch_size=run.mesh.devices.shape[0])
-    for _, _, fields in make_forecast(run.apply, run.params, frames, **options):
+def _compute(run: Run, analysis: xr.Dataset, hours: int) -> None:
+    frames, starts = run.open_frames(analysis), np.array([0])
+    model = run.forecaster(frames, range(6, hours + 1, 6), run.settings.evaluation.mode, starts=starts)
+    for _, _, fields in make_forecast(model, frames, starts=starts, batch_size=run.mesh.devices.shape[0]):
         jax.block_until_ready(fields)
 
 

@@ -10,6 +10,7 @@ from tests.forecasting.test_forecasts import CHANNELS, GRID, TIMES
 from weathermixer.forecasting.ensembles import Members
 from weathermixer.forecasting.files import ForecastWriter
 from weathermixer.forecasting.forecasts import collect_forecast, describe_forecasts, make_forecast
+from weathermixer.forecasting.rollout import model_forecaster
 from weathermixer.parallel.mesh import make_mesh, use_mesh
 
 STARTS, MEMBERS, LEADS = np.array([1, 4]), 4, [1, 2]
@@ -42,9 +43,11 @@ def forecast(
 ):
     frames = make_frames(archive, CHANNELS, make_mesh(*mesh))
     members = Members(ROWS % MEMBERS, noise, perturbation, seed, kind, 3000.0).take(rows)
-    options = dict(starts=STARTS[rows // MEMBERS], members=members, batch_size=batch_size, lead_steps=lead_steps)
     apply = walk if noise else lambda params, x, *, repeats=1: x * PREDICTED
-    return make_forecast(apply, jnp.float32(1.0), frames, **options)
+    lead_hours = [6 * steps for steps in lead_steps if steps]
+    model = model_forecaster(apply, jnp.float32(1.0), frames, lead_hours=lead_hours)
+    options = dict(starts=STARTS[rows // MEMBERS], members=members, batch_size=batch_size, analysis=0 in lead_steps)
+    return make_forecast(model, frames, **options)
 
 
 def describe(leads=LEADS):

@@ -18,6 +18,7 @@ from tests.archives import make_archive, make_frames, make_grid
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.forecasting.files import ForecastWriter, check_output
 from weathermixer.forecasting.forecasts import collect_forecast, describe_forecasts, make_forecast
+from weathermixer.forecasting.rollout import model_forecaster
 from weathermixer.parallel.mesh import make_mesh, sharding
 
 # levels descend, as in the published order; files have them ascend
@@ -195,18 +196,11 @@ def test_frames_are_the_models_states_in_physical_units(tmp_path, shape, batch_s
         return (x + repeats * params) * CHANNELS.predicted.astype(np.float32)[None, :, None, None]
 
     found = np.full((3, 4, 5, 8, 12), np.nan)
-    frames, options = make_frames(archive, CHANNELS, mesh), {"batch_size": batch_size, "lead_steps": [0, 1, 2, 3]}
-    for starts, lead, values in make_forecast(shift, jnp.float32(0.5), frames, starts=np.array([1, 4, 5]), **options):
+    frames, options = make_frames(archive, CHANNELS, mesh), {"batch_size": batch_size, "analysis": True}
+    model = model_forecaster(shift, jnp.float32(0.5), frames, lead_hours=LEADS)
+    for starts, lead, values in make_forecast(model, frames, starts=np.array([1, 4, 5]), **options):
         assert np.isnan(found[starts, lead]).all()
         found[starts, lead] = np.asarray(values)[: len(starts), :5]
     std = archive.statistics.std[:, None, None]
     for lead in range(4):
         np.testing.assert_allclose(found[:, lead], fields[[1, 4, 5]] + 0.5 * lead * std, rtol=2e-6, atol=2e-3)
-
-
-def test_a_forecast_needs_a_start(tmp_path):
-    fields = np.random.default_rng(0).normal(size=(6, 5, 8, 12)).astype(np.float32)
-    archive = make_archive(tmp_path / "a", fields, times=TIMES, channel_set=CHANNELS)
-    frames = make_frames(archive, CHANNELS, make_mesh(1, 1, 1))
-    with pytest.raises(ValueError, match="no start"):
-        next(make_forecast(print, None, frames, starts=np.arange(0), lead_steps=[1], batch_size=1))

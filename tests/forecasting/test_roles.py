@@ -12,7 +12,8 @@ from weathermixer.archive.frames import archive_frames
 from weathermixer.archive.reference import describe_roles, make_reference
 from weathermixer.fields.grid import area_weights
 from weathermixer.fields.variables import ChannelSet
-from weathermixer.forecasting.forecasts import make_forecast, model_forecaster
+from weathermixer.forecasting.forecasts import make_forecast
+from weathermixer.forecasting.rollout import model_forecaster, tell_what_is_held
 from weathermixer.parallel.mesh import make_mesh, spec, use_mesh
 from weathermixer.verification.climatologies import make_climatology
 from weathermixer.verification.evaluation import evaluate
@@ -87,13 +88,14 @@ def test_forecasts_pass_through_what_each_role_asks_for(archive, sizes, prescrib
     mesh = make_mesh(*sizes)
     frames = open_frames(archive, mesh, fill_values=FILL)
     found = np.full((len(STARTS), 2, 3, *GRID.shape), 9.9)
-    options = dict(starts=STARTS, lead_steps=[1, 4], batch_size=3, prescribed=prescribed)
-    for starts, lead, values in make_forecast(apply, {}, frames, **options):
+    model = model_forecaster(apply, {}, frames, lead_hours=[6, 24], prescribed=prescribed)
+    for starts, lead, values in make_forecast(model, frames, starts=STARTS, batch_size=3):
         found[starts, lead] = np.asarray(values)[: len(starts), :ICE]
     for row, start in enumerate(STARTS):
         for lead, steps in enumerate((1, 4)):
             expected = expected_forecast(archive, start, steps, prescribed=prescribed)
             np.testing.assert_allclose(found[row, lead], expected, rtol=1e-5, atol=1e-8, equal_nan=True)
+    tell_what_is_held(frames, STARTS, last_step=4, prescribed=prescribed)
     told = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     if prescribed == "hold":
         assert not told

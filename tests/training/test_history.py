@@ -10,8 +10,8 @@ from tests.archives import make_archive, make_frames
 from weathermixer.archive.loader import Batches
 from weathermixer.archive.sampling import with_previous
 from weathermixer.fields.variables import ChannelSet
-from weathermixer.forecasting.forecasts import make_forecast, model_forecaster
-from weathermixer.forecasting.rollout import rollout
+from weathermixer.forecasting.forecasts import make_forecast
+from weathermixer.forecasting.rollout import model_forecaster, rollout
 from weathermixer.model.weathermixer import ModelShape, WeatherMixer
 from weathermixer.parallel.mesh import make_mesh, sharding, use_mesh
 from weathermixer.planning.work import parameters
@@ -73,8 +73,8 @@ def test_rollout_scores_and_forecasts_carry_the_state_before(archive, mesh_shape
     relative = scores.rmse / archive.statistics.std
     assert (relative.sel(source="model") < 1e-5).all() and (relative.sel(source="persistence") > 1e-2).all()
     stored = np.asarray(archive.store.read().result())
-    for starts, lead, fields in make_forecast(extrapolate, {}, frames, **options, lead_steps=[1, 4], history=2):
-        expected = stored[options["starts"][starts] + (1, 4)[lead]]
+    for starts, lead, fields in make_forecast(model, frames, **options):
+        expected = stored[options["starts"][starts] + (1, 6)[lead]]
         np.testing.assert_allclose(np.asarray(fields)[:, :2], expected, atol=1e-4)
 
 

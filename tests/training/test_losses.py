@@ -6,20 +6,26 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from weathermixer.fields.grid import cosine_weights
+from weathermixer.archive.reference import Reference
+from weathermixer.fields.grid import Grid, cosine_weights
 from weathermixer.fields.variables import ERA5, ChannelSet
 from weathermixer.parallel.mesh import make_mesh, put, use_mesh
 from weathermixer.training.losses import fair_crps, make_loss_weights, weighted_mse
 
 LATITUDE = np.array([67.5, 22.5, -22.5, -67.5])
 CHANNELS = ChannelSet.from_names(("2m_temperature", "geopotential_50"), ("land_sea_mask",), multiple=4)
-TENDENCY = np.array([0.2, 0.1, 0.0, 0.0], np.float32)
+TENDENCY = (0.2, 0.1)
+
+
+def weigh(form, channel_weights, *, channels=CHANNELS, tendency=TENDENCY, factors=None):
+    """(area, channel) weights of channels with these 6 h tendencies."""
+    zeros, grid = np.zeros(len(channels.dynamic)), Grid(LATITUDE, np.arange(0.0, 360.0, 60.0))
+    reference = Reference(channels, grid, 6, zeros, zeros + 1, zeros + tendency, zeros, {})
+    return make_loss_weights(reference, form=form, channel_weights=channel_weights, factors=factors or {})
 
 
 def loss(form, channel_weights, prediction, target):
-    area, channel = make_loss_weights(
-        form, channel_weights, latitude=LATITUDE, channel_set=CHANNELS, tendency=TENDENCY, factors={}
-    )
+    area, channel = weigh(form, channel_weights)
     return float(weighted_mse(jnp.asarray(prediction), jnp.asarray(target), area=area, channel=channel))
 
 
@@ -55,9 +61,7 @@ def test_points_without_a_value_do_not_count(fields, form):
     missing = np.zeros(target.shape, bool)
     missing[:, 1, :2, 1:] = True  # a part that is the same in all samples...
     missing[0, 0] = True  # ...and a sample without any
-    area, channel = make_loss_weights(
-        form, "published", latitude=LATITUDE, channel_set=CHANNELS, tendency=TENDENCY, factors={}
-    )
+    area, channel = weigh(form, "published")
     weights = np.broadcast_to(np.where(missing, 0, area[None, None, :, None]), target.shape)[:, :2]
     error = np.sum((prediction - target)[:, :2] ** 2 * weights, axis=(2, 3))
     there = np.sum(weights, axis=(2, 3)) / (area.mean() * weights[0, 0].size)
@@ -78,9 +82,7 @@ def test_points_without_a_value_do_not_count(fields, form):
 
 
 def test_weights_of_the_published_channels():
-    _, channel = make_loss_weights(
-        "published", "published", latitude=LATITUDE, channel_set=ERA5, tendency=np.ones(72, np.float32), factors={}
-    )
+    _, channel = weigh("published", "published", channels=ERA5, tendency=1.0)
     by_name = dict(zip(ERA5.names, np.sqrt(channel), strict=False))
     assert by_name["mean_sea_level_pressure"] == pytest.approx(6.0)
     assert by_name["10m_u_component_of_wind"] == pytest.approx(3.08)
@@ -91,23 +93,22 @@ def test_weights_of_the_published_channels():
 @pytest.mark.parametrize("form", ["weighted_square", "published"])
 def test_factors_are_of_channels_or_variables(form):
     channels = ChannelSet.from_names(("2m_temperature", "geopotential_50", "geopotential_500"), multiple=4)
-    options = dict(latitude=LATITUDE, channel_set=channels, tendency=np.ones(4, np.float32))
-    _, plain = make_loss_weights(form, "published", **options, factors={})
-    _, found = make_loss_weights(form, "published", **options, factors={"geopotential": 3.0, "geopotential_50": 0.0})
+    options = dict(channels=channels, tendency=1.0)
+    _, plain = weigh(form, "published", **options)
+    _, found = weigh(form, "published", **options, factors={"geopotential": 3.0, "geopotential_50": 0.0})
     power = 2 if form == "published" else 1
     assert found[2] / found[0] == pytest.approx(3**power * plain[2] / plain[0]) and found[1] == found[3] == 0
     if form == "weighted_square":  # the mean over channels that count, which the loss takes
         assert found[found > 0].mean() == pytest.approx(1)
     with pytest.raises(ValueError, match="'geopotential_100' is not among the channels"):
-        make_loss_weights(form, "published", **options, factors={"geopotential_100": 2.0})
+        weigh(form, "published", **options, factors={"geopotential_100": 2.0})
     with pytest.raises(ValueError, match="leave nothing to minimize"):
-        make_loss_weights(form, "uniform", **options, factors={"geopotential": 0.0, "2m_temperature": 0.0})
+        weigh(form, "uniform", **options, factors={"geopotential": 0.0, "2m_temperature": 0.0})
 
 
 def test_channels_that_never_change_are_named():
-    options = dict(latitude=LATITUDE, channel_set=CHANNELS, tendency=0 * TENDENCY, factors={})
     with pytest.raises(ValueError, match="'2m_temperature', 'geopotential_50'.* have no 6 h tendency"):
-        make_loss_weights("published", "tendency", **options)
+        weigh("published", "tendency", tendency=0.0)
 
 
 def crps(members, target, *, area=(1.0,) * 4, channel=(1.0,) * 4, missing=None, mesh=(1, 1, 1), spectral=0.0):

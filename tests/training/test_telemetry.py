@@ -126,7 +126,7 @@ def test_the_host_is_one_step_ahead(tmp_path, clock):
         clock.now += 1.0
         late.asked.wait(10)
         late.over.set()
-        log._sent.there.result()
+        log._sent.begin.result()
         clock.now += 7.0
         third.over.set()
         log.flush()

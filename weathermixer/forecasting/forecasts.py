@@ -6,14 +6,12 @@ SI units. A variable has all levels of any variable; where the model has none of
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 import xarray as xr
 from jax.sharding import NamedSharding, PartitionSpec, reshard
 from jaxtyping import Array, Float, Int
-from tqdm import tqdm
 
 import weathermixer
 from weathermixer.archive.frames import Frames
@@ -21,7 +19,7 @@ from weathermixer.archive.standardization import Standardization, to_physical
 from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import VARIABLES, Channel
 from weathermixer.forecasting.ensembles import Members
-from weathermixer.forecasting.rollout import Apply, batches, model_forecaster, tell_what_is_held, withhold
+from weathermixer.forecasting.rollout import Forecaster, batches, withhold
 from weathermixer.parallel.mesh import check_divides, use_mesh
 
 # (positions of the starts, position of the lead, fields in SI units, cut over the mesh): a batch's first rows are those
@@ -30,52 +28,36 @@ Forecast = tuple[Int[np.ndarray, " start"], int, Float[Array, "b n lat lon"]]
 
 
 def make_forecast(
-    apply: Apply,
-    params: Any,
+    model: Forecaster,
     frames: Frames,
     *,
     starts: Int[np.ndarray, " start"],
-    lead_steps: Sequence[int],
     batch_size: int,
-    mode: str = "autoregressive",
-    history: int = 1,
-    prescribed: str = "analysis",
-    leads: Sequence[int] = (1,),
+    analysis: bool = False,
     members: Members | None = None,
-    progress: bool = False,
 ) -> Iterator[Forecast]:
-    """Yields the forecasts from the times `starts` of a data set, a batch of starts and a lead at a time.
+    """Yields a model's forecasts from the times `starts` of a data set, a batch of starts and a lead at a time.
 
-    Where lead_steps begin with 0 the first is the state that is started from. What that lacks is NaN at every lead.
-    `prescribed` says where input-only channels come from on the way (rollout.make_advance), `leads` for which leads the
-    model is; of an ensemble `members` says which of the starts is which one's. Nothing here waits for the devices.
-    Raises ValueError for no starts and for a batch that does not divide.
+    With `analysis` the first is the state that is started from. What that lacks is NaN at every lead. Of an ensemble
+    `members` says which of the starts is which one's. Nothing here waits for the devices. Raises ValueError for a batch
+    that does not divide.
 
     >>> run = weathermixer.open_run("runs/quickstart")
-    >>> options = dict(starts=np.array([0, 8]), lead_steps=[1, 2], batch_size=2)
-    >>> forecasts = weathermixer.make_forecast(run.apply, run.params, run.open_frames("dry.archive"), **options)
+    >>> frames = run.open_frames("dry.archive")
+    >>> model = weathermixer.model_forecaster(run.apply, run.params, frames, lead_hours=[6, 12])
+    >>> forecasts = weathermixer.make_forecast(model, frames, starts=np.array([0, 8]), batch_size=2)
     >>> [(starts.tolist(), lead, fields.shape) for starts, lead, fields in forecasts]
     [([0, 1], 0, (2, 4, 16, 32)), ([0, 1], 1, (2, 4, 16, 32))]
     """
-    if not len(starts):
-        raise ValueError("no start to forecast from")
     check_divides(frames.mesh, batch_size=("batch", batch_size))
-    ahead = [steps * frames.reference.step_hours for steps in lead_steps if steps]
-    how = dict(mode=mode, history=history, prescribed=prescribed, leads=leads)
-    model = model_forecaster(apply, params, frames, lead_hours=ahead, **how) if ahead else None
-    tell_what_is_held(frames, starts, last_step=max(lead_steps), prescribed=prescribed)
-    bar = tqdm(total=len(starts) * len(lead_steps), desc="forecast", unit="frame", disable=not progress, leave=False)
-    with use_mesh(frames.mesh), bar:
+    with use_mesh(frames.mesh):
         for chosen, real in batches(len(starts), batch_size):
             begin, noise = frames.read(starts[chosen]), None
             if members:
                 begin, noise = members.take(chosen).begin(frames, begin, frames.times[starts[chosen]])
-            states = model(starts[chosen], begin, noise) if model else ()
-            if len(ahead) < len(lead_steps):
-                states = itertools.chain([begin], states)
+            states = itertools.chain([begin] * analysis, model(starts[chosen], begin, noise))
             for lead, state in enumerate(states):
                 yield chosen[real], lead, _in_units(state, begin, frames.standardization)
-                bar.update(int(real.sum()))
 
 
 @jax.jit
@@ -141,6 +123,6 @@ def collect_forecast(forecasts: Iterable[Forecast], description: xr.Dataset, cha
     return found
 
 
-def gather(fields: Float[Array, "b n lat lon"]) -> Float[np.ndarray, "b n lat lon"]:
-    """Fields whole, in the memory of every process."""
-    return np.asarray(reshard(fields, NamedSharding(fields.sharding.mesh, PartitionSpec())))
+def gather(array: Array) -> np.ndarray:
+    """An array whole, in the memory of every process."""
+    return np.asarray(reshard(array, NamedSharding(array.sharding.mesh, PartitionSpec())))

@@ -76,33 +76,27 @@ def rollout(
     if mode == "latent":
         seen = {} if previous is None else {"previous": previous}
         return ((steps, step(params, x, repeats=steps, **seen)) for steps in lead_steps)
-    return _autoregressive(step, params, {0: x, -1: previous}, advance, lead_steps, leads, noise)
+    inputs = {0: x, -1: previous}
+    uses = _uses(lead_steps, leads, history=previous is not None)
 
+    def go_on():
+        for steps in sorted(uses):
+            number, needed = uses.pop(steps)
+            options = {"previous": inputs[needed[1]]} if len(needed) == 2 else {}
+            if len(leads) > 1:
+                options["lead"] = jnp.full(len(inputs[needed[0]]), number, jnp.int32, out_sharding=spec("batch"))
+            if noise:
+                options["noise"] = noise(steps)
+            prediction = step(params, inputs[needed[0]], **options)
+            if steps in lead_steps:
+                yield steps, prediction
+            later = set().union(*(needed for _, needed in uses.values()))
+            for at in inputs.keys() - later:
+                del inputs[at]
+            if steps in later:
+                inputs[steps] = advance(prediction, steps)
 
-def _autoregressive(
-    step: Apply,
-    params: Any,
-    inputs: dict[int, Array | None],
-    advance: Callable[[Array, int], Array],
-    lead_steps: Sequence[int],
-    leads: Sequence[int],
-    noise: Callable[[int], Array] | None,
-) -> Iterator[tuple[int, Array]]:
-    uses = _uses(lead_steps, leads, history=inputs[-1] is not None)
-    for steps in sorted(uses):
-        number, needed = uses.pop(steps)
-        options = {"previous": inputs[needed[1]]} if len(needed) == 2 else {}
-        if len(leads) > 1:
-            options["lead"] = jnp.full(len(inputs[needed[0]]), number, jnp.int32, out_sharding=spec("batch"))
-        if noise:
-            options["noise"] = noise(steps)
-        prediction = step(params, inputs[needed[0]], **options)
-        if steps in lead_steps:
-            yield steps, prediction
-        later = set().union(*(needed for _, needed in uses.values()))
-        inputs = {at: x for at, x in inputs.items() if at in later}
-        if steps in later:
-            inputs[steps] = advance(prediction, steps)
+    return go_on()
 
 
 def _uses(lead_steps: Sequence[int], leads: Sequence[int], *, history: bool) -> dict[int, tuple[int, tuple[int, ...]]]:
@@ -147,16 +141,10 @@ def model_forecaster(
     lead_steps = [lead // step_hours for lead in lead_hours]
 
     def forecast(starts, state, noise=None):
-        options = {
-            "advance": make_advance(frames, state, starts, prescribed=prescribed),
-            "previous": frames.read_previous(starts) if history == 2 else None,
-            "lead_steps": lead_steps,
-            "mode": mode,
-            "leads": leads,
-            "noise": noise,
-        }
-        x = frames.make_input(state, frames.times[starts])
-        for _, prediction in rollout(apply, params, x, **options):
+        previous = frames.read_previous(starts) if history == 2 else None
+        options = dict(previous=previous, lead_steps=lead_steps, mode=mode, leads=leads, noise=noise)
+        options["advance"] = make_advance(frames, state, starts, prescribed=prescribed)
+        for _, prediction in rollout(apply, params, frames.make_input(state, frames.times[starts]), **options):
             yield prediction
 
     return forecast

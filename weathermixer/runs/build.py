@@ -175,14 +175,8 @@ def make_training(
     make_params, apply = make_model(settings, reference, mesh)
     steps, warmup = length or training_steps(settings, starts)
     optimizer, learning_rate = _make_optimizer(settings.optimizer, steps, warmup)
-    area, channel = make_loss_weights(
-        settings.loss.form,
-        settings.loss.channel_weights,
-        latitude=reference.grid.latitude,
-        channel_set=channel_set,
-        tendency=reference.tendency,
-        factors=settings.loss.weights,
-    )
+    weights = dict(channel_weights=settings.loss.channel_weights, factors=settings.loss.weights)
+    area, channel = make_loss_weights(reference, form=settings.loss.form, **weights)
     rollout = rollout or max(settings.training.rollout)
     loss = make_loss(
         apply,

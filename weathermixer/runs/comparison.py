@@ -36,14 +36,12 @@ from weathermixer.runs.data import (
     open_if_archive,
     open_seeps,
 )  # fmt: skip
-from weathermixer.runs.forecast_files import ForecastFile, Placed, open_forecast, place_file
+from weathermixer.runs.forecast_files import HOUR, ForecastFile, Placed, open_forecast, place_file
 from weathermixer.runs.run import Run, open_run
 from weathermixer.runs.workdir import CONFIG_FILE
 from weathermixer.sources.sources import Source, open_source
 from weathermixer.verification.evaluation import evaluate
 from weathermixer.verification.regions import region_names
-
-HOUR = np.timedelta64(1, "h")
 
 
 def score_forecasts(
@@ -196,7 +194,7 @@ def _place_run(run: Run, own: Frames, frames: Frames, lead_hours: Sequence[int],
     chosen = tuple(names.index(name) for name in frames.reference.channel_set.names)
 
     def make(times: np.ndarray) -> Forecaster:
-        model = run.forecaster(own, lead_hours=lead_hours, mode=mode, starts=find_times(own.times, times))
+        model = run.forecaster(own, lead_hours, mode, starts=find_times(own.times, times))
 
         def forecast(starts, state):
             there = find_times(own.times, frames.times[starts])

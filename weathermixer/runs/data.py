@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -125,12 +124,13 @@ def make_frames(data: Archive | Source, reference: Reference, mesh: Mesh, *, met
         reference.check_grid(data.name, data.grid)
         method = None
 
-    def read(indices: Int[np.ndarray, " time"]) -> Float[np.ndarray, "time stored lat lon"]:
-        frames = data.read(indices)[:, chosen[there]]
+    def read(indices: Int[np.ndarray, " b"]) -> Float[Array, "b n lat lon"]:
+        unique, positions = np.unique(indices, return_inverse=True)  # one that is asked for several times is read once
+        frames = data.read(unique)[:, chosen[there]]
         frames = frames if method is None else regrid(frames, data.grid, reference.grid, method=method)
-        whole = np.full((len(indices), len(chosen), *reference.grid.shape), np.nan, np.float32)
-        whole[:, there] = frames
-        return whole
+        whole = np.zeros((len(indices), reference.channel_set.size, *reference.grid.shape), np.float32)
+        whole[:, there], whole[:, np.flatnonzero(chosen < 0)] = frames[positions], np.nan
+        return put(whole, mesh, "batch", "channel", "lat", "lon")
 
     # what is not there is not withheld from forecasts, as points are that a channel lacks
     lacking = dataclasses.replace(reference, fill=np.where(chosen < 0, np.nan, reference.fill))
@@ -141,20 +141,9 @@ def make_frames(data: Archive | Source, reference: Reference, mesh: Mesh, *, met
         reference=reference,
         mesh=mesh,
         standardization=make_standardization(lacking, mesh),
-        read_stored=lambda indices: _place(read, indices, reference, mesh),
+        read_stored=read,
         absent=tuple(name for name, index in zip(reference.channel_set.stored_names, chosen) if index < 0),
     )
-
-
-def _place(
-    read: Callable[[np.ndarray], np.ndarray], indices: Int[np.ndarray, " b"], reference: Reference, mesh: Mesh
-) -> Float[Array, "b n lat lon"]:
-    """Frames in SI units as a global array; one that is asked for several times is read once."""
-    channels = reference.channel_set
-    unique, positions = np.unique(indices, return_inverse=True)
-    whole = np.zeros((len(indices), channels.size, *reference.grid.shape), np.float32)
-    whole[:, : len(channels.stored)] = read(unique)[positions]
-    return put(whole, mesh, "batch", "channel", "lat", "lon")
 
 
 def choose_climatology(

@@ -7,15 +7,17 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, reshard
+from jax.sharding import Mesh, reshard
 
-from weathermixer.archive.reference import Reference
+from weathermixer.archive.archive import Archive
+from weathermixer.archive.reference import make_reference
 from weathermixer.fields.forcings import FORCINGS
 from weathermixer.fields.variables import ChannelSet
+from weathermixer.forecasting.forecasts import gather
 from weathermixer.runs import build
 from weathermixer.runs.run import open_run
 from weathermixer.runs.settings import Settings
-from weathermixer.runs.workdir import CHECKPOINTS, Record, read_record, read_settings
+from weathermixer.runs.workdir import CHECKPOINTS, Record, describe_archive, read_record, read_settings
 from weathermixer.training.checkpoint import Checkpoints
 from weathermixer.training.state import TrainState, name_leaves
 
@@ -27,30 +29,30 @@ CHANNEL_DIMENSIONS = {
 }  # fmt: skip
 
 
-def fork_reference(own: Reference, parent: Reference) -> Reference:
-    """A reference with the parent's statistics and static fields where it has them, as its parameters were made with.
+def begin_record(settings: Settings, archive: Archive) -> Record:
+    """The record of a run that begins on an archive.
 
-    Raises ValueError for a channel in another unit than the parent's, and for another step.
+    Where it starts from another run it has that one's statistics and static fields, as the parameters were made with
+    them, for what both have. Raises ValueError where that run is not there, or has another step or another unit.
     """
+    channel_set = build.make_channel_set(settings, archive)
+    own = make_reference(archive, channel_set, fill_values=settings.data.fill_values)
+    if not settings.training.init_from:
+        return Record(own, describe_archive(archive))
+    path, _ = parse_origin(settings.training.init_from)
+    read_settings(path)  # raises where there is no run
+    record = read_record(path)
+    parent = record.reference
     if own.step_hours != parent.step_hours:
         raise ValueError(f"the run to start from has steps of {parent.step_hours} h, the data {own.step_hours} h")
-    stored = own.channel_set.stored_names
+    stored = channel_set.stored_names
     places = own.find_channels("the run to start from", parent.channel_set.stored, optional=stored)
     names = ("mean", "std", "tendency_std", "fill")
     found = {name: np.where(places < 0, getattr(own, name), getattr(parent, name)[places]) for name in names}
     same = own.grid.difference(parent.grid) is None
     static = {name: parent.static.get(name, field) if same else field for name, field in own.static.items()}
-    return dataclasses.replace(own, **found, static=static)
-
-
-def fork_record(record: Record, settings: Settings) -> Record:
-    """The record of a run that starts from another; ValueError where that is not there, or does not fit."""
-    path, _ = parse_origin(settings.training.init_from)
-    read_settings(path)  # raises where there is no run
-    parent = read_record(path)
-    return dataclasses.replace(
-        record, reference=fork_reference(record.reference, parent.reference), history=parent.history
-    )
+    reference = dataclasses.replace(own, **found, static=static)
+    return Record(reference, describe_archive(archive), history=record.history)
 
 
 def fork_state(
@@ -118,17 +120,13 @@ def _take(name: str, own: jax.Array, theirs: jax.Array, labels: list, before: li
     if labels == before or not along:
         return reshard(theirs, own.sharding)
     index = np.array([before.index(label) if label and label in before else -1 for label in labels])
-    values, known = _whole(theirs), np.array(True)
+    values, known = gather(theirs), np.array(True)
     for axis in along:
         places = (index[:, None] * points[axis] + np.arange(points[axis])).ravel()  # negative: the other has none
         values = values.take(places, axis)
         known = known & np.expand_dims(places >= 0, [n for n in range(own.ndim) if n != axis])
-    values = np.where(known, values, _whole(own))
+    values = np.where(known, values, gather(own))
     return jax.make_array_from_callback(values.shape, own.sharding, lambda box: values[box])
-
-
-def _whole(array: jax.Array) -> np.ndarray:
-    return np.asarray(reshard(array, NamedSharding(array.sharding.mesh, PartitionSpec())))
 
 
 def _is_schedule(node: Any) -> bool:

@@ -12,6 +12,7 @@ import optax
 import xarray as xr
 from jax.sharding import Mesh
 from jaxtyping import Int
+from tqdm import tqdm
 
 from weathermixer.archive.archive import Archive
 from weathermixer.archive.frames import Frames
@@ -136,40 +137,43 @@ class Run:
         if members is not None and output and output.suffix == ".grib2":
             raise ValueError(f"output={str(output)!r}: members of an ensemble are written to .zarr and .nc alone")
         frames, options = self.open_frames(data, regrid=regrid), self.settings.evaluation
-        step_hours, leads = self.reference.step_hours, self.settings.training.leads
+        shortest = self.reference.step_hours * self.settings.training.leads[0]
         hours, mode = hours or options.forecast_hours, mode or options.mode
-        check_leads([hours], step_hours=step_hours * leads[0])
+        check_leads([hours], step_hours=shortest)
         indices = self.find_starts(frames, starts)
         if not len(indices):
             raise ValueError(f"{frames.name}: no start to forecast from")
-        lead_steps = list(range(0 if analysis else leads[0], hours // step_hours + 1, leads[0]))
+        lead_hours = list(range(0 if analysis else shortest, hours + 1, shortest))
         instances, channels = ways(self.mesh, "batch"), self.reference.channel_set.dynamic
         origins = indices.repeat(1 if members is None else members)  # what the rows, of (start, member), begin with
         rows, bases, ensemble = np.arange(len(origins)), frames.times[origins], None
         if members is not None:
             numbers, noise = rows % members, self.settings.model.noise
             ensemble = Members(numbers, noise, perturbation, seed, perturbation_kind, correlation_km)
-            begins = ensemble.find_origins(frames, bases, step_hours=step_hours * leads[0])
+            begins = ensemble.find_origins(frames, bases, step_hours=shortest)
             origins = self.find_starts(frames, begins)
-        lags = (bases - frames.times[origins]) // np.timedelta64(step_hours, "h")
-        common = {"mode": mode, "history": self.settings.model.history, "prescribed": options.prescribed}
-        common |= {"leads": leads, "progress": progress}
+        lags = (bases - frames.times[origins]) // np.timedelta64(1, "h")
 
         def make(rows: np.ndarray) -> Iterator[Forecast]:
-            for lag in np.unique(lags[rows]).tolist():  # of a lagged ensemble each member has leads of its own
-                mine = np.flatnonzero(lags[rows] == lag)
-                own = {"starts": origins[rows[mine]], "lead_steps": [lag + steps for steps in lead_steps]}
-                own["members"] = ensemble and ensemble.take(rows[mine])
-                size = batch_size or -(-min(len(mine), MOST_STARTS_AT_A_TIME) // instances) * instances
-                forecasts = make_forecast(self.apply, self.params, frames, batch_size=size, **own, **common)
-                yield from ((mine[chosen], lead, fields) for chosen, lead, fields in forecasts)
+            total = len(rows) * len(lead_hours)
+            with tqdm(total=total, desc="forecast", unit="frame", disable=not progress, leave=False) as bar:
+                for lag in np.unique(lags[rows]).tolist():  # of a lagged ensemble each member has leads of its own
+                    mine = np.flatnonzero(lags[rows] == lag)
+                    leads = [lag + lead for lead in lead_hours]
+                    own = {"starts": origins[rows[mine]], "members": ensemble and ensemble.take(rows[mine])}
+                    size = batch_size or -(-min(len(mine), MOST_STARTS_AT_A_TIME) // instances) * instances
+                    model = self.forecaster(frames, [lead for lead in leads if lead], mode, starts=own["starts"])
+                    for chosen, lead, fields in make_forecast(
+                        model, frames, batch_size=size, analysis=0 in leads, **own
+                    ):
+                        yield mine[chosen], lead, fields
+                        bar.update(len(chosen))
 
         about = {
             "title": f"forecasts of a WeatherMixer trained for {self.step} steps",
             "initial_conditions": frames.source,
             "rollout": mode,
         }
-        lead_hours = [step * step_hours for step in lead_steps]
         times = frames.times[indices]
         description = describe_forecasts(times, lead_hours, self.reference.grid, channels, about, members)
         if output is None:
@@ -246,7 +250,7 @@ class Run:
         )
         lead_hours, mode = sorted(set(lead_hours or settings.lead_hours)), mode or settings.mode
         starts = spread(starts, settings.max_starts if max_starts is None else max_starts)
-        model = self.forecaster(frames, lead_hours=lead_hours, mode=mode, starts=starts)
+        model = self.forecaster(frames, lead_hours, mode, starts=starts)
         options |= {"lead_hours": lead_hours, "climatology": climatology, "until": until, **about}
         options |= {"land": self.reference.static.get("land_sea_mask")}
         scores = evaluate({"model": model}, frames, starts=starts, **options)
@@ -255,15 +259,13 @@ class Run:
         return scores.assign_attrs(about | held)
 
     def forecaster(
-        self, frames: Frames, *, lead_hours: Sequence[int], mode: str, starts: Int[np.ndarray, " start"]
+        self, frames: Frames, lead_hours: Sequence[int], mode: str, *, starts: Int[np.ndarray, " start"]
     ) -> Forecaster:
-        """What forecasts from frames for `evaluate`; logs a line where input-only channels are held on the way."""
-        prescribed, step_hours = self.settings.evaluation.prescribed, self.reference.step_hours
-        options = {"mode": mode, "history": self.settings.model.history, "prescribed": prescribed}
-        options["leads"] = self.settings.training.leads
-        model = model_forecaster(self.apply, self.params, frames, lead_hours=lead_hours, **options)
-        tell_what_is_held(frames, starts, last_step=max(lead_hours) // step_hours, prescribed=prescribed)
-        return model
+        """What forecasts from starts of frames; logs a line where input-only channels are held on the way."""
+        last, prescribed = max(lead_hours) // self.reference.step_hours, self.settings.evaluation.prescribed
+        tell_what_is_held(frames, starts, last_step=last, prescribed=prescribed)
+        options = dict(history=self.settings.model.history, leads=self.settings.training.leads, prescribed=prescribed)
+        return model_forecaster(self.apply, self.params, frames, lead_hours=lead_hours, mode=mode, **options)
 
     def notes(self, lead_hours: Sequence[int], mode: str) -> list[str]:
         """Lines about a question that the run was not trained or set up for."""

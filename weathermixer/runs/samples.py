@@ -16,10 +16,10 @@ from weathermixer.archive.archive import Archive
 from weathermixer.archive.frames import Frames, archive_frames
 from weathermixer.archive.loader import Batches
 from weathermixer.forecasting.rollout import check_leads, model_forecaster
-from weathermixer.runs import build, fork
+from weathermixer.runs import build
+from weathermixer.runs.fork import begin_record
 from weathermixer.runs.settings import Settings
-from weathermixer.runs.workdir import CHECKPOINTS, Record, find_length, make_record
-from weathermixer.training.checkpoint import saved_steps
+from weathermixer.runs.workdir import Record, find_record
 from weathermixer.verification.evaluation import evaluate
 
 
@@ -103,11 +103,9 @@ def find_samples(
 ) -> Samples:
     """The samples that an archive has for the run in a workdir, a new one or one that goes on.
 
-    Raises ValueError where a period holds none, and as `make_record` and `fork_record` do.
+    Raises ValueError where a period holds none, and as `find_record` and `begin_record` do.
     """
-    record = make_record(settings, workdir, archive, accept_data=accept_data)
-    if settings.training.init_from and not saved_steps(workdir / CHECKPOINTS):
-        record = fork.fork_record(record, settings)
+    record = find_record(workdir, archive, accept_data=accept_data) or begin_record(settings, archive)
     starts, held_out = (find_starts(settings, archive, name) for name in ("train", "validation"))
     if hours := settings.evaluation.validation_lead_hours:
         try:
@@ -115,7 +113,10 @@ def find_samples(
             sampling.valid_indices(archive.times, held_out, lead_hours=hours, until=_last(settings, archive))
         except ValueError as error:
             raise ValueError(f"config.evaluation.validation_lead_hours: {error}") from None
-    record = dataclasses.replace(record, length=find_length(record, settings, len(starts)))
+    steps, warmup = build.training_steps(settings, len(starts))
+    if record.length is not None:  # what it began with, however much data it goes on with; at a constant rate any
+        steps, warmup = steps if settings.optimizer.schedule == "constant" else record.length[0], record.length[1]
+    record = dataclasses.replace(record, length=(steps, warmup))
     return Samples(settings, archive, record, mesh, starts, held_out)
 
 

@@ -24,10 +24,9 @@ import xarray as xr
 from flax.traverse_util import flatten_dict
 
 from weathermixer.archive.archive import Archive
-from weathermixer.archive.reference import Reference, make_reference
+from weathermixer.archive.reference import Reference
 from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import Channel, ChannelSet
-from weathermixer.runs import build
 from weathermixer.runs.settings import Settings, make_settings
 from weathermixer.training.checkpoint import read_meta, saved_steps, software_versions
 from weathermixer.training.checksums import read_document, write_document
@@ -123,9 +122,10 @@ def write_record(record: Record, workdir: pathlib.Path) -> None:
     table = []
     for index, channel in enumerate(channels.stored):
         role = "output_only" if channel.name in channels.output_only else "state"
-        row = {"role": "input_only" if channel in channels.input_only else role, **dataclasses.asdict(channel)}
+        role = "input_only" if channel in channels.input_only else role
         values = {name: float(getattr(reference, name)[index]) for name in _STATISTICS}
-        table.append(row | {name: value if np.isfinite(value) else None for name, value in values.items()})
+        values = {name: value if np.isfinite(value) else None for name, value in values.items()}
+        table.append({"role": role, **dataclasses.asdict(channel), **values})
     document = {
         "format": "weathermixer-run",
         "format_version": FORMAT_VERSION,
@@ -194,16 +194,14 @@ def _checksum(static: xr.Dataset) -> int:
     return google_crc32c.value(b"".join(static[name].values.tobytes() for name in sorted(static.variables)))
 
 
-def make_record(settings: Settings, workdir: pathlib.Path, archive: Archive, *, accept_data: bool) -> Record:
-    """What the run in a workdir refers to: its own record where it has one, else the archive that it starts with.
+def find_record(workdir: pathlib.Path, archive: Archive, *, accept_data: bool) -> Record | None:
+    """The record of the run in a workdir that goes on with an archive; None where it has none yet.
 
     Raises ValueError where the archive is not the one that the run began with. `accept_data` takes another one, with
     the run's statistics, as long as its step is the same; channels and grid are compared when it is read.
     """
     if not ((workdir / RECORD_FILE).exists() and saved_steps(workdir / CHECKPOINTS)):
-        channel_set = build.make_channel_set(settings, archive)
-        reference = make_reference(archive, channel_set, fill_values=settings.data.fill_values)
-        return Record(reference, describe_archive(archive))
+        return None
     record = read_record(workdir)
     if archive.step_hours != record.reference.step_hours:
         raise ValueError(
@@ -218,14 +216,3 @@ def make_record(settings: Settings, workdir: pathlib.Path, archive: Archive, *, 
             "data, or say --accept-data to go on with this one and the run's own statistics"
         )
     return record
-
-
-def find_length(record: Record, settings: Settings, starts: int) -> tuple[int, int]:
-    """(steps of the run, steps of its warm-up): what it began with, however much data it goes on with.
-
-    A run at a constant rate may be made longer, or shorter; its warm-up stays.
-    """
-    steps, warmup = build.training_steps(settings, starts)
-    if record.length is None:
-        return steps, warmup
-    return (steps, record.length[1]) if settings.optimizer.schedule == "constant" else record.length

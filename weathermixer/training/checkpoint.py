@@ -92,8 +92,11 @@ class Checkpoints(contextlib.AbstractContextManager):
             async_options=ocp.AsyncOptions(post_finalization_callback=self._sum),
         )
         self._handler = _SummedHandler()
-        handlers = {"state": self._handler, "meta": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(path, item_handlers=handlers, options=options)
+        registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+        for kind in (ocp.args.PyTreeSave, ocp.args.PyTreeRestore):
+            registry.add("state", kind, self._handler)
+        registry.add("meta", ocp.args.JsonSave)
+        self._manager = ocp.CheckpointManager(path, options=options, handler_registry=registry)
 
     def __exit__(self, *exception) -> None:
         """Waits for the save under way, then lets go; raises what that save raised."""
@@ -154,7 +157,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         meta["validation"] = {number: self._losses[number] for number in self.steps() if number in self._losses}
         tree = unflatten_dict(name_leaves(state), sep="/")  # which needs none of the state's classes to be read
         self._saving = step, began, 0.0
-        arguments = ocp.args.Composite(state=_SummedSave(tree), meta=ocp.args.JsonSave(meta))
+        arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(tree), meta=ocp.args.JsonSave(meta))
         self._manager.save(step, args=arguments, force=True)
         self._saving = step, began, time.monotonic() - began
         return True
@@ -203,7 +206,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             saved = {name: saved[name] for name in named if name in saved}
         check_matches(named, saved, what=f"the checkpoint {self.directory}/{step}")
         item = unflatten_dict(named, sep="/")
-        arguments = _SummedRestore(
+        arguments = ocp.args.PyTreeRestore(
             item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
         )
         restored = name_leaves(self._manager.restore(step, args=ocp.args.Composite(state=arguments)).state)
@@ -285,13 +288,6 @@ class _Summed:
         except Exception as error:
             self.failures.append(error)
             raise
-
-
-# Orbax finds a handler by the type of its arguments
-_SummedSave, _SummedRestore = (
-    ocp.args.register_with_handler(_SummedHandler, **{purpose: True})(type(base.__name__, (base,), {}))
-    for base, purpose in ((ocp.args.PyTreeSave, "for_save"), (ocp.args.PyTreeRestore, "for_restore"))
-)
 
 
 @dataclasses.dataclass

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from weathermixer.archive.reference import Reference
 from weathermixer.fields.grid import cosine_weights
-from weathermixer.fields.variables import ChannelSet, find_channels
+from weathermixer.fields.variables import find_channels
 from weathermixer.parallel.mesh import spec
 
 CHANNEL_WEIGHTS = ("published", "uniform", "tendency")
@@ -95,15 +96,9 @@ def _weighted_mean(values, area, channel, missing):
 
 
 def make_loss_weights(
-    form: str,
-    channel_weights: str,
-    *,
-    latitude: Float[np.ndarray, " lat"],
-    channel_set: ChannelSet,
-    tendency: Float[np.ndarray, " c"],
-    factors: Mapping[str, float],
+    reference: Reference, *, form: str, channel_weights: str, factors: Mapping[str, float]
 ) -> tuple[Float[np.ndarray, " lat"], Float[np.ndarray, " c"]]:
-    """The loss's (area, channel) weights.
+    """The loss's (area, channel) weights, for a model's channels and grid.
 
     Args:
       form: "weighted_square", weights outside the square and with mean one, so that losses compare across grids and
@@ -111,19 +106,18 @@ def make_loss_weights(
         (Jigsaw's artifact: mean[((y - t) * cos_lat * w)^2]).
       channel_weights: "published" (by variable and level), "uniform", or "tendency": each channel's error counts in
         units of its own 6 h tendency.
-      tendency: [channel] standardized 6 h tendency standard deviation.
       factors: of these weights, by name of channel or variable.
 
     Raises ValueError for an unknown name, for factors that leave no weight, and for "tendency" where a channel never
     changes.
     """
-    predicted, area = channel_set.predicted, cosine_weights(latitude)
+    channel_set, area = reference.channel_set, cosine_weights(reference.grid.latitude)
     if channel_weights == "published":
         weights = np.array([channel.weight for channel in channel_set.dynamic], np.float64)
     elif channel_weights == "uniform":
         weights = np.ones(len(channel_set.dynamic))
     else:
-        tendency = np.asarray(tendency, np.float64)[predicted]
+        tendency = np.asarray(reference.tendency, np.float64)[channel_set.predicted]
         if not np.all(tendency > 0):
             still = [name for name, value in zip(channel_set.names, tendency, strict=True) if not value > 0]
             raise ValueError(f"channels {still} have no 6 h tendency: choose loss.channel_weights='published'")

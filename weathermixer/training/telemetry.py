@@ -49,11 +49,10 @@ Batch = TypeVar("Batch")
 
 
 class Sent(NamedTuple):
-    """A step that was sent: when it was called, its batch was there and it ended, what it gave, what had been read."""
+    """A step that was sent: when it could begin, called and its batch there, and ended, what it gave, what was read."""
 
     step: int
-    called: float
-    there: Future
+    begin: Future
     end: Future
     metrics: Mapping[str, Any]
     read: Any
@@ -94,22 +93,21 @@ class RunLog(contextlib.AbstractContextManager):
         self._read: Any = None  # the loader's account, of the batch handed over last
         self._ends = ThreadPoolExecutor(1, thread_name_prefix="ends of steps")
         self._sent: Sent | None = None  # the step sent last
-        self._called: tuple[float, Future] | None = None  # the next one's call, and its batch's arrival
+        self._begin: Future | None = None  # the next one's: its call, or its batch's arrival after that
         self._ended: float | None = None  # the step before; None where something else came between
         self._restart(first_step, time.perf_counter(), None)
         self._trackers: list[Tracker] = []
         self._files, self._writes = contextlib.ExitStack(), workdir is not None and jax.process_index() == 0
-        if self._writes:
-            self._open(Path(workdir), first_step, trackers, settings)
-
-    def _open(self, workdir: Path, first_step: int, trackers: Sequence[str], settings: Mapping[str, Any]) -> None:
+        if not self._writes:
+            return
+        workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         accounts = [r for r in _drop_records_after(workdir / METRICS_FILE, first_step) if "seconds" in r]
         self._records, self._text = (
             self._files.enter_context(open(workdir / name, "a", encoding="utf-8")) for name in (METRICS_FILE, LOG_FILE)
         )
         # disable=None: a bar on a terminal, none in a file or a pipe
-        bar = tqdm(total=self._last_step, initial=first_step, disable=None, unit="step", dynamic_ncols=True)
+        bar = tqdm(total=last_step, initial=first_step, disable=None, unit="step", dynamic_ncols=True)
         self._bar = self._files.enter_context(bar)
         if accounts:
             self._phases.go_on(accounts[-1]["seconds"], until=accounts[-1]["time"])
@@ -147,16 +145,15 @@ class RunLog(contextlib.AbstractContextManager):
                     return
             if account is not None:
                 self._read = account()
-            self._called = time.perf_counter(), self._ends.submit(_arrival, batch)
+            self._begin = self._ends.submit(_arrival, batch, time.perf_counter())
             yield batch
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> dict[str, float] | None:
         """Tells that `step` was sent; waits for the one before. If its line is due, writes and returns it."""
         if self._writes:
             self._bar.update(step - self._bar.n)
-        called, there = self._called or (time.perf_counter(), self._ends.submit(time.perf_counter))
-        end = self._ends.submit(_end, metrics)
-        before, self._sent = self._sent, Sent(step, called, there, end, metrics, self._read)
+        begin, end = self._begin or self._ends.submit(time.perf_counter), self._ends.submit(_end, metrics)
+        before, self._sent = self._sent, Sent(step, begin, end, metrics, self._read)
         if not self._compiled:
             self._ended = end.result()
             self.note(f"first step, with compilation: {self._ended - self._since:.1f} s")
@@ -174,7 +171,7 @@ class RunLog(contextlib.AbstractContextManager):
             return None
         ended = sent.end.result()
         if self._ended is not None:
-            idle = max(0.0, max(sent.called, sent.there.result()) - self._ended)
+            idle = max(0.0, sent.begin.result() - self._ended)
             self._idle += idle
             self._phases.idle(idle)
         self._ended = ended
@@ -272,11 +269,10 @@ def _end(arrays: Any) -> float:
     return time.perf_counter()
 
 
-def _arrival(batch: Any) -> float:
-    """When a batch is there, if that is later than the end of the step before, which was waited for just now."""
-    if all(leaf.is_ready() for leaf in jax.tree.leaves(batch) if hasattr(leaf, "is_ready")):
-        return -math.inf
-    return _end(batch)
+def _arrival(batch: Any, called: float) -> float:
+    """When a batch is there that a step was called with; later than the call only where it is not there by now."""
+    there = all(leaf.is_ready() for leaf in jax.tree.leaves(batch) if hasattr(leaf, "is_ready"))
+    return called if there else max(called, _end(batch))
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
