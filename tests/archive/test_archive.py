@@ -131,8 +131,6 @@ def test_an_existing_archive_is_not_overwritten(make_archive):
         create(archive.path)
 
 
-def test_creating_again_goes_on_and_another_layout_is_refused(tmp_path):
+def test_creating_again_goes_on(tmp_path):
     create(tmp_path / "a")[:2].write(np.full((2, 2, 4, 8), 3, np.float16)).result()
     assert create(tmp_path / "a")[:2].read().result().min() == 3
-    with pytest.raises(ValueError, match="another layout; delete it"):
-        create(tmp_path / "a", times_per_shard=4)

@@ -5,6 +5,7 @@ journal that lies with the archive, so a prepare that was stopped in any way goe
 """
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -110,21 +111,16 @@ def _open_recipe(
     journal: Journal, source: Source, plan: ArchivePlan, options: dict[str, Any], workers: Workers, *, keep_faults: bool
 ) -> dict[str, Any]:
     """What was begun with the same options, with the times of now: what was measured stays if its times are there."""
-    description = plan.describe(source) | options
-    layout = {name: description.pop(name) for name in ("times", "times_per_shard")}
+    description, times = plan.describe(source) | options, hashlib.sha256(source.times.tobytes()).hexdigest()
     recipe = journal.open_recipe(description)
-    if recipe is not None and recipe["layout"] == layout:
-        return recipe
-    if recipe is not None:
-        # shards lie where they did, and those of the same times are not made again
-        storage.open_folder(storage.join(journal.target, "fields")).write("zarr.json", None).result()
+    if recipe is not None and recipe["times"] != times:  # shards of the same times stay, and what is of all goes
         storage.delete_folder(storage.open_folder(journal.target), CLIMATOLOGY)
     if recipe is None or not np.isin(np.array(recipe["sampled"], source.times.dtype), source.times).all():
         recipe, faults = measure_sample(source, plan.layout.dtype, workers)
         if faults and not keep_faults:
             raise ValueError(describe_faults(faults, journal.target.removesuffix(".partial")))
     measured = {name: recipe[name] for name in ("sampled", "scale", "offset", "shift", "rounding")}
-    return journal.write_recipe(description, layout=layout, **measured)
+    return journal.write_recipe(description, times=times, **measured)
 
 
 def _find_masks(source: Source) -> dict[str, Bool[np.ndarray, "level lat lon"]]:

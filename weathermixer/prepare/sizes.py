@@ -55,10 +55,9 @@ class ArchivePlan:
 
     def describe(self, source: Source) -> dict[str, Any]:
         """What has to be the same for a prepare to go on with what another began."""
-        times = hashlib.sha256(source.times.astype("datetime64[s]").astype("<i8").tobytes()).hexdigest()
         places = np.concatenate([source.grid.latitude, source.grid.longitude]).astype("<f8")
-        return self.layout.options | {
-            "times": f"{len(source.times)} times, sha256 {times}",
+        return {
+            **{name: getattr(self.layout, name) for name in ("dtype", "compressor", "domain", "tensor")},
             "grid": f"{source.grid.shape}, sha256 {hashlib.sha256(places.tobytes()).hexdigest()}",
             "channels": [channel.name for channel in source.channels],
             "static": list(source.static),

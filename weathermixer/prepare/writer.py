@@ -29,10 +29,11 @@ from weathermixer.fields.variables import Channel
 
 MEMBERS = ("fields", "channel", "static_channel", *NUMERIC)
 FOLDER = ".prepare"  # of the journal
-ENTRIES_AT_ONCE = 256  # read from stores that take their time
-_TIME = {"units": "hours since 1970-01-01", "calendar": "proleptic_gregorian", "standard_name": "time"}
-_LATITUDE = {"units": "degrees_north", "standard_name": "latitude"}
-_LONGITUDE = {"units": "degrees_east", "standard_name": "longitude"}
+_ATTRIBUTES = {
+    "time": {"units": "hours since 1970-01-01", "calendar": "proleptic_gregorian", "standard_name": "time"},
+    "latitude": {"units": "degrees_north", "standard_name": "latitude"},
+    "longitude": {"units": "degrees_east", "standard_name": "longitude"},
+}
 
 
 def create_archive(
@@ -49,30 +50,27 @@ def create_archive(
 ) -> storage.Array:
     """Writes an archive's metadata and returns its `fields`, to be filled whole shards at a time and published.
 
-    Idempotent: called again with the same layout it goes on with what is there. `attributes` needs step_hours;
-    `options` are those of `Layout`. Every chunk has a checksum that finds a flipped bit. Raises ValueError where
-    the archive exists, the layout differs from what is there, times are no whole hours, or sizes do not fit.
+    Shards that are there stay. `attributes` needs step_hours; `options` are those of `Layout`. Every chunk has a
+    checksum that finds a flipped bit. Raises ValueError where the archive exists, times are no whole hours, or sizes
+    do not fit.
     """
-    path = os.fspath(path)
     check_destination(path)
     if not len(times) or np.any(times[1:] <= times[:-1]) or np.any(times != EPOCH + (times - EPOCH) // HOUR * HOUR):
         raise ValueError("an archive's times must be whole hours that ascend, and there must be at least one")
     layout = Layout(shape=(len(times), len(channels), *grid.shape), static=len(static), **options)
-    target = working_path(path)
-    try:
-        store = storage.create_array(storage.join(target, "fields"), layout.metadata)
-    except ValueError as error:
-        raise ValueError(f"{target} holds an archive of another layout; delete it to start afresh. {error}") from None
-    fields = np.stack([*static.values()]).astype(np.float32) if static else np.zeros((0, *grid.shape), np.float32)
-    for name, values, dimensions, extra in (
-        ("time", (times - EPOCH) // HOUR, ["time"], _TIME),
-        ("latitude", np.asarray(grid.latitude, np.float64), ["latitude"], _LATITUDE),
-        ("longitude", np.asarray(grid.longitude, np.float64), ["longitude"], _LONGITUDE),
-        ("scale", np.asarray(scale, np.float64), ["channel"], {}),
-        ("offset", np.asarray(offset, np.float64), ["channel"], {}),
-        ("static", fields, ["static_channel", "latitude", "longitude"], {}),
+    target = working_path(os.fspath(path))
+    storage.write_json(storage.open_folder(storage.join(target, "fields")), "zarr.json", layout.metadata)
+    fields = np.array([*static.values()], np.float32).reshape(-1, *grid.shape)
+    for name, values, dimensions in (
+        ("time", (times - EPOCH) // HOUR, ["time"]),
+        ("latitude", np.asarray(grid.latitude, np.float64), ["latitude"]),
+        ("longitude", np.asarray(grid.longitude, np.float64), ["longitude"]),
+        ("scale", np.asarray(scale, np.float64), ["channel"]),
+        ("offset", np.asarray(offset, np.float64), ["channel"]),
+        ("static", fields, ["static_channel", "latitude", "longitude"]),
     ):
-        storage.write_array(storage.join(target, name), values, dimensions=dimensions, attributes=extra)
+        attributes_of = _ATTRIBUTES.get(name, {})
+        storage.write_array(storage.join(target, name), values, dimensions=dimensions, attributes=attributes_of)
     storage.write_text_array(storage.join(target, "channel"), [c.name for c in channels], dimension="channel")
     storage.write_text_array(storage.join(target, "static_channel"), list(static), dimension="static_channel")
     document = {
@@ -89,7 +87,7 @@ def create_archive(
         **attributes,
     }
     _write_group(target, document, {})
-    return store
+    return storage.open_array(storage.join(target, "fields"), write=True)
 
 
 def write_statistics(path: str | os.PathLike, statistics: Statistics) -> None:
@@ -223,17 +221,14 @@ class Journal:
 
     def read_entries(self, shards: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
         """The arrays of shards' entries, in order; ValueError where one is damaged."""
-        for start in range(0, len(shards), ENTRIES_AT_ONCE):
-            some = shards[start : start + ENTRIES_AT_ONCE]
-            for shard, read in zip(some, [self.folder.read(_key(shard)) for shard in some]):
-                try:
-                    with np.load(io.BytesIO(read.result().value)) as arrays:
-                        entry = dict(arrays)
-                except Exception:  # zip's checksum, or whatever else a flipped byte makes of it
-                    raise ValueError(
-                        f"{self.folder.url}{_key(shard)} is damaged: delete it, and its shard is made again"
-                    ) from None
-                yield entry
+        for shard, read in zip(shards, [self.folder.read(_key(shard)) for shard in shards]):
+            try:
+                with np.load(io.BytesIO(read.result().value)) as arrays:
+                    entry = dict(arrays)
+            except Exception:  # zip's checksum, or whatever else a flipped byte makes of it
+                what = f"{self.folder.url}{_key(shard)} is damaged"
+                raise ValueError(f"{what}: delete it, and its shard is made again") from None
+            yield entry
 
 
 def _key(shard: int) -> str:
