@@ -4,6 +4,7 @@ import numpy as np
 
 from weathermixer.archive.archive import Archive, Statistics, open_archive
 from weathermixer.archive.frames import Frames, archive_frames
+from weathermixer.archive.layout import Layout
 from weathermixer.archive.reference import make_reference
 from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import ChannelSet
@@ -38,8 +39,9 @@ def make_archive(
         static=static or {},
         scale=scale,
         offset=offset,
-        dtype=dtype,
-        times_per_shard=max(1, len(times) // 4),
+        layout=Layout(
+            shape=fields.shape, static=len(static or {}), times_per_shard=max(1, len(times) // 4), dtype=dtype
+        ),
         attributes={"source": "test", "step_hours": 6},
     )
     stored = (fields - offset[:, None, None]) / scale[:, None, None]

@@ -60,6 +60,7 @@ def no_mesh_left_over():
 def make_archive(tmp_path):
     """Makes a small published archive of smooth made-up weather: make_archive(times=..., shape=(lat, lon), ...)."""
     from weathermixer.archive import archive as archives
+    from weathermixer.archive.layout import Layout
     from weathermixer.fields.grid import Grid
     from weathermixer.fields.variables import ChannelSet
     from weathermixer.prepare import writer
@@ -89,7 +90,8 @@ def make_archive(tmp_path):
         path = str(path or tmp_path / f"archive{seed}")
         store = writer.create_archive(
             path, times=when, grid=grid, channels=ChannelSet.from_names(names).dynamic, static=fields, scale=std,
-            offset=mean, times_per_shard=times_per_shard, attributes={"step_hours": 6}, **options,
+            offset=mean, attributes={"step_hours": 6},
+            layout=Layout(shape=size, static=len(fields), times_per_shard=times_per_shard, **options),
         )  # fmt: skip
         values = standardized if store.dtype.numpy_dtype.kind == "f" else np.round(standardized)
         store.write(values.astype(store.dtype.numpy_dtype)).result()

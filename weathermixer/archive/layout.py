@@ -61,11 +61,6 @@ class Layout:
             raise ValueError(f"latitude={lat} is not divisible by domain={self.domain}{remedy}")
 
     @property
-    def options(self) -> dict[str, Any]:
-        """What may be chosen: all but shape and static."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in ("shape", "static")}
-
-    @property
     def itemsize(self) -> int:
         return np.dtype(self.dtype).itemsize
 

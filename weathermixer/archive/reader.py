@@ -109,6 +109,8 @@ class Reader:
         self.sharding = sharding(mesh, "batch", "channel", "lat", "lon")
         self.boxes = find_boxes(mesh, self.shape, devices)
         self.dtype = archive.store.dtype.numpy_dtype
+        # of the boxes of one array
+        self.bytes = sum(math.prod(self._dimensions(box)) for box in self.boxes) * self.dtype.itemsize
         self._buffers = Buffers()
         _, group, _, lon = archive.store.chunk_layout.read_chunk.shape
         rows = max((lats[1] - lats[0] for _, _, lats in self.boxes), default=1)
@@ -117,11 +119,6 @@ class Reader:
         chosen = archive.channel_indices(channel_set.stored_names)
         self._wanted = {channels: chosen[slice(*channels)] for _, channels, _ in self.boxes}
         self._views = {(channels, lats): self._cut(self._wanted[channels], lats) for _, channels, lats in self.boxes}
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of this process's boxes of one array."""
-        return sum(math.prod(self._dimensions(box)) for box in self.boxes) * self.dtype.itemsize
 
     def start(self, arrays: Sequence[Int[np.ndarray, " b"]], recent: Sequence[dict[Key, Frame]] = ()) -> Pending:
         """Begins to read the times of each array; what they share with each other or with `recent` is read once."""

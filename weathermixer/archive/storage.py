@@ -45,7 +45,14 @@ def kvstore_spec(path: str | os.PathLike) -> Spec:
         spec = ts.KvStore.Spec(path.rstrip("/") + "/").to_json()
     except ValueError as error:
         raise ValueError(f"{path!r}: {error}; use a file path, s3://bucket/path, gs:// or http(s)://") from None
-    return spec | (_s3_options() if spec["driver"] == "s3" else {})
+    if spec["driver"] == "s3":
+        if region := os.environ.get("AWS_REGION", os.environ.get("AWS_DEFAULT_REGION")):
+            spec["aws_region"] = region
+        if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL")):
+            spec["endpoint"] = endpoint
+        if os.environ.get("AWS_NO_SIGN_REQUEST", "").upper() in ("YES", "TRUE", "1"):
+            spec["aws_credentials"] = {"type": "anonymous"}
+    return spec
 
 
 def check_address(path: str) -> None:
@@ -57,17 +64,6 @@ def check_address(path: str) -> None:
             "leave them out, and give them as AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS "
             "or in the files that these packages read; logs and checkpoints keep addresses"
         )
-
-
-def _s3_options() -> Spec:
-    options: Spec = {}
-    if region := os.environ.get("AWS_REGION", os.environ.get("AWS_DEFAULT_REGION")):
-        options["aws_region"] = region
-    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL")):
-        options["endpoint"] = endpoint
-    if os.environ.get("AWS_NO_SIGN_REQUEST", "").upper() in ("YES", "TRUE", "1"):
-        options["aws_credentials"] = {"type": "anonymous"}
-    return options
 
 
 def cache_folder() -> pathlib.Path:

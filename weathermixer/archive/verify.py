@@ -97,10 +97,9 @@ def _verify_climatology(archive: Archive) -> list[str]:
     findings = []
     for variable in group_by_variable(archive.channels):
         store = storage.open_array(storage.join(folder, variable))
-        for hour in range(store.shape[0]):
-            problems = ((day, _find_problem(store[hour, day])) for day in range(store.shape[1]))
-            day, problem = next(((day, problem) for day, problem in problems if problem), (0, ""))
-            findings += [f"{CLIMATOLOGY}: {variable}, hour {hour}, day {day + 1}: {problem}"] * bool(problem)
+        for hour, day in np.ndindex(*store.shape[:2]):
+            if problem := _find_problem(store[hour, day]):
+                findings.append(f"{CLIMATOLOGY}: {variable}, hour {hour}, day {day + 1}: {problem}")
     return findings
 
 

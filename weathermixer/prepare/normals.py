@@ -33,15 +33,10 @@ BATCH_BYTES = 64 * 2**20  # of times read at once
 Terms = tuple[int, Int[np.ndarray, " n"], Int[np.ndarray, " n"]]  # an hour's: hour, indices of times, days from 0
 
 
-def window_weights() -> Float[np.ndarray, " window"]:
-    """Weights that fall linearly from the middle to zero at both ends, with mean one."""
-    weights = 1 - np.abs(np.linspace(-1, 1, WINDOW_DAYS))
-    return weights / weights.mean()
-
-
 def smooth(values: Float[np.ndarray, "day ..."]) -> Float[np.ndarray, "day ..."]:
-    """Sums over the window, on the circle of days."""
-    return ndimage.convolve1d(values, window_weights(), axis=0, mode="wrap")
+    """Sums over the window, on the circle of days, by weights with mean one that fall from the middle to zero."""
+    weights = 1 - np.abs(np.linspace(-1, 1, WINDOW_DAYS))
+    return ndimage.convolve1d(values, weights / weights.mean(), axis=0, mode="wrap")
 
 
 def choose_terms(times: np.ndarray, counted: Bool[np.ndarray, " time"], wanted: bool | None) -> tuple[list[Terms], str]:

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
 
 from weathermixer.archive import storage
 from weathermixer.archive.archive import CLIMATOLOGY, Archive, open_archive
@@ -74,7 +73,6 @@ def prepare_archive(
         "keep_faults": keep_faults,
         "climatology": of_terms,
         "source": source.name,
-        "source_attributes": source.attributes,
         "step_hours": source.step_hours,
         "missing_times": [str(time.astype("datetime64[h]")) for time in source.missing_times],
         "account": list(source.account),
@@ -90,14 +88,16 @@ def prepare_archive(
             static=source.static,
             scale=scale,
             offset=offset,
-            **plan.layout.options,
+            layout=plan.layout,
             attributes=about,
         )
+        lacking = ((variable, np.isnan(source.read([0], variables=[variable])[0])) for variable in source.variables)
+        masks = {variable: missing for variable, missing in lacking if missing.any()}
         row_weights = area_weights(source.grid.latitude) if area_weighted else np.ones(source.grid.shape[0])
         whole = Task(
             target=writer.working_path(path), recipe=recipe["name"], source=source, plan=plan,
             shards=range(plan.layout.shards), first=0, scale=scale, offset=offset, shift=shift, row_weights=row_weights,
-            counted=counted, back=back, masks=_find_masks(source), keep_faults=keep_faults,
+            counted=counted, back=back, masks=masks, keep_faults=keep_faults,
         )  # fmt: skip
         _write_shards(whole, journal, workers)
         more = _conclude(whole, journal, path) | {"rounding": recipe["rounding"]}
@@ -121,12 +121,6 @@ def _open_recipe(
             raise ValueError(describe_faults(faults, journal.target.removesuffix(".partial")))
     measured = {name: recipe[name] for name in ("sampled", "scale", "offset", "shift", "rounding")}
     return journal.write_recipe(description, times=times, **measured)
-
-
-def _find_masks(source: Source) -> dict[str, Bool[np.ndarray, "level lat lon"]]:
-    """The points that are missing at the first time, of the variables that lack some then."""
-    found = {variable: np.isnan(source.read([0], variables=[variable])[0]) for variable in source.variables}
-    return {variable: missing for variable, missing in found.items() if missing.any()}
 
 
 def _write_shards(whole: Task, journal: Journal, workers: Workers) -> None:

@@ -56,8 +56,9 @@ class ArchivePlan:
     def describe(self, source: Source) -> dict[str, Any]:
         """What has to be the same for a prepare to go on with what another began."""
         places = np.concatenate([source.grid.latitude, source.grid.longitude]).astype("<f8")
+        layout = vars(self.layout)
         return {
-            **{name: getattr(self.layout, name) for name in ("dtype", "compressor", "domain", "tensor")},
+            **{name: value for name, value in layout.items() if name not in ("shape", "static", "times_per_shard")},
             "grid": f"{source.grid.shape}, sha256 {hashlib.sha256(places.tobytes()).hexdigest()}",
             "channels": [channel.name for channel in source.channels],
             "static": list(source.static),

@@ -22,12 +22,11 @@ from jaxtyping import Float
 
 import weathermixer
 from weathermixer.archive import storage
-from weathermixer.archive.archive import EPOCH, FORMAT, FORMAT_VERSION, HOUR, NUMERIC, STATISTICS, Statistics
+from weathermixer.archive.archive import EPOCH, FORMAT, FORMAT_VERSION, HOUR, STATISTICS, Statistics
 from weathermixer.archive.layout import Layout
 from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import Channel
 
-MEMBERS = ("fields", "channel", "static_channel", *NUMERIC)
 FOLDER = ".prepare"  # of the journal
 _ATTRIBUTES = {
     "time": {"units": "hours since 1970-01-01", "calendar": "proleptic_gregorian", "standard_name": "time"},
@@ -45,19 +44,17 @@ def create_archive(
     static: Mapping[str, Float[np.ndarray, "lat lon"]],
     scale: Float[np.ndarray, " n"],
     offset: Float[np.ndarray, " n"],
+    layout: Layout,
     attributes: Mapping[str, Any],
-    **options: Any,
 ) -> storage.Array:
     """Writes an archive's metadata and returns its `fields`, to be filled whole shards at a time and published.
 
-    Shards that are there stay. `attributes` needs step_hours; `options` are those of `Layout`. Every chunk has a
-    checksum that finds a flipped bit. Raises ValueError where the archive exists, times are no whole hours, or sizes
-    do not fit.
+    Shards that are there stay. `attributes` needs step_hours. Every chunk has a checksum that finds a flipped bit.
+    Raises ValueError where the archive exists and where times are no whole hours.
     """
     check_destination(path)
     if not len(times) or np.any(times[1:] <= times[:-1]) or np.any(times != EPOCH + (times - EPOCH) // HOUR * HOUR):
         raise ValueError("an archive's times must be whole hours that ascend, and there must be at least one")
-    layout = Layout(shape=(len(times), len(channels), *grid.shape), static=len(static), **options)
     target = working_path(os.fspath(path))
     storage.write_json(storage.open_folder(storage.join(target, "fields")), "zarr.json", layout.metadata)
     fields = np.array([*static.values()], np.float32).reshape(-1, *grid.shape)
@@ -99,18 +96,12 @@ def write_statistics(path: str | os.PathLike, statistics: Statistics) -> None:
 
 
 def publish(path: str | os.PathLike, *, attributes: Mapping[str, Any] = {}) -> None:
-    """Makes an archive readable, all at once: `attributes` are added, it is complete and in place, its journal goes.
-
-    Raises ValueError where arrays are absent, statistics for one.
-    """
+    """Makes an archive readable, all at once: `attributes` are added, it is complete and in place, its journal goes."""
     path = os.fspath(path)
     target = working_path(path)
     folder = storage.open_folder(target)
     keys = [key.decode() for key in folder.list().result()]
     members = sorted(key.removesuffix("/zarr.json") for key in keys if key.endswith("/zarr.json"))
-    absent = [name for name in MEMBERS if name not in members]
-    if absent:
-        raise ValueError(f"{target} cannot be published: arrays {absent} are absent")
     document = storage.read_json(folder, "zarr.json")["attributes"] | dict(attributes) | {"complete": True}
     _write_group(target, document, {name: storage.read_json(folder, f"{name}/zarr.json") for name in members})
     if target != path:

@@ -41,7 +41,6 @@ class Source:
     step_hours: int
     channels: tuple[Channel, ...]
     static: dict[str, Float[np.ndarray, "lat lon"]]
-    attributes: dict[str, Any]
     account: tuple[str, ...]
     series: Mapping[str, tuple[Series, ...]]
     gaps: bool = False
@@ -107,7 +106,6 @@ class Source:
             channels=tuple(channel for channel in self.channels if channel.variable in names),
             missing_times=self.missing_times[:0],
             static={},
-            attributes={},
             account=(),
             series={name: tuple(one.narrow(index) for one in self.series[name]) for name in names},
         )
@@ -220,7 +218,6 @@ def open_source(
         step_hours=step_hours,
         channels=channels,
         static=fields,
-        attributes={str(k): v.tolist() if hasattr(v, "tolist") else str(v) for k, v in pieces[0].attrs.items()},
         account=(*tell(notes), *account),
         series=series,
     )
