@@ -9,8 +9,7 @@ published model: --config=reference:3.2b or :10b, or any field: --config.model.e
 
 --compile lowers the real training step for the best mesh on simulated devices and sets the compiler's account of memory
 beside the formulae's. --measured shows what is predicted for the steps that were timed; --transfers shows of a compiled
-program (benchmark train --hlo=FILE) which transfers run under products: in a GPU's schedule between a transfer's start
-and its done, and by what depends on what, for compilers that do not split transfers in two.
+program (benchmark train --hlo=FILE) which transfers run under products: between start and done in a GPU's schedule.
 
 A machine that is not among the devices is one of them with numbers replaced, each per device, in bytes/s and FLOP/s:
 

@@ -11,7 +11,7 @@ from weathermixer.model.shape import ModelShape
 from weathermixer.parallel.mesh import make_mesh, use_mesh
 from weathermixer.planning.account import format_bytes
 from weathermixer.planning.hardware import find_hardware
-from weathermixer.planning.hlo import free_products, hidden_transfers
+from weathermixer.planning.hlo import hidden_transfers
 from weathermixer.planning.meshes import StepOptions
 from weathermixer.planning.plan import Plan
 from weathermixer.planning.time import MODEL, MODEL_SHAPE, Measured, step_time
@@ -57,13 +57,7 @@ def compare(settings: Settings, shape: ModelShape, channel_set: ChannelSet, plan
 
 
 def format_transfers(text: str) -> str:
-    """How many transfers of a program have how many products between start and done, or free to run meanwhile."""
-    hidden, free = (sorted(Counter(find(text)).items()) for find in (hidden_transfers, free_products))
+    """How many transfers of a program have how many products between start and done."""
+    hidden = sorted(Counter(hidden_transfers(text)).items())
     lines = [f"{times:>4} x {kind}-start ... {products} products ... {kind}-done" for (kind, products), times in hidden]
-    return "\n".join(
-        lines
-        + [
-            f"{times:>4} x {kind}, which {products} products neither feed nor wait for"
-            for (kind, products), times in free
-        ]
-    )
+    return "\n".join(lines) or "no transfer of this program has a start and a done: GPUs' compilers split them in two"

@@ -11,7 +11,7 @@ from tests.tiny_training import quick_compilation
 from weathermixer.parallel.jigsaw import mix
 from weathermixer.parallel.mesh import make_mesh, sharding, use_mesh
 from weathermixer.parallel.schedule import SCHEDULES, choose_schedule, kernel_names
-from weathermixer.planning.hlo import free_products
+from weathermixer.planning.hlo import KINDS, is_product, parse
 
 FACTORIZATIONS = [(1, 1, 8), (1, 2, 4), (1, 4, 2), (1, 8, 1), (2, 2, 2), (2, 4, 1), (1, 1, 1), (1, 3, 2)]
 SUBSCRIPTS = {"channel": "bti,io->bto", "token": "bid,io->bod"}
@@ -118,6 +118,22 @@ def test_auto_follows_the_cut_of_the_kernel():
 
             assert jaxpr("auto") == jaxpr(f"ring_{stored}")
             assert "ppermute" in jaxpr("auto") and "ppermute" not in jaxpr(stored)
+
+
+def free_products(text):
+    """Of every collective of a compiled program, how many products can run meanwhile: none feeds it or needs it."""
+    transfers = []
+    computations, _ = parse(text)
+    for instructions in computations.values():
+        needs = {}
+        for each in instructions:
+            needs[each.name] = set(each.operands).union(*(needs.get(operand, ()) for operand in each.operands))
+        products = [each.name for each in instructions if is_product(each, computations)]
+        for each in instructions:
+            if (kind := each.opcode.removesuffix("-start")) in KINDS:
+                free = (name not in needs[each.name] and each.name not in needs[name] for name in products)
+                transfers.append((kind, sum(free)))
+    return transfers
 
 
 @pytest.mark.parametrize("devices", [2, 4])

@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 
 from weathermixer.model.weathermixer import ModelShape
+from weathermixer.parallel.schedule import choose_schedule
 from weathermixer.planning.meshes import Group, Layout, StepOptions, misfits
-from weathermixer.planning.traffic import Transfer, contraction_schedule, read_bytes, step_transfers
+from weathermixer.planning.traffic import Transfer, read_bytes, step_transfers
 from weathermixer.planning.work import contractions, parameters
 
 SHAPE = ModelShape((8, 16), 8, 6, (1, 4), embed=32, token_hidden=16, embed_hidden=64, blocks=2, head="increment")
@@ -38,8 +39,8 @@ def test_domain_by_hand():
 
 def test_auto_moves_the_hidden_layer_twice():
     """With H < 2/3 T the hidden [H, D] is scattered after the first product and gathered before the second."""
-    layout, options = Layout(1, 4, 1), StepOptions(batch=1)
-    chosen = {c.name: contraction_schedule(c, layout, options) for c in contractions(SHAPE)}
+    layout = Layout(1, 4, 1)
+    chosen = {c.name: choose_schedule("auto", c.inputs, c.outputs, along=4) for c in contractions(SHAPE)}
     assert chosen["token up"] == "ring_scatter" and chosen["token down"] == "ring_gather"
     found = transfers(layout)
     assert found["token down: activation"].bytes == 2 * 3 * (16 * 32 * 2) * 3 // 4

@@ -48,21 +48,17 @@ def kept_for_backward(
         return jax.vjp(lambda params: loss(params, *rest), params)[1]
 
     jaxpr = jax.make_jaxpr(residuals)(params, *rest).jaxpr
-    seen, activations, copies = set(jaxpr.invars), [], []
-    for variable in jaxpr.outvars:
-        if isinstance(variable, Literal) or variable in seen:
-            continue
-        seen.add(variable)
-        aval, cut = variable.aval, variable.aval.sharding.spec
-        array = jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=NamedSharding(mesh, cut))
-        (activations if LOGICAL_AXES["batch"] in cut_axes(cut) else copies).append(array)
+    kept = dict.fromkeys(variable for variable in jaxpr.outvars if not isinstance(variable, Literal))
+    activations, copies = [], []
+    for aval in (variable.aval for variable in kept if variable not in jaxpr.invars):
+        array = jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=NamedSharding(mesh, aval.sharding.spec))
+        (activations if LOGICAL_AXES["batch"] in cut_axes(aval.sharding.spec) else copies).append(array)
     return activations, copies
 
 
 def held(array: Any) -> int:
     """Bytes that a device holds of an array, or of what its ShapeDtypeStruct describes."""
-    shard = array.shape if array.sharding is None else array.sharding.shard_shape(array.shape)
-    return array.dtype.itemsize * math.prod(shard)
+    return array.dtype.itemsize * math.prod(array.sharding.shard_shape(array.shape))
 
 
 def make_account(mesh: Mesh | AbstractMesh, state: Mapping[str, Any], batch: Mapping[str, Any]) -> list[Entry]:

@@ -3,9 +3,10 @@
 Shapes, operands, groups of devices and the order of instructions, which is the schedule, are enough for that.
 """
 
-import dataclasses
 import math
 import re
+from collections import Counter
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,8 +14,8 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "al
 
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{")
 INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(.*)$")
-CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
-BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
+CALLED = re.compile(r"(?:calls|to_apply|body|condition|\w+_computations?)=(\{[^}]*\}|%?[\w.\-]+)")
+NAME = re.compile(r"[\w.\-]+")
 TRIPS = re.compile(r'known_trip_count[^}]*?"n":"?(\d+)')
 # groups of devices: listed, counted through a transposed range, or along axes of a mesh that is counted through so
 LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
@@ -25,8 +26,7 @@ ALONG_AXES = re.compile(
 PAIR = re.compile(r"\{(\d+),(\d+)\}")
 
 
-@dataclasses.dataclass(frozen=True)
-class Collective:
+class Collective(NamedTuple):
     """One array that a collective of a program carries, as one device sees it.
 
     Attributes:
@@ -58,25 +58,31 @@ class Collective:
         return each * self.times
 
 
-@dataclasses.dataclass(frozen=True)
-class _Instruction:
+class Instruction(NamedTuple):
+    """One line of a program: what it makes, of which type, by what operation on what."""
+
     name: str
     shape: str
     opcode: str
-    operands: tuple[str, ...]
+    operands: list[str]
     attributes: str
+
+    @property
+    def called(self) -> list[str]:
+        """The computations that it runs."""
+        return NAME.findall(" ".join(CALLED.findall(self.attributes)))
 
 
 def collectives(text: str) -> list[Collective]:
     """Every collective of a compiled program, once for each place that it stands in."""
-    computations, entry = _parse(text)
+    computations, entry = parse(text)
     times = _count_runs(computations, entry)
     found = []
     for name, instructions in computations.items():
         shapes = {instruction.name: instruction.shape for instruction in instructions}
         for instruction in instructions:
             kind = instruction.opcode.removesuffix("-start")
-            if kind not in KINDS or not times.get(name, 0):
+            if kind not in KINDS or not times[name]:
                 continue
             operands = [array for operand in instruction.operands for array in _arrays(shapes[operand])]
             results = _arrays(instruction.shape)
@@ -121,41 +127,26 @@ def _numbers(text: str) -> tuple[int, ...]:
 def hidden_transfers(text: str) -> list[tuple[str, int]]:
     """For every asynchronous collective, its kind and how many products the schedule runs between start and done."""
     transfers = []
-    computations, _ = _parse(text)
+    computations, _ = parse(text)
     for instructions in computations.values():
         order = {instruction.name: index for index, instruction in enumerate(instructions)}
         for done in instructions:
             kind = done.opcode.removesuffix("-done")
             if kind in KINDS and kind != done.opcode:
                 between = instructions[order[done.operands[0]] + 1 : order[done.name]]
-                transfers.append((kind, sum(_is_product(each, computations) for each in between)))
+                transfers.append((kind, sum(is_product(each, computations) for each in between)))
     return transfers
 
 
-def free_products(text: str) -> list[tuple[str, int]]:
-    """For every collective, its kind and how many products can run while it travels: none feeds it or needs it."""
-    transfers = []
-    computations, _ = _parse(text)
-    for instructions in computations.values():
-        needs: dict[str, set[str]] = {}
-        for each in instructions:
-            needs[each.name] = set(each.operands).union(*(needs.get(operand, ()) for operand in each.operands))
-        products = [each.name for each in instructions if _is_product(each, computations)]
-        for each in instructions:
-            if (kind := each.opcode.removesuffix("-start")) in KINDS:
-                free = (name not in needs[each.name] and each.name not in needs[name] for name in products)
-                transfers.append((kind, sum(free)))
-    return transfers
-
-
-def _is_product(instruction: _Instruction, computations: dict[str, list[_Instruction]]) -> bool:
+def is_product(instruction: Instruction, computations: dict[str, list[Instruction]]) -> bool:
+    """Whether it is a matrix product, or a fusion with one in it."""
     if instruction.opcode == "fusion":
-        fused = (each for name in CALLED.findall(instruction.attributes) for each in computations.get(name, ()))
+        fused = (each for name in instruction.called for each in computations.get(name, ()))
         return "gemm" in instruction.attributes or any(each.opcode == "dot" for each in fused)
     return instruction.opcode == "dot" or (instruction.opcode == "custom-call" and "matmul" in instruction.attributes)
 
 
-def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
+def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
     """The instructions of every computation, in their order, and the entry's name."""
     computations, current, entry = {}, None, ""
     for line in text.splitlines():
@@ -165,23 +156,20 @@ def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
         elif current is not None and (match := INSTRUCTION.match(line)):
             name, shape, opcode, operands, attributes = match.groups()
             # `%a, %b` or, as older versions write it, `f32[8,4]{1,0} %a, ...`
-            names = re.findall(r"%([\w.\-]+)", operands) or re.findall(r"[\w.\-]+", operands)
-            current.append(_Instruction(name, shape, opcode, tuple(names), attributes))
+            names = re.findall(r"%([\w.\-]+)", operands) or NAME.findall(operands)
+            current.append(Instruction(name, shape, opcode, names, attributes))
     return computations, entry
 
 
-def _count_runs(computations: dict[str, list[_Instruction]], entry: str) -> dict[str, int]:
+def _count_runs(computations: dict[str, list[Instruction]], entry: str) -> Counter[str]:
     """How often each computation runs: once where it is called, a loop's body as often as it is known to turn."""
-    times: dict[str, int] = {}
+    times: Counter[str] = Counter()
 
     def visit(name, runs):
-        times[name] = times.get(name, 0) + runs
+        times[name] += runs
         for instruction in computations[name]:
             turns = TRIPS.search(instruction.attributes) if instruction.opcode == "while" else None
-            called = CALLED.findall(instruction.attributes)
-            for branches in BRANCHES.findall(instruction.attributes):
-                called += re.findall(r"[\w.\-]+", branches)
-            for callee in called:
+            for callee in instruction.called:
                 visit(callee, runs * (int(turns[1]) if turns else 1))
 
     visit(entry, 1)
@@ -190,8 +178,5 @@ def _count_runs(computations: dict[str, list[_Instruction]], entry: str) -> dict
 
 def _arrays(shape: str) -> list[tuple[int, int]]:
     """(elements, bytes of one) of every array in a type; by the bits in its name; pred has one byte."""
-    arrays = []
-    for dtype, dimensions in re.findall(r"\b([a-z]+\d*\w*)\[([\d,]*)\]", shape):
-        bits = re.search(r"\d+", dtype)
-        arrays.append((math.prod(_numbers(dimensions)), max(1, int(bits[0]) // 8) if bits else 1))
-    return arrays
+    arrays = re.findall(r"\b[a-z]+(\d*)\w*\[([\d,]*)\]", shape)
+    return [(math.prod(_numbers(sizes)), max(1, int(bits or 8) // 8)) for bits, sizes in arrays]

@@ -7,7 +7,7 @@ the sum of gradients over instances and the reading of samples.
 import dataclasses
 
 from weathermixer.model.shape import ModelShape
-from weathermixer.parallel.schedule import Schedule, choose_schedule, moves_input
+from weathermixer.parallel.schedule import choose_schedule, moves_input
 from weathermixer.planning.meshes import Group, Layout, StepOptions
 from weathermixer.planning.work import FLOAT32, STORED, Contraction, block_parameters, contractions, parameters
 
@@ -44,11 +44,6 @@ def gathered_bytes(group: Group, whole: float | int) -> float:
     return (group.size - 1) / group.size * whole
 
 
-def contraction_schedule(c: Contraction, layout: Layout, options: StepOptions) -> Schedule:
-    """The schedule that the model runs this contraction on: its own, or the one chosen from the bytes."""
-    return choose_schedule(options.schedule, c.inputs, c.outputs, along=layout.contracted(c.over).size)
-
-
 def contraction_transfers(c: Contraction, layout: Layout, options: StepOptions) -> list[Transfer]:
     """The transfers of one kind of contraction in a training step: its repetitions, backward passes, recomputation.
 
@@ -56,7 +51,7 @@ def contraction_transfers(c: Contraction, layout: Layout, options: StepOptions) 
     and dW as sums.
     """
     along, across = layout.contracted(c.over), layout.across(c.over)
-    schedule = contraction_schedule(c, layout, options)
+    schedule = choose_schedule(options.schedule, c.inputs, c.outputs, along=along.size)
     gather, wide = moves_input(schedule), options.compute_bytes
     narrow = options.operand_bytes if c.in_block else wide
     rows = c.rows * options.batch // layout.data

@@ -23,6 +23,7 @@ import weathermixer
 from weathermixer.archive.archive import FORMAT_VERSION, Archive, is_archive, open_archive
 from weathermixer.archive.frames import Frames, archive_frames
 from weathermixer.archive.reference import Reference
+from weathermixer.archive.sampling import in_period
 from weathermixer.archive.standardization import make_standardization
 from weathermixer.archive.storage import cache_folder
 from weathermixer.fields.grid import regrid
@@ -160,7 +161,7 @@ def choose_climatology(
     None where these are None too; ValueError where they are no frames.
     """
     own = climatologies.open_normals(data, frames.reference, frames.mesh) if isinstance(data, Archive) else None
-    if own and not own.holds_any(scored):
+    if own and not in_period(scored, own.period).any():
         return own
     if own and jax.process_index() == 0:
         instead = "there is none" if training is None else "one of other times takes its place"

@@ -8,7 +8,6 @@ units once they leave this module, which is the program of one member too:
 """
 
 import dataclasses
-import functools
 import json
 import os
 import sys
@@ -58,38 +57,6 @@ TEMPERATURE = (  # K
 )
 SURFACE_PRESSURE = ((996.3, 997.8, 1002.5, 1006.9, 1002.9, 993.6, 993.3, 999.8, 1004.7, 1006.1),)  # hPa
 
-Frames = dict[str, Float[Array, "..."]]
-
-
-def make_atmosphere(
-    settings: Settings,
-) -> tuple[Callable[[Sequence[int]], State], Callable[[State], tuple[State, Frames]]]:
-    """(initial_state, advance) of a model: triangular truncation, equal sigma layers, frames on pressure levels.
-
-    initial_state(seed) is a zonal flow in balance, with noise; advance(state) is the state a day later and the frames
-    of that day, {variable: [time, level, lat, lon], surface_pressure: [time, lat, lon]}, latitudes from south to north,
-    on an equiangular grid.
-    """
-    # enough Gaussian latitudes that products of two fields are not aliased
-    nodes = -(-(3 * settings.truncation + 1) // 4)
-    grid = spherical_harmonic.Grid.construct(settings.truncation, gaussian_nodes=nodes)
-    coords = CoordinateSystem(grid, SigmaCoordinates.equidistant(settings.layers))
-    constants = SimUnits.from_si()
-    step = _make_step(coords, constants, settings.step_minutes)
-    points = dict(latitude_nodes=settings.latitudes, longitude_nodes=settings.longitudes)
-    synthesis = dataclasses.replace(grid, **points, latitude_spacing="equiangular")
-
-    @jax.jit
-    def advance(state: State) -> tuple[State, Frames]:
-        return time_integration.trajectory_from_step(
-            step,
-            outer_steps=FRAMES_PER_DAY,
-            inner_steps=24 * 60 // FRAMES_PER_DAY // settings.step_minutes,
-            post_process_fn=lambda s: _to_frame(s, coords, synthesis, constants, settings.levels_hpa),
-        )(state)
-
-    return functools.partial(_initial_state, coords, constants), advance
-
 
 def _reference(coords: CoordinateSystem, constants: SimUnits) -> np.ndarray:
     """Reference temperature [layer, 1, 1]."""
@@ -117,7 +84,7 @@ def _make_step(coords: CoordinateSystem, constants: SimUnits, step_minutes: int)
 
 
 def _initial_state(coords: CoordinateSystem, constants: SimUnits, seed: Sequence[int]) -> State:
-    """The zonal mean of the climate, with random eddies as strong as those of the"""
+    """The zonal mean of the climate, which is in balance, with random eddies."""
     grid, unit = coords.horizontal, scales.units
     where = {"latitude": np.rad2deg(grid.latitudes), "sigma": coords.vertical.centers}
 
@@ -168,7 +135,7 @@ def _vorticity_noise(coords: CoordinateSystem, constants: SimUnits, seed: Sequen
 
 def _to_frame(
     state: State, coords: CoordinateSystem, synthesis: Any, constants: SimUnits, levels_hpa: Sequence[int]
-) -> Frames:
+) -> dict[str, Float[Array, "..."]]:
     """The fields of a state on pressure levels, by exact spectral synthesis on any grid and linear in log-pressure.
 
     Geopotential is the exact integral of such a temperature: with L[f] the interpolation of f to x = log(p / p_s),
@@ -210,10 +177,25 @@ def _to_frame(
 def run_member(settings: Settings, member: int, out: BinaryIO) -> None:
     """Integrates a member to its end and writes the float32 of FIELDS, one after the other, of each day that is kept.
 
+    Triangular truncation and equal sigma layers. A day has FRAMES_PER_DAY times of fields [level, lat, lon], of the
+    surface's pressure [lat, lon], on pressure levels and an equiangular grid, latitudes from south to north.
+
     Raises FloatingPointError, with the day, where the integration blows up; BrokenPipeError where nobody reads.
     """
-    initial_state, advance = make_atmosphere(settings)
-    state = initial_state([settings.seed, member])
+    # enough Gaussian latitudes that products of two fields are not aliased
+    nodes = -(-(3 * settings.truncation + 1) // 4)
+    grid = spherical_harmonic.Grid.construct(settings.truncation, gaussian_nodes=nodes)
+    coords = CoordinateSystem(grid, SigmaCoordinates.equidistant(settings.layers))
+    constants = SimUnits.from_si()
+    points = dict(latitude_nodes=settings.latitudes, longitude_nodes=settings.longitudes)
+    synthesis = dataclasses.replace(grid, **points, latitude_spacing="equiangular")
+    advance = time_integration.trajectory_from_step(
+        _make_step(coords, constants, settings.step_minutes),
+        outer_steps=FRAMES_PER_DAY,
+        inner_steps=24 * 60 // FRAMES_PER_DAY // settings.step_minutes,
+        post_process_fn=lambda state: _to_frame(state, coords, synthesis, constants, settings.levels_hpa),
+    )
+    advance, state = jax.jit(advance), _initial_state(coords, constants, [settings.seed, member])
     for day in range(1 - settings.spin_up_days, settings.member_days + 1):
         state, frames = advance(state)
         for name in FIELDS if day >= 1 else ():

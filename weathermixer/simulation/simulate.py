@@ -90,12 +90,6 @@ class Settings:
         """Days that a member adds to the record, after its spin-up."""
         return self.days // self.members
 
-    def times(self) -> np.ndarray:
-        """Times of the frames, datetime64[ns]: six-hourly, with a gap after each member."""
-        frames = np.arange(self.member_days * FRAMES_PER_DAY) * (24 // FRAMES_PER_DAY)
-        starts = np.arange(self.members) * (self.member_days + GAP_DAYS) * 24
-        return FIRST_TIME + (starts[:, None] + frames).ravel() * np.timedelta64(1, "h")
-
 
 def simulate(path: str | os.PathLike, *, progress: bool = True, **settings: Any) -> str:
     """Makes a Zarr v3 store of simulated weather at `path`, a folder, and returns its path.
@@ -199,8 +193,11 @@ def _write_record(path: pathlib.Path, settings: Settings, fields: Mapping[str, F
         "software": f"weathermixer {weathermixer.__version__}",
         "simulation": dataclasses.asdict(settings),
     }
+    frames = np.arange(settings.member_days * FRAMES_PER_DAY) * (24 // FRAMES_PER_DAY)
+    starts = np.arange(settings.members)[:, None] * (settings.member_days + GAP_DAYS) * 24
+    times = FIRST_TIME + (starts + frames).ravel() * np.timedelta64(1, "h")
     axes = {
-        "time": ("time", settings.times(), {"standard_name": "time"}),
+        "time": ("time", times, {"standard_name": "time"}),
         "level": ("level", np.array(settings.levels_hpa), {"units": "hPa", "standard_name": "air_pressure"}),
         "latitude": ("latitude", (np.arange(settings.latitudes) + 0.5) * 180 / settings.latitudes - 90, NORTH),
         "longitude": ("longitude", np.arange(settings.longitudes) * 360 / settings.longitudes, EAST),

@@ -46,13 +46,11 @@ def draw_scorecard(scores: xr.Dataset, one: str, other: str, *, metric: str = "r
     cells = cells.isel(channel=np.isfinite(cells.percent).any(("region", "lead_hours")).values).sortby("level_hpa")
     names = [name for name in dict.fromkeys(scores.variable.values) if name in cells.variable]
     groups = [cells.isel(channel=cells.variable.values == name) for name in names]
-    rows, (columns, leads) = (
-        [group.sizes["channel"] for group in groups],
-        (cells.region.values, cells.lead_hours.values),
-    )
+    rows, columns = [group.sizes["channel"] for group in groups], cells.region.values
+    width = 1.6 + len(columns) * (0.4 + 0.42 * cells.sizes["lead_hours"])
     limit = float(np.nanpercentile(np.abs(cells.percent), 95)) or 1.0
-    size = max(1.6 + len(columns) * (0.4 + 0.42 * len(leads)), 4.5), 1.8 + 0.21 * sum(rows) + 0.1 * len(rows)
-    figure = Figure(figsize=size, layout="constrained", dpi=110)
+    height = 1.8 + 0.21 * sum(rows) + 0.1 * len(rows)
+    figure = Figure(figsize=(max(width, 4.5), height), layout="constrained", dpi=110)
     axes = figure.subplots(len(groups), len(columns), sharex=True, sharey="row", squeeze=False, height_ratios=rows)
     for number, region in enumerate(columns):
         for axis, group in zip(axes[:, number], groups):

@@ -22,8 +22,9 @@ from weathermixer.archive import storage
 from weathermixer.archive.archive import CLIMATOLOGY, Archive
 from weathermixer.archive.frames import Frames
 from weathermixer.archive.reference import Reference
-from weathermixer.archive.sampling import days_of_year, find_times, in_period
+from weathermixer.archive.sampling import days_of_year, find_times
 from weathermixer.archive.standardization import make_standardization
+from weathermixer.forecasting.rollout import batches
 from weathermixer.parallel.mesh import put, sharding, spec, use_mesh
 
 DAYS_PER_YEAR = 365.2425
@@ -34,8 +35,7 @@ CALENDAR_YEAR = 2020  # it has 366 days
 HARMONICS = 4
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["coefficients"], meta_fields=["hours", "harmonics"])
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Climatology:
     """Standardized mean state: coefficients [term, n, lat, lon] of the terms of `climatology_terms`."""
 
@@ -75,11 +75,7 @@ def climatology_terms(times: np.ndarray, *, hours: tuple[int, ...], harmonics: i
 
 
 def make_climatology(
-    frames: Frames,
-    *,
-    indices: Int[np.ndarray, " time"],
-    batch_size: int,
-    progress: bool = False,
+    frames: Frames, *, indices: Int[np.ndarray, " time"], batch_size: int, progress: bool = False
 ) -> Climatology:
     """Fits the climatology to the frames `indices` of a data set (a training period), read once, in batches.
 
@@ -107,10 +103,10 @@ def make_climatology(
     with use_mesh(frames.mesh):
         shape = (terms.shape[1], frames.reference.channel_set.size, *frames.reference.grid.shape)
         total = jnp.zeros(shape, jnp.float32, device=sharding(frames.mesh, None, "channel", "lat", "lon"))
-        for first in tqdm(range(0, len(indices), batch_size), desc="climatology", disable=not progress, leave=False):
-            chosen = np.arange(first, first + batch_size) % len(indices)
-            weights = terms[chosen] * (np.arange(first, first + batch_size) < len(indices))[:, None]
-            placed = put(weights.astype(np.float32), frames.mesh, "batch", None)
+        parts = list(batches(len(indices), batch_size))
+        for chosen, real in tqdm(parts, desc="climatology", disable=not progress, leave=False):
+            weights = (terms[chosen] * real[:, None]).astype(np.float32)
+            placed = put(weights, frames.mesh, "batch", None)
             total = _accumulate(total, placed, frames.read(indices[chosen]))
         return Climatology(_solve(np.linalg.inv(gram).astype(np.float32), total), hours, harmonics)
 
@@ -135,16 +131,12 @@ def _combine(terms: Array, coefficients: Array) -> Array:
 class Calendar:
     """A climatology that is held by hour and day: frames of the days of the year CALENDAR_YEAR.
 
-    `period` is the first and last date of the times that it is the mean of; None: not known.
+    `period` is the first and last date of the times that it is the mean of, where that is known.
     """
 
     frames: Frames
     description: str
     period: tuple[str, str] | None = None
-
-    def holds_any(self, times: np.ndarray) -> bool:
-        """Whether some of these times are among those that it is the mean of."""
-        return self.period is None or bool(in_period(times, self.period).any())
 
     def at(self, times: np.ndarray) -> Float[Array, "b n lat lon"]:
         """The standardized climatology at these times; ValueError for a day or an hour that it does not have."""
@@ -196,10 +188,8 @@ def open_normals(archive: Archive, reference: Reference, mesh: Mesh) -> Calendar
         def read(box: tuple[slice, ...]) -> np.ndarray:
             values = np.zeros([len(range(size)[part]) for part, size in zip(box, shape)], np.float32)
             reads = []
-            for row, index in zip(values, indices[box[0]]):
-                day, hour = divmod(index, len(hours))
-                for out, field in zip(row, fields[box[1]]):
-                    reads.append((out, field[hour, day][box[2]].read()))
+            for row, day, hour in zip(values, *np.divmod(indices[box[0]], len(hours))):
+                reads += [(out, field[hour, day][box[2]].read()) for out, field in zip(row, fields[box[1]])]
             for out, future in reads:
                 out[:] = future.result()
             return values

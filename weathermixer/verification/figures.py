@@ -124,11 +124,8 @@ def draw_archive(
 
     A profile has the mean, one standard deviation to both sides and the range; a level that is out of line shows.
     """
-    profiles = [
-        indices
-        for indices in group_by_variable(all_channels).values()
-        if len(indices) > 1 and all_channels[indices[0]].level_hpa is not None
-    ]
+    groups = group_by_variable(all_channels).values()
+    profiles = [some for some in groups if len(some) > 1 and all_channels[some[0]].level_hpa is not None]
     figure, axes = make_panels(len(fields) + len(profiles), width=4.5, height=3.4)
     for axis, field, channel in zip(axes, fields, channels):
         factor, units, colours, symmetric = _look(channel)
@@ -136,21 +133,20 @@ def draw_archive(
         title = f"{channel.short}, {_stamp(time)}"
         _add_bar(_draw(axis, field * factor, grid, limits, colours, land, title=title), axis, units)
     for axis, indices in zip(axes[len(fields) :], profiles):
-        _draw_profile(axis, [all_channels[index] for index in indices], indices, statistics)
+        _draw_profile(axis, all_channels, indices, statistics)
     return figure
 
 
 def _draw_profile(axis: Axes, channels: Sequence[Channel], indices: Sequence[int], statistics: Statistics) -> None:
-    factor, units, *_ = _look(channels[0])
-    levels = np.array([channel.level_hpa for channel in channels], float)
-    order = np.argsort(levels)
-    chosen, levels = np.asarray(indices)[order], levels[order]
+    chosen = sorted(indices, key=lambda index: channels[index].level_hpa)
+    factor, units, *_ = _look(channels[chosen[0]])
+    levels = np.array([channels[index].level_hpa for index in chosen], float)
     values = (statistics.mean, statistics.std, statistics.minimum, statistics.maximum)
     mean, std, low, high = (factor * value[chosen] for value in values)
     axis.fill_betweenx(levels, low, high, color="0.9", label="range")
     axis.fill_betweenx(levels, mean - std, mean + std, color="tab:blue", alpha=0.35, label="one std")
     axis.plot(mean, levels, "o-", color="tab:blue", markersize=3, label="mean")
-    axis.set(yscale="log", xlabel=units, ylabel="hPa", title=Channel(channels[0].variable).short)
+    axis.set(yscale="log", xlabel=units, ylabel="hPa", title=Channel(channels[chosen[0]].variable).short)
     axis.set_ylim(levels.max() * 1.05, levels.min() / 1.05)
     axis.set_yticks(levels, [f"{level:g}" for level in levels])
     axis.minorticks_off()
@@ -176,8 +172,8 @@ def _from_west(field: Field, grid: Grid) -> tuple[Float[np.ndarray, " lon"], Fie
 def _draw(axis: Axes, field: Field, grid: Grid, limits, colours: str, land: Field | None, *, title: str):
     longitude, field = _from_west(field, grid)
     low, high = limits
-    image = axis.pcolormesh(longitude, grid.latitude, field, vmin=low, vmax=high, cmap=colours, shading="nearest")
-    image.set_rasterized(True)
+    options = dict(vmin=low, vmax=high, cmap=colours, shading="nearest", rasterized=True)
+    image = axis.pcolormesh(longitude, grid.latitude, field, **options)
     if land is not None and (coasts := _natural_earth()):
         axis.add_collection(LineCollection(coasts, colors="black", linewidths=0.7), autolim=False)
     elif land is not None:  # with a column more on either side, so that lines reach the edges
@@ -186,9 +182,8 @@ def _draw(axis: Axes, field: Field, grid: Grid, limits, colours: str, land: Fiel
         axis.contour(around, grid.latitude, cyclic, levels=[0.5], colors="black", linewidths=0.7)
     west = longitude.min() - 180 / len(longitude)  # a cell's edge
     axis.set(aspect="equal", xlim=(west, west + 360), ylim=(-90, 90))
-    axis.set(xticks=range(-120, 121, 60), yticks=range(-60, 61, 30))
-    axis.set_xticklabels(["120°W", "60°W", "0°", "60°E", "120°E"])
-    axis.set_yticklabels(["60°S", "30°S", "0°", "30°N", "60°N"])
+    axis.set_xticks(range(-120, 121, 60), ["120°W", "60°W", "0°", "60°E", "120°E"])
+    axis.set_yticks(range(-60, 61, 30), ["60°S", "30°S", "0°", "30°N", "60°N"])
     axis.tick_params(labelsize=8)
     axis.grid(color="black", alpha=0.15, linewidth=0.5)
     axis.set_title(title, fontsize=11)

@@ -1,6 +1,7 @@
 """The table that statistics are gathered in on the host, batch by batch, and the Dataset that it becomes."""
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ class Table:
         # all of those of single forecasts, so that scores have one form: of anomalies NaN without a climatology
         self._statistics = {name: np.full(self._shape, np.nan, np.float32) for name in list(STATISTICS)[:SINGLE]}
         self._counted = np.zeros(self._shape[1:], bool)
-        self._sums: dict[tuple, Any] = {}  # of what has one more dimension, and none of starts
+        self._sums: dict[tuple, Any] = defaultdict(float)  # of what has one more dimension, and none of starts
 
     def put(self, starts: Int[np.ndarray, " b"], lead: int, counted: Bool[np.ndarray, " b"], found: Mapping) -> None:
         """Takes in what evaluation.py found of a batch at a lead: of the rows that are `counted`."""
@@ -57,27 +58,20 @@ class Table:
                             self._statistics[name] = np.full(self._shape, np.nan, np.float32)
                         self._statistics[name][source, rows, grid, :, lead] = np.where(some, values, np.nan)
                     else:
-                        self._add((name, source, grid, lead), np.where(some[..., None], values, 0))
+                        values = np.where(some[..., None], values, 0)
+                        self._sums[name, source, grid, lead] += values.astype(np.float64).sum(axis=0)
         for source, values in enumerate(found.get("spectrum", ())):
             if values is not None:
-                self._add(("spectrum", source, 0, lead), np.moveaxis(values[counted, :n], 1, 2))
-
-    def _add(self, key: tuple, values: np.ndarray) -> None:
-        self._sums[key] = self._sums.get(key, 0.0) + values.astype(np.float64).sum(axis=0)
+                values = np.moveaxis(values[counted, :n], 1, 2)
+                self._sums["spectrum", source, 0, lead] += values.astype(np.float64).sum(axis=0)
 
     def dataset(self) -> xr.Dataset:
         """The statistics with their coordinates, winds as vectors too, spectra, rank histograms, samples [lead]."""
         coords = {**self._coords, **_describe(self._channels)}
         arrays = {name: (DIMS, values, {"long_name": STATISTICS[name]}) for name, values in self._statistics.items()}
         found = xr.Dataset(arrays | {"counted": (DIMS[1:], self._counted)}, coords)
-        found = xr.concat(
-            [found, *_wind_vectors(found)],
-            "channel",
-            data_vars="all",
-            coords="different",
-            compat="equals",
-            join="exact",
-        )
+        options = dict(data_vars="all", coords="different", compat="equals", join="exact")
+        found = xr.concat([found, *_wind_vectors(found)], "channel", **options)
         found["samples"] = found.counted.any(("grid", "region", "channel")).sum("time")
         with np.errstate(invalid="ignore"):
             if (ranks := self._summed("rank_histogram", ("region", "channel", "rank"))) is not None:
@@ -123,9 +117,7 @@ def _wind_vectors(statistics: xr.Dataset) -> list[xr.Dataset]:
             about = _describe([dataclasses.replace(channel, variable=vector)])
             about |= {"short": ("channel", [short + str(channel.level_hpa or "")])}
             about["units"] = ("channel", parts.units.values[:1])
-            whole = xr.Dataset(
-                {name: x.sum("channel", skipna=False) * (1 if name in SUMMED else np.nan) for name, x in parts.items()}
-            )
-            whole["counted"] = parts.counted.all("channel")
+            sums = {n: x.sum("channel", skipna=False) * (1 if n in SUMMED else np.nan) for n, x in parts.items()}
+            whole = xr.Dataset(sums | {"counted": parts.counted.all("channel")})
             found.append(whole.drop_vars([*about], errors="ignore").expand_dims("channel").assign_coords(about))
     return found
