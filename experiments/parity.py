@@ -21,7 +21,8 @@ import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from operator import methodcaller
+from typing import Any
 
 import jax
 import numpy as np
@@ -51,56 +52,33 @@ class Measured:
     run: np.ndarray
 
 
-class Programs(NamedTuple):
-    """What is run of a config on a mesh: its initial state, its loss with gradients, and its training step."""
-
-    problem: synthetic.Problem
-    initial_state: Any
-    gradients: Any
-    train_step: Any
-
-
-def lower(settings: Settings, sizes: tuple[int, int, int], *, data: str | None, grid: tuple[int, int]) -> Programs:
-    """A config's training problem on a mesh, to be compiled.
+def lower(
+    settings: Settings, sizes: tuple[int, int, int], *, data: str | None, grid: tuple[int, int]
+) -> tuple[synthetic.Problem, list[Any]]:
+    """A config's problem on a mesh; its initial state, its loss with gradients and its training step, to be compiled.
 
     Raises ValueError, with the numbers, where the mesh does not divide the model or the batch.
     """
-    mesh, batch_size = make_mesh(*sizes), settings.training.batch_size
-    check_divides(mesh, batch_size=("batch", batch_size))
+    mesh, key = make_mesh(*sizes), jax.random.key(settings.seed) if settings.model.dropout_rate else None
+    check_divides(mesh, batch_size=("batch", settings.training.batch_size))
     precision = "highest" if settings.model.compute_dtype == "float32" else "default"
     with use_mesh(mesh), jax.default_matmul_precision(precision):
-        shape, channel_set = synthetic.find_sizes(settings, data=data, grid=grid)
-        problem = synthetic.make_problem(settings, channel_set, shape.grid, mesh)
+        problem = synthetic.make_problem(settings, mesh, data=data, grid=grid)
         training, (state, *fields) = problem.training, problem.describe()
-        gradients = jax.jit(jax.value_and_grad(training.loss)).lower(state.params, *fields, make_key(settings))
-        return Programs(
-            problem, jax.jit(training.initial_state).lower(), gradients, training.train_step.lower(state, *fields)
-        )
+        gradients = jax.jit(jax.value_and_grad(lambda *arguments: training.loss(*arguments, key)))
+        lowered = jax.jit(training.initial_state).lower(), gradients.lower(state.params, *fields)
+        return problem, [*lowered, training.train_step.lower(state, *fields)]
 
 
-def make_key(settings: Settings) -> jax.Array | None:
-    """Of the first batch's dropout."""
-    return jax.random.key(settings.seed) if settings.model.dropout_rate else None
-
-
-def compile_together(lowered: Sequence[Programs]) -> list[Programs]:
-    """All programs at a time: compiling takes most of the time, and a core each."""
-    print(f"compiling {3 * len(lowered)} programs", file=sys.stderr, flush=True)
-    with ThreadPoolExecutor() as pool:
-        compiled = [[pool.submit(program.compile) for program in each[1:]] for each in lowered]
-    return [Programs(each.problem, *(f.result() for f in futures)) for each, futures in zip(lowered, compiled)]
-
-
-def measure(programs: Programs) -> Measured:
-    """Runs compiled programs, STEPS long; every array comes back whole."""
-    problem = programs.problem
+def measure(problem: synthetic.Problem, initial_state: Any, gradients: Any, train_step: Any) -> Measured:
+    """Runs a problem's compiled programs, STEPS long; every array comes back whole."""
     with use_mesh(problem.mesh):
         batches = [problem.make_batch(step) for step in range(STEPS)]
-        state, fields = programs.initial_state(), (batches[0], problem.standardization)
-        loss, gradient = programs.gradients(state.params, *fields, make_key(problem.settings))
+        state = initial_state()
+        loss, gradient = gradients(state.params, batches[0], problem.standardization)
         run = []
         for batch in batches:
-            state, metrics = programs.train_step(state, batch, problem.standardization)
+            state, metrics = train_step(state, batch, problem.standardization)
             run.append(float(metrics["loss"]))
     named = {name: np.asarray(leaf) for name, leaf in name_leaves(gradient).items()}
     return Measured(np.asarray(loss), named, np.array(run))
@@ -171,13 +149,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for dtype in ("float32", "bfloat16")
         for mesh in (options.mesh, (1, 1, 1))
     ]
-    programs = compile_together(lowered)
-    measured, fine = {}, True
-    for dtype in ("float32", "bfloat16"):
-        here, there = measure(programs.pop(0)), measure(programs.pop(0))
-        measured[dtype] = there
-        rounding = None if dtype == "float32" else differences(there, measured["float32"])
-        rows = compare(differences(here, measured["float32"]), rounding)
+    print(f"compiling {3 * len(lowered)} programs", file=sys.stderr, flush=True)
+    with ThreadPoolExecutor() as pool:  # all at a time: compiling takes most of the time, and a core each
+        compiled = [(problem, pool.map(methodcaller("compile"), programs)) for problem, programs in lowered]
+    measured, fine = [measure(problem, *programs) for problem, programs in compiled], True
+    exact = measured[1]
+    for dtype, here, there in (("float32", *measured[:2]), ("bfloat16", *measured[2:])):
+        rounding = None if there is exact else differences(there, exact)
+        rows = compare(differences(here, exact), rounding)
         title = f"{dtype}: mesh {options.mesh} against one device in float32, relative differences"
         print(format_differences(title, rows), flush=True)
         fine &= rows.fine.all()

@@ -181,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.data:  # on a grid finer than 0.25 degrees the patch grows to cover as much
         patch = tuple(max(1, options.grid[0] // 720) * size for size in settings.model.patch)
         settings = settings.replace({"model.patch": patch})
-    shape, channel_set = synthetic.find_sizes(settings, data=options.data, grid=options.grid)
+    shape, _ = synthetic.find_sizes(settings, data=options.data, grid=options.grid)
     step = step_options(settings, hardware, batch=options.batch_size or 1)
     samples = 0 if options.batch_size else 1
     plans, refusals = plan_meshes(shape, options.devices, step, hardware, samples_per_instance=samples)
@@ -210,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "--config.model.rematerialize=block or --config.mesh.zero=parameters"
         )
     if options.compile:
-        print("\n" + plan_checks.compare(settings, shape, channel_set, plans[0], step))
+        print("\n" + plan_checks.compare(settings, plans[0], step, grid=options.grid, data=options.data))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ from collections.abc import Iterable
 import pandas as pd
 
 from experiments import synthetic
-from weathermixer.fields.variables import ChannelSet
-from weathermixer.model.shape import ModelShape
 from weathermixer.parallel.mesh import make_mesh, use_mesh
 from weathermixer.planning.account import format_bytes
 from weathermixer.planning.hardware import find_hardware
@@ -34,14 +32,18 @@ def format_measured(cases: Iterable[Measured]) -> str:
     return f"{MODEL} model, measured by `{command}`\n{table}"
 
 
-def compare(settings: Settings, shape: ModelShape, channel_set: ChannelSet, plan: Plan, options: StepOptions) -> str:
+def compare(
+    settings: Settings, plan: Plan, options: StepOptions, *, grid: tuple[int, int], data: str | None = None
+) -> str:
     """A plan's memory by formula beside the compiler's, for the step compiled on as many simulated devices."""
     layout, parts = plan.layout, plan.memory
     synthetic.simulate_devices(layout.devices)
     settings = settings.replace({"training.batch_size": plan.batch, "model.compute_dtype": options.compute_dtype})
     mesh = make_mesh(layout.data, layout.domain, layout.tensor)
     with use_mesh(mesh):
-        memory = synthetic.make_problem(settings, channel_set, shape.grid, mesh).compile().memory_analysis()
+        problem = synthetic.make_problem(settings, mesh, data=data, grid=grid)
+        memory = problem.compile().memory_analysis()
+    shape = problem.training.shape
     held = sum(parts[name] for name in ("parameters", "moments", "ema"))
     held += parts["batch"] / 2 + shape.channels * shape.grid[0] * shape.grid[1] * 4 / layout.instance
     passing = parts["gradients"] + parts["activations"] + parts["temporaries"]

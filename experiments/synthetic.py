@@ -9,27 +9,25 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from weathermixer.archive.loader import Batch, arrange_batch
 from weathermixer.archive.reference import Reference
 from weathermixer.archive.standardization import Standardization, make_standardization, place_terms
-from weathermixer.fields.forcings import TERMS
 from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import ERA5, ChannelSet, parse_channel
 from weathermixer.model.shape import ModelShape
-from weathermixer.parallel.mesh import put, sharding
+from weathermixer.parallel.mesh import put
 from weathermixer.runs import build
 from weathermixer.runs.data import open_training_data
 from weathermixer.runs.settings import Settings
 from weathermixer.training.state import TrainState, describe
 
-STEP = np.timedelta64(6, "h")
+START, STEP = np.datetime64("2000-01-01", "ns"), np.timedelta64(6, "h")
 
 
-def find_sizes(settings: Settings, *, data: str | None, grid: tuple[int, int]) -> tuple[ModelShape, ChannelSet]:
+def find_sizes(settings: Settings, *, data: str | None = None, grid: tuple[int, int]) -> tuple[ModelShape, ChannelSet]:
     """The model's sizes and channels on an archive, or on `grid` = (lat, lon) points with ERA5's channels.
 
     Channels and static fields that the config names are used in either case.
@@ -63,57 +61,48 @@ class Problem:
         Channels that the reference fills have no value at a third of the points, the same ones in all frames.
         """
         channel_set, grid, rng = self.reference.channel_set, self.reference.grid.shape, np.random.default_rng([2, step])
-        batch_size, leads = self.settings.training.batch_size, len(self.settings.training.leads)
-        size = (batch_size, len(channel_set.stored), *grid)
+        size = (self.settings.training.batch_size, len(channel_set.stored), *grid)
 
         def change(fields: np.ndarray) -> np.ndarray:
             return fields + 0.1 * rng.standard_normal(size, np.float32)
 
         fields = {0: rng.standard_normal(size, np.float32)}
         fields[1] = change(fields[0])
-        lead = put(rng.integers(leads, size=batch_size).astype(np.int32), self.mesh, "batch") if leads > 1 else None
+        lead = rng.integers(len(self.settings.training.leads), size=size[0])
         fields |= {number: change(fields[1]) for number in range(2, max(self.settings.training.rollout) + 1)}
         if self.settings.model.history == 2:
             fields[-1] = change(fields[0])
-        land = np.random.default_rng(4).random(grid) < 1 / 3
-        lost = np.isfinite(self.reference.fill)[:, None, None] & land
-        times = np.datetime64("2000-01-01", "ns") + (batch_size * step + np.arange(batch_size)) * STEP
+        lost = np.isfinite(self.reference.fill)[:, None, None] & (np.random.default_rng(4).random(grid) < 1 / 3)
+        padding = ((0, 0), (0, channel_set.size - size[1]), (0, 0), (0, 0))
 
-        def frames(number: int) -> Any:
-            padding = ((0, 0), (0, channel_set.size - size[1]), (0, 0), (0, 0))
-            whole = np.pad(np.where(lost, np.nan, fields[number]).astype(np.float16), padding)
-            return jax.device_put(whole, sharding(self.mesh, "batch", "channel", "lat", "lon"))
+        def frames(number: int) -> np.ndarray:
+            return np.pad(np.where(lost, np.nan, fields[number]).astype(np.float16), padding)
 
-        def terms(number: int) -> Any:
-            return place_terms(channel_set, times + number * STEP, self.mesh, step_hours=6)
-
-        return self._arrange(frames, terms, lead)
+        return self._place(frames, step, lead, self.mesh)
 
     def describe(self) -> tuple[TrainState, Batch, Standardization]:
         """The arguments of the training step as ShapeDtypeStructs with shardings: no memory is taken."""
-        channel_set, batch_size = self.reference.channel_set, self.settings.training.batch_size
+        mesh, batch_size = self.mesh.abstract_mesh, self.settings.training.batch_size
+        frame = np.broadcast_to(
+            np.float16(0), (batch_size, self.reference.channel_set.size, *self.reference.grid.shape)
+        )
+        batch = self._place(lambda number: frame, 0, np.zeros(batch_size), mesh)
+        state = jax.eval_shape(self.training.initial_state)
+        return describe((state, batch, make_standardization(self.reference, mesh)), self.mesh)
 
-        def array(dtype: Any, size: Sequence[int], *names: str | None) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(tuple(size), dtype, sharding=sharding(self.mesh, *names))
-
-        fields = (channel_set.size, *self.reference.grid.shape)
-        frames = array(jnp.float16, (batch_size, *fields), "batch", "channel", "lat", "lon")
-        vector = array(jnp.float32, fields[:1], "channel")
-        static = array(jnp.float32, fields, "channel", "lat", "lon")
-        standardization, terms = Standardization(vector, vector, vector, vector, vector, static), None
-        if channel_set.output_only:
-            standardization = dataclasses.replace(standardization, seen=vector)
-        if channel_set.forcings:
-            lat, lon = array(jnp.float32, fields[1:2], "lat"), array(jnp.float32, fields[2:], "lon")
-            standardization = dataclasses.replace(standardization, latitude=lat, longitude=lon)
-            terms = array(jnp.float32, (batch_size, fields[0], TERMS), "batch", "channel", None)
-        lead = array(jnp.int32, (batch_size,), "batch") if len(self.settings.training.leads) > 1 else None
-        state = describe(jax.eval_shape(self.training.initial_state), self.mesh)
-        return state, self._arrange(lambda _: frames, lambda _: terms, lead), standardization
-
-    def _arrange(self, frames: Callable[[int], Any], terms: Callable[[int], Any], lead: Any) -> Batch:
-        history, rollout = self.settings.model.history, max(self.settings.training.rollout)
-        return arrange_batch(frames, terms, lead, history=history, rollout=rollout)
+    def _place(
+        self, frames: Callable[[int], np.ndarray], step: int, lead: np.ndarray, mesh: Mesh | AbstractMesh
+    ) -> Batch:
+        """The batch of a step on a mesh, of whole frames by their number; described where the mesh has no devices."""
+        training, channel_set = self.settings.training, self.reference.channel_set
+        times = START + (training.batch_size * step + np.arange(training.batch_size)) * STEP
+        return arrange_batch(
+            lambda number: put(frames(number), mesh, "batch", "channel", "lat", "lon"),
+            lambda number: place_terms(channel_set, times + number * STEP, mesh, step_hours=6),
+            put(lead.astype(np.int32), mesh, "batch") if len(training.leads) > 1 else None,
+            history=self.settings.model.history,
+            rollout=max(training.rollout),
+        )
 
     def compile(self) -> Any:
         """The compiled training step, from descriptions of its arguments alone."""
@@ -122,14 +111,15 @@ class Problem:
 
 def make_problem(
     settings: Settings,
-    channel_set: ChannelSet,
-    grid: tuple[int, int],
     mesh: Mesh | AbstractMesh,
     *,
+    grid: tuple[int, int],
+    data: str | None = None,
     missing: Sequence[str] = (),
 ) -> Problem:
-    """The training problem of a config on these channels and points, on the mesh in use; some channels lack values."""
-    reference, starts = make_reference(channel_set, grid, missing=missing), 100 * settings.training.batch_size
+    """The training problem of a config on the mesh in use, of the sizes of `find_sizes`; some channels lack values."""
+    shape, channel_set = find_sizes(settings, data=data, grid=grid)
+    reference, starts = make_reference(channel_set, shape.grid, missing=missing), 100 * settings.training.batch_size
     return Problem(settings, reference, mesh, build.make_training(settings, reference, starts=starts, mesh=mesh))
 
 

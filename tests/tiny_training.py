@@ -60,6 +60,5 @@ def make_tiny(
     """The problem on the mesh of these sizes; channels that are `missing` have no values at a third of the points."""
     settings, mesh = tiny_settings(**options), make_mesh(*sizes)
     with use_mesh(mesh):
-        _, channel_set = synthetic.find_sizes(settings, data=None, grid=grid)
-        problem = synthetic.make_problem(settings, channel_set, grid, mesh, missing=missing)
+        problem = synthetic.make_problem(settings, mesh, grid=grid, missing=missing)
         return Tiny(settings, problem.reference, mesh, problem.training)

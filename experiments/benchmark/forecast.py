@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
 def make_run(settings: Settings, grid: tuple[int, int], path: pathlib.Path) -> Run:
     """A run of this config with random parameters, on ERA5's channels where it names none."""
     mesh = make_mesh(settings.mesh.data, settings.mesh.domain, settings.mesh.tensor)
-    _, channel_set = synthetic.find_sizes(settings, data=None, grid=grid)
+    _, channel_set = synthetic.find_sizes(settings, grid=grid)
     reference = synthetic.make_reference(channel_set, grid)
     with use_mesh(mesh):
         make_params, apply = build.make_model(settings, reference, mesh)

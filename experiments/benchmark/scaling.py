@@ -16,7 +16,7 @@ gradients), the gradients' sum over instances, and scalars (loss, gradient norms
 
 import dataclasses
 import itertools
-from collections import defaultdict
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -82,12 +82,7 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     args = make_parser().parse_args(argv)
     rows = scaling_rows(ModelShape(**SIZES[SIZE]))
     print("GB received per device and step (GB held) on the mesh\n" + format_rows(rows))
-    draw(
-        rows,
-        args.output,
-        f"One training step of the {SIZE} model, bfloat16 products. Strong: {SAMPLES} samples; weak: one per "
-        "device. Each scheme on its mesh that receives least.",
-    )
+    draw(rows, args.output)
     print(f"figure: {args.output}")
     if args.validate:
         print(validate())
@@ -117,7 +112,7 @@ def format_rows(rows: pd.DataFrame) -> str:
     return table[list(SCHEMES)].fillna("-").to_string()
 
 
-def draw(rows: pd.DataFrame, path: Path, title: str) -> None:
+def draw(rows: pd.DataFrame, path: Path) -> None:
     """Strong scaling above, on log scales, weak below; received, held and computed per device beside each other."""
     figure = Figure(figsize=(13, 7.5), layout="constrained")
     axes = figure.subplots(2, 3)
@@ -138,17 +133,11 @@ def draw(rows: pd.DataFrame, path: Path, title: str) -> None:
                 panel.set_ylim(bottom=0)
             panel.grid(True, which="major", alpha=0.3)
     axes[0][0].legend(fontsize=8)
-    figure.suptitle(title, fontsize=11)
+    about = (
+        f"One training step of the {SIZE} model, bfloat16 products. Strong: {SAMPLES} samples; weak: one per device."
+    )
+    figure.suptitle(f"{about} Each scheme on its mesh that receives least.", fontsize=11)
     figure.savefig(path, dpi=130)
-
-
-def make_problem(settings: Settings, layout: Layout) -> tuple[synthetic.Problem, StepOptions]:
-    """The step on simulated devices, as the compiler sees it, and what the formulae know of it."""
-    _, channel_set = synthetic.find_sizes(settings, data=None, grid=GRID)
-    mesh = make_mesh(*dataclasses.astuple(layout))
-    with use_mesh(mesh):
-        problem = synthetic.make_problem(settings, channel_set, GRID, mesh)
-    return problem, plan.step_options(settings, find_hardware("cpu"), batch=settings.training.batch_size)
 
 
 def classify(found: Collective, shape: ModelShape, layout: Layout, options: StepOptions) -> str:
@@ -169,42 +158,43 @@ def classify(found: Collective, shape: ModelShape, layout: Layout, options: Step
     return classes.get(found.elements, "vectors") if reach < layout.tensor else "vectors"
 
 
-def expected_bytes(shape: ModelShape, layout: Layout, options: StepOptions) -> dict[str, float]:
+def expected_bytes(shape: ModelShape, layout: Layout, options: StepOptions) -> Counter[str]:
     """Bytes that a device receives by class, by the formulae."""
-    expected: dict[str, float] = defaultdict(float)
+    expected = Counter()
     for transfer in step_transfers(shape, layout, options):
         axis = "tensor" if transfer.group == layout.contracted("channel") else "domain"
         expected[f"contractions over {axis}" if ": " in transfer.name else transfer.name] += transfer.bytes
-    return dict(expected)
+    return expected
 
 
-def compiled_bytes(text: str, shape: ModelShape, layout: Layout, options: StepOptions) -> dict[str, float]:
+def compiled_bytes(text: str, shape: ModelShape, layout: Layout, options: StepOptions) -> Counter[str]:
     """Bytes that a device receives by class, in a compiled program.
 
     XLA:CPU makes a sum that is cut out of a whole sum and a slice; it counts as what the cut sum receives.
     """
-    received: dict[str, float] = defaultdict(float)
-    summed_and_cut = {"head"} | ({"gradients over data"} if options.zero != "none" else set())
+    received, summed_and_cut = Counter(), {"head"} | ({"gradients over data"} if options.zero != "none" else set())
     for found in collectives(text):
         name = classify(found, shape, layout, options)
         received[name] += found.received / (2 if found.kind == "all-reduce" and name in summed_and_cut else 1)
-    return dict(received)
+    return received
 
 
 def validate() -> str:
     """A line per mesh: the formulae's bytes, the compiled step's, their ratio, and the class that is furthest off."""
     synthetic.simulate_devices(max(layout.devices for layout in LAYOUTS))
-    rows = []
+    settings, rows = Settings().replace(SMALL), []
+    options = plan.step_options(settings, find_hardware("cpu"), batch=settings.training.batch_size)
     for layout in LAYOUTS:
-        problem, options = make_problem(Settings().replace(SMALL), layout)
-        sizes = problem.training.shape, layout, options
-        with use_mesh(problem.mesh):
+        mesh = make_mesh(*dataclasses.astuple(layout))
+        with use_mesh(mesh):
+            problem = synthetic.make_problem(settings, mesh, grid=GRID)
+            sizes = problem.training.shape, layout, options
             found = compiled_bytes(problem.compile().as_text(), *sizes)
         expected, scalars = expected_bytes(*sizes), found.pop(SCALARS)
-        ratios = {name: found.get(name, 0.0) / expected[name] for name in expected}
+        ratios = {name: found[name] / expected[name] for name in expected}
         worst = max(ratios, key=lambda name: abs(ratios[name] - 1))
-        ours, theirs = sum(expected.values()), sum(found.values())
-        row = {"mesh": layout, "formulae": ours, "compiled": theirs, "ratio": f"{theirs / ours:.4f}"}
-        rows.append(row | {"scalars": scalars, "ratio at worst": f"{ratios[worst]:.4f}", "of": worst})
+        row = {"mesh": layout, "formulae": expected.total(), "compiled": found.total()}
+        row |= {"ratio": f"{found.total() / expected.total():.4f}", "scalars": scalars}
+        rows.append(row | {"ratio at worst": f"{ratios[worst]:.4f}", "of": worst})
     about = "bytes received per device in one training step of a small model, formulae and compiled program:"
     return f"{about}\n{pd.DataFrame(rows).to_string(index=False, float_format='{:.0f}'.format)}"

@@ -64,7 +64,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     use_copy_engines()
     mesh = make_mesh(*args.mesh)
     settings = make_run_settings(args, mesh)
-    shape, channel_set = synthetic.find_sizes(settings, data=args.data, grid=args.grid)
     with use_mesh(mesh), contextlib.ExitStack() as stack:
         if args.data:  # as a run reads it that is at its first step
             samples = find_samples(settings, pathlib.Path(args.data), open_archive(args.data), mesh)
@@ -72,7 +71,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             batches = stack.enter_context(samples.open_batches(samples.starts, 0, last, rollout=1))
             fields = next(batches), samples.frames.standardization
         else:
-            problem = synthetic.make_problem(settings, channel_set, shape.grid, mesh)
+            problem = synthetic.make_problem(settings, mesh, grid=args.grid)
             training, fields = problem.training, (problem.make_batch(0), problem.standardization)
         state = jax.jit(training.initial_state)()
         compiled = training.train_step.lower(state, *fields).compile()
@@ -80,7 +79,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         if args.hlo:
             args.hlo.write_text(text)
         seconds, state = time_steps(compiled, state, *fields, steps=args.steps)
-        row = make_row(settings, shape, mesh, compiled.memory_analysis(), seconds, device=args.device)
+        row = make_row(settings, training.shape, mesh, compiled.memory_analysis(), seconds, device=args.device)
         if args.data:
             row |= time_fed_steps(compiled, state, fields[1], batches, bare=seconds)
     transfers = hidden_transfers(text)

@@ -80,14 +80,13 @@ def lower(name, sizes):
     config.training.batch_size = max(config.training.batch_size, sizes[0])
     config.model.compute_dtype = "bfloat16"
     settings, mesh, layout = make_settings(config.to_dict()), make_abstract_mesh(*sizes), Layout(*sizes)
-    shape, channel_set = synthetic.find_sizes(settings, data=None, grid=grid)
     batch = settings.training.batch_size
     options = plan.step_options(settings, find_hardware("h200"), batch=batch)
     with jax.sharding.use_abstract_mesh(mesh):
-        problem = synthetic.make_problem(settings, channel_set, grid, mesh)
+        problem = synthetic.make_problem(settings, mesh, grid=grid)
         arguments = problem.describe()
         traced = problem.training.train_step.trace(*arguments)
-    return (shape, layout, options), arguments, traced
+    return (problem.training.shape, layout, options), arguments, traced
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ import jaxtyping
 import pytest
 from jax.interpreters import partial_eval
 
-from experiments import synthetic
+from experiments import plan, synthetic
 from experiments.benchmark import scaling
 from tests.moved import count_moved
-from weathermixer.parallel.mesh import make_abstract_mesh, use_mesh
+from weathermixer.parallel.mesh import make_abstract_mesh, make_mesh, use_mesh
+from weathermixer.planning.hardware import find_hardware
 from weathermixer.planning.hlo import collectives, hidden_transfers
 from weathermixer.planning.meshes import Layout
 from weathermixer.planning.traffic import contraction_transfers
@@ -62,10 +63,12 @@ def near(found, expected, total):
 )
 def test_the_step_exchanges_what_the_formulae_say(sizes, options):
     layout = Layout(*sizes)
-    problem, step = scaling.make_problem(Settings().replace(scaling.SMALL | options), layout)
-    shape = problem.training.shape
-    with use_mesh(problem.mesh):
+    settings, mesh = Settings().replace(scaling.SMALL | options), make_mesh(*sizes)
+    step = plan.step_options(settings, find_hardware("cpu"), batch=settings.training.batch_size)
+    with use_mesh(mesh):
+        problem = synthetic.make_problem(settings, mesh, grid=scaling.GRID)
         text = problem.compile().as_text()
+    shape = problem.training.shape
     expected, received = (
         scaling.expected_bytes(shape, layout, step),
         scaling.compiled_bytes(text, shape, layout, step),
@@ -105,9 +108,10 @@ def nothing_whole(rings, shape, layout, options):
 def test_contractions_travel_in_bfloat16(sizes, schedule):
     """Chunks of activations, of kernels and of their gradients, in the program before the compiler."""
     settings = Settings().replace(scaling.SMALL | {"model.compute_dtype": "bfloat16", "model.schedule": schedule})
-    (known, options), mesh = scaling.make_problem(settings, Layout(*sizes)), make_abstract_mesh(*sizes)
+    options = plan.step_options(settings, find_hardware("cpu"), batch=settings.training.batch_size)
+    mesh = make_abstract_mesh(*sizes)
     with jax.sharding.use_abstract_mesh(mesh):
-        problem = synthetic.make_problem(settings, known.reference.channel_set, scaling.GRID, mesh)
+        problem = synthetic.make_problem(settings, mesh, grid=scaling.GRID)
         jaxpr = jax.make_jaxpr(problem.training.train_step)(*problem.describe()).jaxpr
     needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))  # no gradient of the data, for one
     moved = count_moved(needed, Counter())

@@ -11,7 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from weathermixer.archive.reference import Reference
@@ -53,7 +53,7 @@ class Standardization:
 
 def make_standardization(
     reference: Reference,
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     *,
     scale: Float[np.ndarray, " stored"] | None = None,
     offset: Float[np.ndarray, " stored"] | None = None,
@@ -147,7 +147,7 @@ def show(state: Float[Array, "b n lat lon"], s: Standardization) -> Float[Array,
 
 
 def place_terms(
-    channel_set: ChannelSet, times: np.ndarray, mesh: Mesh, *, step_hours: int
+    channel_set: ChannelSet, times: np.ndarray, mesh: Mesh | AbstractMesh, *, step_hours: int
 ) -> Float[Array, "b n k"] | None:
     """The coefficients of a set's forcings at a batch of times, cut as fields are; None where it has no forcings."""
     if not channel_set.forcings:

@@ -113,8 +113,10 @@ def sharding(mesh: Mesh | AbstractMesh, *names: str | None) -> NamedSharding:
     return NamedSharding(mesh, spec(*names))
 
 
-def put(values: np.ndarray, mesh: Mesh, *names: str | None) -> jax.Array:
-    """Values that every process holds as a global array with these dimensions, cut as they are."""
+def put(values: np.ndarray, mesh: Mesh | AbstractMesh, *names: str | None) -> jax.Array | jax.ShapeDtypeStruct:
+    """Values that every process holds as a global array with these dimensions, cut as they are; described without."""
+    if isinstance(mesh, AbstractMesh):
+        return jax.ShapeDtypeStruct(values.shape, values.dtype, sharding=sharding(mesh, *names))
     return jax.make_array_from_callback(values.shape, sharding(mesh, *names), lambda box: values[box])
 
 
