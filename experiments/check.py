@@ -19,12 +19,11 @@ import numpy as np
 
 from experiments import command_line, ends, evaluate
 from experiments.prepare import describe_archive
-from weathermixer.archive.archive import Archive, open_archive
+from weathermixer import Archive, Settings, open_archive
 from weathermixer.archive.sampling import in_period
 from weathermixer.planning.meshes import Layout, misfits
 from weathermixer.runs.build import make_channel_set, make_model_shape
 from weathermixer.runs.samples import find_starts
-from weathermixer.runs.settings import Settings
 from weathermixer.verification.figures import draw_archive
 
 PERIODS = ("train", "validation", "test")

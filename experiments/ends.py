@@ -24,7 +24,8 @@ from weathermixer.training.checksums import write_document
 ENDED_FILE = "ended.json"
 _HOW = {distributed.FINISHED: "finished", distributed.PREEMPTED: "preempted"}
 UNREAD = 141  # as of a program that SIGPIPE ends
-EXPECTED = (ValueError, OSError, ModuleNotFoundError, FloatingPointError)  # said in one line; others are faults of ours
+# said in one line; others are faults of ours
+EXPECTED = (ValueError, OSError, ModuleNotFoundError, FloatingPointError, KeyboardInterrupt)
 
 
 def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
@@ -51,17 +52,14 @@ def call(main: Callable[[Sequence[str] | None], int | None], arguments: Sequence
             status = asked.code or 0
         print(end="", flush=True)
         return status
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         status, line = explain(error, program)
-    except KeyboardInterrupt:
-        status, line = 130, "interrupted"
-        print(f"{program}: {line}", file=sys.stderr)
     if jax.distributed.is_initialized():
         distributed.leave(status, line)
     return status
 
 
-def explain(error: Exception, program: str) -> tuple[int, str]:
+def explain(error: BaseException, program: str) -> tuple[int, str]:
     """`judge`, and says the line, or shows the traceback of what is no fault of the program's input."""
     status, line = judge(error)
     if not isinstance(error, EXPECTED) or os.environ.get("WEATHERMIXER_TRACEBACK"):
@@ -71,8 +69,10 @@ def explain(error: Exception, program: str) -> tuple[int, str]:
     return status, line
 
 
-def judge(error: Exception) -> tuple[int, str]:
+def judge(error: BaseException) -> tuple[int, str]:
     """(status, line) of what ends a program: 141 where nobody reads it, 1 where it would end so again, else 70."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted"
     if isinstance(error, BrokenPipeError) and sys.__stdout__:  # which may be another pipe than that of the output
         output = select.poll()
         output.register(sys.__stdout__, 0)  # errors are told anyhow
@@ -100,7 +100,7 @@ def failing(workdir: pathlib.Path) -> Iterator[None]:
         (workdir / ENDED_FILE).unlink(missing_ok=True)
     try:
         yield
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         trace = traceback.format_exc()
         with contextlib.suppress(OSError), open(workdir / f"errors-{jax.process_index()}.txt", "a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {socket.gethostname()}\n{trace}\n")
@@ -108,8 +108,4 @@ def failing(workdir: pathlib.Path) -> Iterator[None]:
         if jax.process_count() > 1:
             distributed.leave(*explain(error, "train"), report)
         report(*judge(error))
-        raise
-    except KeyboardInterrupt:
-        if jax.process_count() > 1:
-            distributed.leave(130, "interrupted")
         raise

@@ -27,6 +27,7 @@ Examples:
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -39,26 +40,23 @@ import numpy as np
 import xarray as xr
 
 from experiments import command_line, ends
-from weathermixer.archive.archive import Archive
+from weathermixer import Archive, Run, Settings, format_scores, make_mesh
 from weathermixer.archive.sampling import in_period, valid_indices, with_previous
 from weathermixer.fields.grid import METHODS
 from weathermixer.forecasting.rollout import MODES, check_leads
 from weathermixer.parallel import distributed
-from weathermixer.parallel.mesh import make_mesh
 from weathermixer.runs import run as runs
 from weathermixer.runs.comparison import score_forecasts
 from weathermixer.runs.data import Data
-from weathermixer.runs.run import Run
-from weathermixer.runs.settings import Settings
 from weathermixer.runs.workdir import CHECKPOINTS
 from weathermixer.sources.sources import Source
 from weathermixer.training.checkpoint import saved_steps
 from weathermixer.verification.metrics import GROUPS, METRICS, compute_metrics
 from weathermixer.verification.regions import REGIONS
-from weathermixer.verification.scores import format_scores, write_scores
+from weathermixer.verification.scores import write_scores
 
 SCORES_FILE = "scores.json"
-# options of `score` and `compare` alike, as they are called there
+# options of Run.evaluate and of score_forecasts, as they are called there
 ASKED = ("period", "lead_hours", "mode", "regrid", "regions", "grids", "spectra", "batch_size", "max_starts")
 
 
@@ -86,17 +84,11 @@ def score(
     return _report(scores, output or run.path / _name_file(by=by, **other), by=by)
 
 
-def compare(forecasts: dict[str, str], *, output: str | None, by: str | None, **options: Any) -> xr.Dataset:
-    """Scores several forecasts, as runs.comparison.score_forecasts; prints the table and writes as `score`, here."""
-    scores = score_forecasts(forecasts, **options, progress=_speaks() and sys.stderr.isatty())
-    return _report(scores, output or _name_file(forecasts=forecasts, by=by, **options), by=by)
-
-
 def _speaks() -> bool:
     return jax.process_index() == 0  # it prints and writes; bars are for a terminal
 
 
-def _name_file(*, mesh: Any = None, batch_size: int | None = None, **question: Any) -> str:
+def _name_file(*, batch_size: int | None = None, **question: Any) -> str:
     """scores.json, or a name that tells the question apart from others; how it is computed is no part of it."""
     asked = sorted((name, value) for name, value in question.items() if value is not None)
     digest = hashlib.sha256(repr(asked).encode()).hexdigest()[:8]
@@ -161,7 +153,8 @@ def make_parser() -> command_line.Parser:
     add_run_options(parser, required=False)
     add, at_least = parser.add_argument, command_line.integer
     about = "forecasts in files, and runs, that are scored together in the place of RUN"
-    add("--forecast", type=forecasts, metavar="[NAME=]FILE_OR_RUN,...", help=about)
+    stems = functools.partial(command_line.pairs, name_of=lambda path: pathlib.PurePath(path).stem)
+    add("--forecast", type=stems, metavar="[NAME=]FILE_OR_RUN,...", help=about)
     add("--climatology", metavar="DATA", help="of --forecast: what anomalies are from; default: the truth's own")
     about = "dates of the starts, both included; default: the config's, or all"
     add("--period", type=command_line.period, metavar="FIRST,LAST", help=about)
@@ -177,25 +170,9 @@ def make_parser() -> command_line.Parser:
     add("--spectra", action="store_true", default=None, help="zonal power spectra too, in the netCDF file")
     about = "of --forecast: SEEPS of precipitation too, by WeatherBench 2's --climatology with its thresholds"
     add("--seeps", action="store_true", help=about)
-    add(
-        "--output",
-        metavar="FILE",
-        help=f"JSON file; default: {SCORES_FILE}, in RUN, or a name that tells what is asked",
-    )
+    about = f"JSON file; default: {SCORES_FILE}, in RUN, or a name that tells what is asked"
+    add("--output", metavar="FILE", help=about)
     return parser
-
-
-def forecasts(text: str) -> dict[str, str]:
-    """{"ours": "runs/a", "gfs": "gfs.zarr"} from "ours=runs/a,gfs.zarr"."""
-    found: dict[str, str] = {}
-    for part in command_line.words(text):
-        name, equals, path = part.partition("=")
-        if not equals or "/" in name:
-            name, path = pathlib.PurePath(part).stem, part
-        if name in found:
-            raise argparse.ArgumentTypeError(f"two are called {name!r}: name them, A={found[name]},B={path}")
-        found[name] = path
-    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -210,15 +187,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.forecast is not None and options.data is None:
         parser.error("--forecast needs the analyses that it is measured against: --truth=DATA")
     distributed.initialize()
-    about = {name: given for name in ASKED if (given := getattr(options, name)) is not None}
-    how = {"by": options.by, "output": options.output}
+    asked = {name: given for name in ASKED if (given := getattr(options, name)) is not None}
     if options.run is not None:
-        score(*open_run(options, scored=True), **how, **about)
+        score(*open_run(options, scored=True), by=options.by, output=options.output, **asked)
         return
-    about |= {"truth": options.data, "climatology": options.climatology, "seeps": options.seeps}
-    about["mesh"] = make_mesh(*(options.mesh or (1, 1, 1)))
-    about["readings"] = {name: getattr(options, name) for name in ("select", "rename", "units")}
-    compare(options.forecast, **how, **about)
+    asked |= {"truth": options.data, "climatology": options.climatology, "seeps": options.seeps}
+    asked["readings"] = {name: getattr(options, name) for name in ("select", "rename", "units")}
+    mesh, name = make_mesh(*(options.mesh or (1, 1, 1))), _name_file(by=options.by, forecasts=options.forecast, **asked)
+    scores = score_forecasts(options.forecast, mesh=mesh, progress=_speaks() and sys.stderr.isatty(), **asked)
+    _report(scores, options.output or name, by=options.by)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,8 @@ RUN is a run's workdir. DEST is opened as RUN is: python -m experiments.forecast
 from collections.abc import Sequence
 
 from experiments import command_line, ends
+from weathermixer import export_run, open_run
 from weathermixer.parallel import distributed
-from weathermixer.runs.export import export_run
-from weathermixer.runs.run import open_run
 
 
 def make_parser() -> command_line.Parser:

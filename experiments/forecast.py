@@ -37,16 +37,14 @@ from jaxtyping import Float
 
 from experiments import command_line, ends
 from experiments.evaluate import add_run_options, open_run
-from weathermixer.archive.frames import Frames
+from weathermixer import Channel, Frames, Run
 from weathermixer.archive.sampling import find_times, in_period
 from weathermixer.archive.standardization import to_physical
-from weathermixer.fields.variables import Channel
 from weathermixer.forecasting.ensembles import PERTURBATIONS
 from weathermixer.forecasting.forecasts import gather
 from weathermixer.parallel import distributed
 from weathermixer.parallel.mesh import use_mesh, ways
 from weathermixer.runs.data import Data
-from weathermixer.runs.run import Run
 
 FORECAST_FILE = "forecast.zarr"
 PLOT_FILE = "forecast.png"

@@ -32,16 +32,14 @@ import numpy as np
 import pandas as pd
 
 from experiments import command_line, ends, plan_checks, synthetic
-from weathermixer.model.shape import ModelShape
-from weathermixer.planning.hardware import HARDWARE, Hardware, find_hardware
-from weathermixer.planning.meshes import StepOptions
-from weathermixer.planning.plan import USABLE_MEMORY, Plan, Refusal, plan_meshes
+from weathermixer import ModelShape, Settings, StepOptions, find_hardware, plan_meshes
+from weathermixer.planning.hardware import HARDWARE, Hardware
+from weathermixer.planning.plan import USABLE_MEMORY, Plan, Refusal
 from weathermixer.planning.time import MEASURED
 from weathermixer.planning.work import forward_flops, parameters
 from weathermixer.runs import build
 from weathermixer.runs.data import open_training_data
 from weathermixer.runs.samples import find_starts
-from weathermixer.runs.settings import Settings
 
 SHOWN = 12  # meshes in the table
 

@@ -6,14 +6,12 @@ from collections.abc import Iterable
 import pandas as pd
 
 from experiments import synthetic
-from weathermixer.parallel.mesh import make_mesh, use_mesh
+from weathermixer import Settings, StepOptions, find_hardware, make_mesh
+from weathermixer.parallel.mesh import use_mesh
 from weathermixer.planning.account import format_bytes
-from weathermixer.planning.hardware import find_hardware
 from weathermixer.planning.hlo import hidden_transfers
-from weathermixer.planning.meshes import StepOptions
 from weathermixer.planning.plan import Plan
 from weathermixer.planning.time import MODEL, MODEL_SHAPE, Measured, step_time
-from weathermixer.runs.settings import Settings
 
 
 def format_measured(cases: Iterable[Measured]) -> str:

@@ -33,18 +33,17 @@ import numpy as np
 import pandas as pd
 
 from experiments import command_line, ends
-from weathermixer.archive.archive import Archive, is_archive, open_archive
+from weathermixer import Archive, open_archive, open_source, prepare_archive, simulate, verify_archive
+from weathermixer.archive.archive import is_archive
 from weathermixer.archive.layout import COMPRESSORS
-from weathermixer.archive.verify import describe_missing, verify_archive
+from weathermixer.archive.verify import describe_missing
 from weathermixer.fields.variables import ERA5, group_by_variable
 from weathermixer.planning.account import format_bytes
-from weathermixer.prepare.prepare import prepare_archive
 from weathermixer.prepare.sizes import ArchivePlan, plan_archive
 from weathermixer.prepare.workers import open_workers
 from weathermixer.prepare.writer import check_destination
 from weathermixer.simulation.simulate import Settings as Simulation
-from weathermixer.simulation.simulate import simulate
-from weathermixer.sources.sources import Source, open_source
+from weathermixer.sources.sources import Source
 
 COMPRESSOR_HELP = "default: none, read fastest; zstd (2/3 of the bytes), lz4 (4/5): for slow and remote stores"
 # of open_source and of plan_archive, as they are called there

@@ -9,12 +9,11 @@ import jax
 from jax.sharding import Mesh
 
 from experiments import plan
-from weathermixer.model.shape import ModelShape
-from weathermixer.planning.hardware import Hardware, find_device, find_hardware
+from weathermixer import ModelShape, Settings, find_hardware
+from weathermixer.planning.hardware import Hardware, find_device
 from weathermixer.planning.memory import memory_parts
 from weathermixer.planning.meshes import Layout
 from weathermixer.planning.plan import Plan, layouts, make_plan
-from weathermixer.runs.settings import Settings
 
 
 @contextlib.contextmanager

@@ -30,12 +30,11 @@ from matplotlib.figure import Figure
 from experiments import check, command_line, ends
 from experiments.evaluate import SCORES_FILE
 from experiments.forecast import DRAWN_FIRST, read_analyses, take_channel
+from weathermixer import Archive, Run, open_run
 from weathermixer.archive import storage
-from weathermixer.archive.archive import Archive
 from weathermixer.archive.sampling import in_period, spread
 from weathermixer.planning.work import parameters
 from weathermixer.runs.build import make_model_shape
-from weathermixer.runs.run import Run, open_run
 from weathermixer.runs.workdir import RECORD_FILE
 from weathermixer.training.telemetry import LOG_FILE, METRICS_FILE, read_records
 from weathermixer.verification import charts, figures

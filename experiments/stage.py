@@ -12,15 +12,13 @@ from typing import Any
 import jax
 
 from experiments import ends
-from weathermixer.archive.loader import Batch
+from weathermixer import Batch, Checkpoints, TrainState, account_step
 from weathermixer.parallel import distributed
-from weathermixer.planning.account import account_step, format_account
+from weathermixer.planning.account import format_account
 from weathermixer.planning.work import train_flops
 from weathermixer.runs.build import Training
 from weathermixer.runs.samples import Samples
-from weathermixer.training.checkpoint import Checkpoints
 from weathermixer.training.phases import Phases
-from weathermixer.training.state import TrainState
 from weathermixer.training.telemetry import RunLog
 
 PROFILE = "profile"

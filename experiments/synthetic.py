@@ -12,17 +12,14 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
-from weathermixer.archive.loader import Batch, arrange_batch
-from weathermixer.archive.reference import Reference
-from weathermixer.archive.standardization import Standardization, make_standardization, place_terms
-from weathermixer.fields.grid import Grid
-from weathermixer.fields.variables import ERA5, ChannelSet, parse_channel
-from weathermixer.model.shape import ModelShape
+from weathermixer import Batch, ChannelSet, Grid, ModelShape, Reference, Settings, Standardization, TrainState
+from weathermixer.archive.loader import arrange_batch
+from weathermixer.archive.standardization import make_standardization, place_terms
+from weathermixer.fields.variables import ERA5, parse_channel
 from weathermixer.parallel.mesh import put
 from weathermixer.runs import build
 from weathermixer.runs.data import open_training_data
-from weathermixer.runs.settings import Settings
-from weathermixer.training.state import TrainState, describe
+from weathermixer.training.state import describe
 
 START, STEP = np.datetime64("2000-01-01", "ns"), np.timedelta64(6, "h")
 

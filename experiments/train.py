@@ -26,23 +26,22 @@ from flax.traverse_util import flatten_dict
 
 from experiments import command_line, ends, evaluate, forecast, remedies
 from experiments.stage import PROFILE, Stage
+from weathermixer import Checkpoints, Run, Settings, TrainState, make_mesh
 from weathermixer.archive.boxes import read_amplification
 from weathermixer.archive.reference import describe_roles
 from weathermixer.parallel import distributed
-from weathermixer.parallel.mesh import check_divides, make_mesh, use_mesh
+from weathermixer.parallel.mesh import check_divides, use_mesh
 from weathermixer.planning.hardware import find_device
 from weathermixer.planning.work import parameters
 from weathermixer.runs import build, fork
 from weathermixer.runs import workdir as workdirs
 from weathermixer.runs.data import open_training_data
 from weathermixer.runs.owner import own_workdir
-from weathermixer.runs.run import Run
 from weathermixer.runs.samples import Samples, find_samples
-from weathermixer.runs.settings import Settings
 from weathermixer.runs.workdir import describe_archive, write_record
-from weathermixer.training.checkpoint import Checkpoints, software_versions
+from weathermixer.training.checkpoint import software_versions
 from weathermixer.training.phases import Phases
-from weathermixer.training.state import TrainState, describe
+from weathermixer.training.state import describe
 from weathermixer.training.telemetry import RunLog
 from weathermixer.training.trackers import check_trackers
 

@@ -19,12 +19,9 @@ import xarray as xr
 
 from experiments import command_line, synthetic
 from experiments.benchmark import weather
-from weathermixer.archive.reference import Reference
-from weathermixer.forecasting.forecasts import make_forecast
-from weathermixer.parallel.mesh import make_mesh, use_copy_engines, use_mesh
+from weathermixer import Reference, Run, Settings, make_forecast, make_mesh
+from weathermixer.parallel.mesh import use_copy_engines, use_mesh
 from weathermixer.runs import build
-from weathermixer.runs.run import Run
-from weathermixer.runs.settings import Settings
 
 START = np.datetime64("2020-01-01", "ns")
 GRID = (720, 1440)

@@ -35,15 +35,13 @@ from jax.sharding import Mesh
 from experiments import command_line
 from experiments.benchmark import weather
 from experiments.synthetic import simulate_devices
+from weathermixer import Archive, ChannelSet, make_mesh, open_archive, open_source, prepare_archive
 from weathermixer.archive import storage
-from weathermixer.archive.archive import Archive, open_archive
 from weathermixer.archive.boxes import Box, find_boxes, read_amplification
 from weathermixer.archive.layout import COMPRESSORS
 from weathermixer.archive.reader import Reader
-from weathermixer.fields.variables import ChannelSet, group_by_variable
-from weathermixer.parallel.mesh import make_mesh
-from weathermixer.prepare.prepare import prepare_archive
-from weathermixer.sources.sources import Source, open_source
+from weathermixer.fields.variables import group_by_variable
+from weathermixer.sources.sources import Source
 
 DEVICES = 8
 MESHES = ((1, 1), (4, 1), (8, 1), (4, 2))  # domain, tensor: whose devices' parts are read

@@ -26,12 +26,11 @@ from numcodecs import Blosc
 
 from experiments import command_line
 from experiments.benchmark import weather
+from weathermixer import open_source, prepare_archive
 from weathermixer.fields.variables import ERA5
-from weathermixer.prepare.prepare import prepare_archive
 from weathermixer.prepare.shards import make_shards
 from weathermixer.prepare.sizes import plan_archive
 from weathermixer.prepare.workers import Workers, open_workers
-from weathermixer.sources.sources import Source, open_source
 
 FRAMES_PER_WORKER = 8
 CORES = len(os.sched_getaffinity(0))
@@ -56,13 +55,9 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
         folder = Path(name)
         frames = weather.make_frames(args.frames, len(channels), args.grid)
         weather.write_zarr(folder / "source.zarr", frames, channels, Blosc("lz4", 5))
-        source, size = open_source(folder / "source.zarr"), 4e-6 * len(channels) * args.grid[0] * args.grid[1]
+        size = 4e-6 * len(channels) * args.grid[0] * args.grid[1]
         print(f"{args.frames} frames of {size:.0f} MB, {CORES} cores", flush=True)
-        rows = []
-        for count in args.workers:
-            some = source.narrow(slice(0, min(args.frames, FRAMES_PER_WORKER * count)))
-            rows.append({"disk": time_disk(folder, args.frames, size, count)} | time_prepare(some, folder, count))
-    table = pd.DataFrame(rows)
+        table = pd.DataFrame([time_prepare(folder, args.frames, count) for count in args.workers])
     table["cores"] = 1000 * table.workers.clip(upper=CORES) / table["CPU s/GB"].min()
     table["share"] = table["MB/s"] / table[["disk", "cores"]].min(axis=1)
     names = ["workers", "frames", "MB/s", "disk", "cores", "share", "CPU s/GB", "peak MB", "stated MB"]
@@ -70,49 +65,40 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     return table
 
 
-def time_disk(folder: Path, frames: int, size: float, threads: int) -> float:
-    """MB/s of float32 frames of `size` MB: their source is read and an archive written, with nothing done between."""
-    files = sorted(path for path in (folder / "source.zarr").rglob("*.*.*") if path.is_file())
-    some, out = files[:: max(1, frames // (FRAMES_PER_WORKER * threads))], folder / "written"
-    stored = sum(path.stat().st_size for path in files)
-    out.mkdir()
-
-    def copy(path: Path) -> int:
-        content = memoryview(path.read_bytes())
-        left = int(len(content) / stored * frames * size * 1e6 / 2)  # of this file's share of a frame, in float16
-        with (out / f"{path.parent.name}-{path.name}").open("wb") as file:
-            while left > 0:
-                left -= file.write(content[:left])
-            file.flush()
-            os.fsync(file.fileno())
-        return len(content)
-
-    weather.drop_from_page_cache(folder / "source.zarr")
-    start = time.perf_counter()
-    with ThreadPoolExecutor(threads) as pool:
-        done = sum(pool.map(copy, some))
-    seconds = time.perf_counter() - start
-    shutil.rmtree(out)
-    return done / stored * frames * size / seconds
-
-
-def time_prepare(source: Source, folder: Path, count: int) -> dict[str, float]:
-    """A row of the table: the source prepared by so many workers."""
+def time_prepare(folder: Path, frames: int, count: int) -> dict[str, float]:
+    """A row of the table: of the source, the frames for so many workers, prepared by these, and by the disk alone."""
+    times = min(frames, FRAMES_PER_WORKER * count)
+    source = open_source(folder / "source.zarr").narrow(slice(0, times))
     weather.drop_from_page_cache(folder / "source.zarr")
     with open_workers(count) as opened:
         workers = Watched(opened.executor, opened.at_work)
         prepare_archive(source, folder / "archive", workers=workers, climatology=False)
+    disk_seconds = time_disk(folder, times, count)
     shutil.rmtree(folder / "archive")
     plan = plan_archive(source, dtype="float16", domain=1, tensor=1, workers=count)
-    gigabytes = plan.frame_bytes * len(source.times) / 1e9
-    return {
-        "workers": count,
-        "frames": len(source.times),
-        "MB/s": 1000 * gigabytes / workers.seconds,
-        "CPU s/GB": workers.cpu_seconds / gigabytes,
-        "peak MB": workers.peak / 1e6,
-        "stated MB": plan.worker_bytes / 1e6,
-    }
+    gigabytes = plan.frame_bytes * times / 1e9
+    row = {"workers": count, "frames": times, "CPU s/GB": workers.cpu_seconds / gigabytes}
+    row |= {"MB/s": 1000 * gigabytes / workers.seconds, "disk": 1000 * gigabytes / disk_seconds}
+    return row | {"peak MB": workers.peak / 1e6, "stated MB": plan.worker_bytes / 1e6}
+
+
+def time_disk(folder: Path, frames: int, threads: int) -> float:
+    """Seconds in which the frames' files are read and as many as the archive's written, with nothing done between."""
+    files = [path for path in (folder / "source.zarr").rglob("*.*.*") if int(path.name.split(".")[0]) < frames]
+    shards = sorted((folder / "archive" / "fields" / "c").glob("*/0/0/0"))
+    content = shards[0].read_bytes()  # they are of one size
+
+    def write(shard: Path) -> None:
+        with shard.with_suffix(".copy").open("wb", buffering=0) as file:
+            file.write(content)
+            os.fsync(file.fileno())
+
+    weather.drop_from_page_cache(folder / "source.zarr")
+    start = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda path: len(path.read_bytes()), files))
+        list(pool.map(write, shards))
+    return time.perf_counter() - start
 
 
 class Watched(Workers):

@@ -25,16 +25,14 @@ from matplotlib.ticker import LogFormatter
 
 from experiments import command_line, plan, synthetic
 from experiments.configs.reference import SIZES
-from weathermixer.model.shape import ModelShape
-from weathermixer.parallel.mesh import make_mesh, use_mesh
+from weathermixer import ModelShape, Settings, StepOptions, find_hardware, make_mesh
+from weathermixer.parallel.mesh import use_mesh
 from weathermixer.planning.baselines import fsdp, lower_bound, megatron, ours, published
-from weathermixer.planning.hardware import find_hardware
 from weathermixer.planning.hlo import Collective, collectives
-from weathermixer.planning.meshes import Layout, StepOptions
+from weathermixer.planning.meshes import Layout
 from weathermixer.planning.plan import layouts
 from weathermixer.planning.traffic import step_transfers
 from weathermixer.planning.work import contractions
-from weathermixer.runs.settings import Settings
 
 SIZE = "3.2b"
 COUNTS = [2**power for power in range(11)]

@@ -26,16 +26,13 @@ import pandas as pd
 from jax.sharding import Mesh
 
 from experiments import command_line, synthetic
-from weathermixer.archive.archive import open_archive
+from weathermixer import ModelShape, Settings, Standardization, find_hardware, make_mesh, open_archive
 from weathermixer.archive.loader import Batches
-from weathermixer.archive.standardization import Standardization
-from weathermixer.model.shape import ModelShape
-from weathermixer.parallel.mesh import make_mesh, use_copy_engines, use_mesh
-from weathermixer.planning.hardware import HARDWARE, find_hardware
+from weathermixer.parallel.mesh import use_copy_engines, use_mesh
+from weathermixer.planning.hardware import HARDWARE
 from weathermixer.planning.hlo import hidden_transfers
 from weathermixer.planning.work import train_flops
 from weathermixer.runs.samples import find_samples
-from weathermixer.runs.settings import Settings
 from weathermixer.training.phases import Phases
 from weathermixer.training.telemetry import RunLog
 
