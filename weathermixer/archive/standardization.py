@@ -55,13 +55,13 @@ def make_standardization(
     reference: Reference,
     mesh: Mesh | AbstractMesh,
     *,
-    scale: Float[np.ndarray, " stored"] | None = None,
-    offset: Float[np.ndarray, " stored"] | None = None,
+    scale: Float[np.ndarray, " stored"] | float = 1.0,
+    offset: Float[np.ndarray, " stored"] | float = 0.0,
 ) -> Standardization:
     """Puts a model's statistics on the mesh, for frames stored so that stored * scale + offset are SI units.
 
-    Then scale = scale / std and offset = (offset - mean) / std; None: the frames are in SI units. A constant static
-    field becomes zero. Raises ValueError where the mesh does not divide the sizes.
+    Then scale = scale / std and offset = (offset - mean) / std. A constant static field becomes zero. Raises ValueError
+    where the mesh does not divide the sizes.
 
     >>> from weathermixer.archive.standardization import standardize
     >>> archive, mesh = weathermixer.open_archive("dry.archive"), weathermixer.make_mesh(1, 4, 2)
@@ -77,7 +77,6 @@ def make_standardization(
         mesh, latitude=("lat", reference.grid.shape[0]), longitude=("lon", reference.grid.shape[1]),
         channels=("channel", channel_set.size),
     )  # fmt: skip
-    scale, offset = (1.0 if scale is None else scale), (0.0 if offset is None else offset)
     place = lambda values, fill: put(channel_set.pad(values, fill=fill), mesh, "channel")  # noqa: E731
     seen = ~np.isin(channel_set.names, channel_set.output_only)
     grid = reference.grid

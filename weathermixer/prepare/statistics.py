@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 
 from weathermixer.archive.archive import Statistics
 from weathermixer.archive.layout import DTYPES, choose_packing, rounding_error
+from weathermixer.archive.sampling import spread
 from weathermixer.fields.units import plausible_range
 from weathermixer.fields.variables import Channel
 from weathermixer.prepare.workers import Workers
@@ -125,7 +126,7 @@ def make_statistics(sums: Float[np.ndarray, "row channel"], shift: Float[np.ndar
 
 def measure_sample(source: Source, dtype: str, workers: Workers) -> tuple[dict[str, Any], list[str]]:
     """Chooses scale and offset from a sample, and measures what storage would cost in each type; and finds faults."""
-    times = np.unique(np.linspace(0, len(source.times) - 1, SAMPLE_TIMES).round().astype(int))
+    times = spread(np.arange(len(source.times)), SAMPLE_TIMES)
     samples = (source.narrow(times, variables=[variable]) for variable in source.variables)
     found = list(workers.map(functools.partial(_measure_variable, dtype=dtype), samples))
     scale, offset, shift, *rounding = np.concatenate([rows for rows, _ in found], axis=1).tolist()

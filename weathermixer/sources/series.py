@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from weathermixer.archive.archive import HOUR
+from weathermixer.archive.sampling import spread
 from weathermixer.archive.storage import as_slice
 from weathermixer.fields.variables import Channel
 from weathermixer.sources.coordinates import Orientation, take
@@ -17,8 +18,6 @@ REPEATS_READ = 64  # of the times that lie in a source twice
 RETRIES = 4  # of a remote read that failed, after 1, 2, 4 and 8 seconds
 # of netCDF, where a file declares none, and the letter of the type in NCO
 DEFAULT_FILLS = {"int8": (-127, "b"), "int16": (-32767, "s"), "int32": (-2147483647, "i")}
-
-
 # where a value of a time lies: at which of a part's times, and in which part
 ENTRY = np.dtype([("time", "datetime64[ns]"), ("part", np.int64), ("position", np.int64)])
 
@@ -115,12 +114,8 @@ def read_part(
     if "time" not in array.dims:
         values = values[None]
     values = values[:, None] if order is None else take(values, order, axis=1)
-    values = part.orientation.apply(values)
-    factor, shift = part.scaling
-    if part.scaling != (1.0, 0.0):
-        values = values * np.float32(factor)
-        values += np.float32(shift)
-    return values
+    values, (factor, shift) = part.orientation.apply(values), part.scaling
+    return values if part.scaling == (1.0, 0.0) else values * np.float32(factor) + np.float32(shift)
 
 
 def _check_fill(part: Part, values: np.ndarray, gaps: bool) -> np.ndarray:
@@ -185,8 +180,7 @@ def compare_repeats(variable: str, series: Series, again: Series) -> list[Note]:
     """
     series = dataclasses.replace(series, entries=np.unique(series.entries)[:, None])  # not summed
     wanted = np.flatnonzero(np.isin(again.times, series.times))
-    spread = np.linspace(0, len(wanted) - 1, min(REPEATS_READ, len(wanted)))
-    compared = wanted[spread.round().astype(int)]
+    compared = spread(wanted, REPEATS_READ)
     for other in compared:
         one = int(np.searchsorted(series.times, again.times[other]))
         a, b = series.read(np.array([one]), gaps=True), again.read(np.array([other]), gaps=True)
