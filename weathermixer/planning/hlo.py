@@ -27,24 +27,15 @@ PAIR = re.compile(r"\{(\d+),(\d+)\}")
 
 
 class Collective(NamedTuple):
-    """One array that a collective of a program carries, as one device sees it.
+    """One array that a collective of a program carries, as one device sees it."""
 
-    Attributes:
-      kind: one of KINDS, synchronous or not.
-      elements: of the array that the device hands in.
-      operand_bytes, result_bytes: what the device hands in and gets back, once.
-      times: how often it runs.
-      group: numbers of the devices that exchange, of the first such group; of a permute, those of one pair.
-      origin: the JAX operation that it comes from.
-    """
-
-    kind: str
-    elements: int
-    operand_bytes: int
-    result_bytes: int
-    times: int
-    group: tuple[int, ...]
-    origin: str
+    kind: str  # one of KINDS, synchronous or not
+    elements: int  # of the array that the device hands in
+    operand_bytes: int  # what the device hands in, once
+    result_bytes: int  # what it gets back, once
+    times: int  # how often it runs
+    group: tuple[int, ...]  # devices that exchange, of the first such group; of a permute, those of one pair
+    origin: str  # the JAX operation that it comes from
 
     @property
     def received(self) -> float:

@@ -56,20 +56,7 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class StepOptions:
-    """What else a step's costs depend on.
-
-    Attributes:
-      batch: samples per step over all instances.
-      repeats: passes through the blocks (latent rollout).
-      rollout: steps of forecasts that are fed back; of more than one each is made again in the backward pass.
-      accumulate: parts, one after the other, in which a batch's gradient is made.
-      muon: whether the blocks' kernels keep one moment, not two.
-      compute_dtype: of activations and products, "bfloat16" or "float32"; or "fp8", as in the settings.
-      rematerialize, schedule: as in the model.
-      dropout: whether there is any.
-      ema: whether an exponential moving average of the parameters is kept.
-      zero: what is cut over the mesh's data axis as well: "none", "moments" (EMA included) or "parameters" (all).
-      frames: read per sample, the input and its targets.
+    """What else a step's costs depend on; names are those of the settings.
 
     Raises ValueError for a batch or repeats below 1, an unknown dtype and an unknown zero.
 
@@ -78,18 +65,18 @@ class StepOptions:
     2
     """
 
-    batch: int
-    repeats: int = 1
-    rollout: int = 1
-    accumulate: int = 1
-    muon: bool = False
-    compute_dtype: str = "bfloat16"
+    batch: int  # samples per step over all instances
+    repeats: int = 1  # passes through the blocks (latent rollout)
+    rollout: int = 1  # steps of forecasts that are fed back; more than one are made again in the backward pass
+    accumulate: int = 1  # parts, one after the other, in which a batch's gradient is made
+    muon: bool = False  # the blocks' kernels keep one moment, not two
+    compute_dtype: str = "bfloat16"  # of activations and products; or "float32", "fp8"
     rematerialize: str = "none"
     schedule: Schedule = "auto"
     dropout: bool = False
-    ema: bool = False
-    zero: str = "none"
-    frames: int = 2
+    ema: bool = False  # an exponential moving average of the parameters is kept
+    zero: str = "none"  # "moments" (EMA included) or "parameters" (all): what is cut over the mesh's data axis as well
+    frames: int = 2  # read per sample, the input and its targets
 
     def __post_init__(self):
         if self.zero not in ZERO:

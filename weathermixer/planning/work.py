@@ -9,27 +9,18 @@ FLOAT32, STORED = 4, 2  # bytes of a number: of parameters and sums; in the arch
 
 @dataclasses.dataclass(frozen=True)
 class Contraction:
-    """One product y[o, r] = sum_i kernel[i, o] x[i, r] of one sample, and how many of its kind the model has.
-
-    Attributes:
-      over: what is contracted: "token" over the mesh's domain axis, "channel" over its tensor axis.
-      rows: the size of the activation's other dimension.
-      in_block: such products are repeated by the latent rollout.
-      needs_input_gradient: False where the input is data.
-      operands: activations with a kernel each, whose products are summed.
-      columns: of a circulant kernel, whose parameters are one value for so many outputs.
-    """
+    """One product y[o, r] = sum_i kernel[i, o] x[i, r] of one sample, and how many of its kind the model has."""
 
     name: str
-    over: str
+    over: str  # what is contracted: "token" over the mesh's domain axis, "channel" over its tensor axis
     inputs: int
     outputs: int
-    rows: int
+    rows: int  # the size of the activation's other dimension
     count: int = 1
-    in_block: bool = False
-    needs_input_gradient: bool = True
-    operands: int = 1
-    columns: int = 1
+    in_block: bool = False  # such products are repeated by the latent rollout
+    needs_input_gradient: bool = True  # False where the input is data
+    operands: int = 1  # activations with a kernel each, whose products are summed
+    columns: int = 1  # of a circulant kernel, whose parameters are one value for so many outputs
 
     @property
     def flops(self) -> int:

@@ -47,29 +47,21 @@ FIELDS = ("geopotential", "temperature", "u_component_of_wind", "v_component_of_
 class Settings:
     """All that the record's bits depend on; the defaults are the quickstart's, 90 s on two cores.
 
-    Attributes:
-      days: days of all members together, four frames each.
-      spin_up_days: days that each member runs before, and that are not kept.
-      members: independent simulations that run at the same time, one core each.
-      longitudes, latitudes: the equiangular grid, WeatherBench 2's 64 x 32 by default; its cells' centres.
-      levels_hpa: pressure levels. Those under the ground or above the highest layer are extrapolated.
-      truncation: largest wavenumber of the model; `layers` and `step_minutes` as it allows.
-      version: counts changes that give another record for the same settings.
-
     Raises ValueError for numbers that cannot be.
     """
 
-    days: int = 900
-    spin_up_days: int = 30
-    members: int = 2
+    days: int = 900  # of all members together, four frames each
+    spin_up_days: int = 30  # that each member runs before, and that are not kept
+    members: int = 2  # independent simulations that run at the same time, one core each
     seed: int = 0
-    longitudes: int = 64
+    longitudes: int = 64  # of the equiangular grid, its cells' centres: WeatherBench 2's 64 x 32
     latitudes: int = 32
+    # in hPa; levels under the ground or above the highest layer are extrapolated
     levels_hpa: Sequence[int] = (100, 200, 300, 400, 500, 700, 850, 925)
-    truncation: int = 21
-    layers: int = 8
+    truncation: int = 21  # largest wavenumber of the model
+    layers: int = 8  # and step_minutes as the truncation allows
     step_minutes: int = 60
-    version: int = 1
+    version: int = 1  # counts changes that give another record for the same settings
 
     def __post_init__(self):
         object.__setattr__(self, "levels_hpa", tuple(self.levels_hpa))  # as it comes from a list, or from JSON
