@@ -22,12 +22,16 @@ def test_a_fork_begins_with_the_parents_average_and_statistics(parent, tmp_path)
     other = prepare(weather(seed=1), tmp_path / "other")
     still = dict(optimizer__peak_rate=1e-30, optimizer__coder_peak_rate=1e-30, optimizer__start_rate=0.0)
     still |= dict(optimizer__end_rate=0.0, training__steps=1, training__init_from=f"{parent[0]}@2")
-    run = train.train(settings(**still, mesh__domain=2, mesh__tensor=2), tmp_path / "run", other.path)
+    changed = settings(**still, mesh__domain=2, mesh__tensor=2)
+    run = train.train(changed, tmp_path / "run", other.path)
     before = open_run(parent[0])
     for name, values in before.weights().items():
         np.testing.assert_array_equal(run.weights()[name], values)
     np.testing.assert_array_equal(run.reference.mean, before.reference.mean)
     assert f"starts from the moving average of step 2 of {parent[0]}" in (tmp_path / "run" / "log.txt").read_text()
+    (tmp_path / "run" / "run.json").unlink()  # lost, and made again
+    train.train(changed, tmp_path / "run", other.path)
+    np.testing.assert_array_equal(open_run(tmp_path / "run").reference.mean, before.reference.mean)
 
 
 @pytest.mark.slow

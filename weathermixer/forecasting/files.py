@@ -93,7 +93,6 @@ class ForecastWriter:
     def publish(self) -> xr.Dataset:
         """Puts the file in its place, and opens it lazily; the forecasts of a GRIB file are returned in memory."""
         wait_for_all("forecasts are written")
-        found = None
         if self._path.suffix == ".grib2":
             with xr.open_zarr(self._partial, consolidated=False, chunks=None) as dataset:
                 found = dataset.load()
@@ -101,9 +100,9 @@ class ForecastWriter:
             _publish(self._partial, self._path, list(self._description.data_vars))
             self._progress.unlink()
         wait_for_all("forecasts are published")
-        if self._path.suffix == ".nc":
-            return xr.open_dataset(self._path)
-        return xr.open_zarr(self._path, chunks=None) if found is None else found
+        if self._path.suffix == ".grib2":
+            return found
+        return xr.open_dataset(self._path) if self._path.suffix == ".nc" else xr.open_zarr(self._path, chunks=None)
 
     def _begin(self) -> list[int]:
         """The positions of finished starts in a partial store of the same forecasts; else makes one, without fields."""

@@ -16,7 +16,6 @@ from weathermixer.fields.variables import Channel, ChannelSet
 from weathermixer.model.shape import ModelShape
 from weathermixer.model.weathermixer import WeatherMixer
 from weathermixer.parallel import fp8
-from weathermixer.parallel.mesh import use_mesh
 from weathermixer.runs.settings import OptimizerSettings, Settings
 from weathermixer.training.losses import make_loss_weights
 from weathermixer.training.optimizer import make_learning_rate, make_optimizer
@@ -73,9 +72,7 @@ def make_model(settings: Settings, reference: Reference, mesh: Mesh | AbstractMe
             fp8=settings.model.compute_dtype == "fp8",
         )
 
-    abstract = jax.sharding.use_abstract_mesh if isinstance(mesh, AbstractMesh) else use_mesh
-    with abstract(mesh):
-        graph = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))))[0]
+    graph = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))))[0]
 
     def make_params(key):
         return nnx.split(build(key))[1]

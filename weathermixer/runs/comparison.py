@@ -27,15 +27,7 @@ from weathermixer.fields.grid import regrid
 from weathermixer.fields.variables import ChannelSet
 from weathermixer.forecasting.rollout import Forecaster
 from weathermixer.parallel.mesh import make_mesh, spec, ways
-from weathermixer.runs.data import (
-    Data,
-    choose_climatology,
-    make_frames,
-    open_climatology,
-    open_data_set,
-    open_if_archive,
-    open_seeps,
-)  # fmt: skip
+from weathermixer.runs.data import Data, make_frames, open_climatology, open_data_set, open_if_archive, open_seeps
 from weathermixer.runs.forecast_files import HOUR, ForecastFile, Placed, open_forecast, place_file
 from weathermixer.runs.run import Run, open_run
 from weathermixer.runs.workdir import CONFIG_FILE
@@ -105,10 +97,7 @@ def score_forecasts(
     starts = spread(starts, max_starts)
     times = frames.times[starts]
     valid = np.unique(times[:, None] + np.array(lead_hours) * HOUR)
-    if climatology is None:
-        options["climatology"] = choose_climatology(data, frames, valid, None)
-    else:
-        options["climatology"] = open_climatology(climatology, frames, valid, method=regrid)
+    options["climatology"] = open_climatology(climatology, data, frames, valid, method=regrid)
     options["seeps"] = open_seeps(climatology, frames, batch_size) if seeps else None
     if any(name.endswith(("_land", "_sea")) for name in region_names(options.get("regions") or ())):
         options["land"] = _find_land(truth, data, reference)

@@ -174,13 +174,20 @@ def choose_climatology(
     return climatologies.make_climatology(frames, indices=training, batch_size=batch_size, progress=progress)
 
 
-def open_climatology(data: Data, frames: Frames, scored: np.ndarray, *, method: str | None) -> Climatology | Calendar:
-    """WeatherBench 2's climatology, or that of any data set as `choose_climatology`, fitted to times not `scored`."""
+def open_climatology(
+    given: Data | None, data: Archive | Source, frames: Frames, scored: np.ndarray, *, method: str | None
+) -> Climatology | Calendar | None:
+    """WeatherBench 2's climatology, or that of any data set as `choose_climatology`, fitted to times not `scored`.
+
+    Where none is given it is the own one of the data that scores are measured against, or none.
+    """
+    if given is None:
+        return choose_climatology(data, frames, scored, None)
     reference, mesh = frames.reference, frames.mesh
-    if pieces := _by_day(data := open_if_archive(data)):
+    if pieces := _by_day(given := open_if_archive(given)):
         frames = make_frames(open_data_set(pieces, reference, step_hours=0), reference, mesh, method=method)
         return Calendar(frames, f"{frames.name}, by hour of day and day of year")
-    data = open_data_set(data, reference)
+    data = open_data_set(given, reference)
     frames = make_frames(data, reference, mesh, method=method)
     outside = np.flatnonzero((frames.times < scored.min()) | (frames.times > scored.max()))
     return choose_climatology(data, frames, scored, outside)

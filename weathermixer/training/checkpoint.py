@@ -15,6 +15,7 @@ import pathlib
 import platform
 import sys
 import time
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -206,9 +207,8 @@ class Checkpoints(contextlib.AbstractContextManager):
             saved = {name: saved[name] for name in named if name in saved}
         check_matches(named, saved, what=f"the checkpoint {self.directory}/{step}")
         item = unflatten_dict(named, sep="/")
-        arguments = ocp.args.PyTreeRestore(
-            item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
-        )
+        how = ocp.checkpoint_utils.construct_restore_args(item)
+        arguments = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
         restored = name_leaves(self._manager.restore(step, args=ocp.args.Composite(state=arguments)).state)
         return tree_unflatten(jax.tree.structure(target), [restored[name] for name in named])
 
@@ -268,26 +268,19 @@ class _SummedHandler(ocp.PyTreeCheckpointHandler):
 
     async def async_save(self, directory: Any, *args, **kwargs) -> list[Any]:
         commits = await super().async_save(directory, *args, **kwargs)
-        return [_Summed(commits, pathlib.Path(directory / f"ocdbt.process_{jax.process_index()}"), self.failures)]
+        folder = pathlib.Path(directory / f"ocdbt.process_{jax.process_index()}")
 
+        def result(timeout: float | int | None = None) -> None:
+            try:
+                for commit in commits:
+                    commit.result(timeout)
+                if folder.is_dir():  # a process whose arrays are all copies of another's writes none
+                    write_checksums(folder)
+            except Exception as error:  # known at once: Orbax waits for all processes, in vain, before it raises
+                self.failures.append(error)
+                raise
 
-@dataclasses.dataclass
-class _Summed:
-    """Orbax's futures, whose failure is known at once: Orbax waits for all processes, in vain, before it raises."""
-
-    commits: Sequence[Any]
-    folder: pathlib.Path
-    failures: list[Exception]
-
-    def result(self, timeout: float | int | None = None) -> None:
-        try:
-            for commit in self.commits:
-                commit.result(timeout)
-            if self.folder.is_dir():  # a process whose arrays are all copies of another's writes none
-                write_checksums(self.folder)
-        except Exception as error:
-            self.failures.append(error)
-            raise
+        return [types.SimpleNamespace(result=result)]  # the one future that Orbax asks
 
 
 @dataclasses.dataclass

@@ -102,7 +102,10 @@ class RunLog(contextlib.AbstractContextManager):
             return
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        accounts = [r for r in _drop_records_after(workdir / METRICS_FILE, first_step) if "seconds" in r]
+        # a resumed run computes the steps after its checkpoint again: their old records go
+        kept = [record for record in read_records(workdir / METRICS_FILE) if record["step"] <= first_step]
+        storage.write_whole(workdir / METRICS_FILE, "".join(json.dumps(record) + "\n" for record in kept))
+        accounts = [record for record in kept if "seconds" in record]
         self._records, self._text = (
             self._files.enter_context(open(workdir / name, "a", encoding="utf-8")) for name in (METRICS_FILE, LOG_FILE)
         )
@@ -129,7 +132,6 @@ class RunLog(contextlib.AbstractContextManager):
         """Begins a part of the run whose step is compiled anew, of so many operations of all devices together."""
         self.flush()
         self._flops, self._compiled = flops_per_step / jax.device_count(), False
-        self._ended = None
 
     def watch(self, batches: Iterable[Batch], *, account: Callable[[], Any] | None = None) -> Iterator[Batch]:
         """Yields the batches, noting when each is handed over, which is when its step is called.
@@ -164,7 +166,8 @@ class RunLog(contextlib.AbstractContextManager):
     def flush(self) -> dict[str, float] | None:
         """Waits for the step sent last: to be called where the loop stops for anything else. As `step`, of this one."""
         before, self._sent = self._sent, None
-        return self._finish(before)
+        values, self._ended = self._finish(before), None  # what comes between is accounted for as that
+        return values
 
     def _finish(self, sent: Sent | None) -> dict[str, float] | None:
         if sent is None:
@@ -187,13 +190,11 @@ class RunLog(contextlib.AbstractContextManager):
         """Writes numbers of another kind, such as scores; the time since the last line is left out of the rates."""
         self.flush()
         self._write(step, values)
-        self._ended = None
         self._restart(step, time.perf_counter(), self._read)
 
     def account(self, step: int) -> None:
         """Writes how the time since the run's first start was spent: where a step is saved, and at the end."""
         self.flush()
-        self._ended = None  # what a save took is accounted for as that
         if self._writes:
             seconds = self._phases.account()
             self._append({"step": step, "seconds": seconds})
@@ -283,11 +284,3 @@ def read_records(path: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
             records += [record] * isinstance(record["step"], int)
     return records
-
-
-def _drop_records_after(path: Path, step: int) -> list[dict[str, Any]]:
-    """A resumed run computes the steps after its checkpoint again: their old records go; those that stay."""
-    kept = [record for record in read_records(path) if record["step"] <= step]
-    if path.exists():
-        storage.write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
-    return kept
