@@ -40,7 +40,7 @@ from weathermixer.training.telemetry import LOG_FILE, METRICS_FILE, read_records
 from weathermixer.verification import charts, figures
 from weathermixer.verification.evaluation import BASELINES
 from weathermixer.verification.metrics import compute_metrics
-from weathermixer.verification.scores import READ_AS, count_samples, describe_scores, tabulate
+from weathermixer.verification.scores import count_samples, describe_scores, tabulate
 from weathermixer.verification.significance import join_scores
 
 REPORT_FILE = "report.html"
@@ -161,7 +161,9 @@ def _compare(scores: Mapping[str, xr.Dataset], channel: str) -> str:
     joined = joined.assign(compute_metrics(joined))
     against = "climatology" if "climatology" in kept else None
     about = ". ".join([*describe_scores(joined), count_samples(joined), ""])
-    text = [f"<p>{html.escape(about)}{INTERVALS}</p>", table(_rows(joined, against))]
+    rows = tabulate(joined, against).reset_index()
+    rows.columns = [": ".join(filter(None, column)) for column in rows.columns]
+    text = [f"<p>{html.escape(about)}{INTERVALS}</p>", table(rows)]
     for one, other in [(other, first) for other in others] or [(first, against)] * bool(against):
         about = f"RMSE of {one} against {other}, by variable, level and lead: blue is better, hatched may be chance."
         text.append(picture(charts.draw_scorecard(whole, one, other), about))
@@ -179,16 +181,6 @@ def _compare(scores: Mapping[str, xr.Dataset], channel: str) -> str:
     else:
         text.append("<p>No spectra: experiments.evaluate RUN --spectra --output=RUN/scores.json makes them.</p>")
     return "\n".join(text)
-
-
-def _rows(scores: xr.Dataset, against: str | None) -> pd.DataFrame:
-    """What the tables of scores say, a row for each channel and lead."""
-    leads, units = scores.lead_hours.values, [READ_AS.get(unit, (1.0, unit))[1] for unit in scores.units.values]
-    rows = {"channel": np.repeat(scores.short.values, len(leads)), "unit": np.repeat(units, len(leads))}
-    rows["lead / h"] = np.tile(leads, scores.sizes["channel"])
-    for what, columns in tabulate(scores, against).items():
-        rows |= {f"{what}: {name}": texts.T.ravel() for name, texts in columns.items()}
-    return pd.DataFrame(rows)
 
 
 def _draw_maps(run: Run, scores: xr.Dataset, data: str | None, channel: str) -> str:

@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ READ_AS = {
 COLUMNS = 120  # of a terminal
 PARTS = (*GROUPS, "grid", "region")  # dimensions that scores may have more, of each of which there are tables
 SHORT = {"persistence": "persist", "climatology": "climat"}
-Columns = Mapping[str, np.ndarray]  # heading -> texts [lead, channel]
+LEAD = "lead / h"
 
 
 def format_scores(scores: xr.Dataset) -> str:
@@ -51,8 +51,9 @@ def format_scores(scores: xr.Dataset) -> str:
             part = part.isel(time=getattr(part.time.dt, group).values == part[group].item())
             part["samples"] = part.counted.any("channel").sum("time")
         lines += ["", ", ".join([*(f"{dim} {part[dim].item()}" for dim in parts), count_samples(part)])]
-        for what, columns in tabulate(part).items():
-            lines += _format_table(part, what, columns)
+        table = tabulate(part)
+        for what in table.columns.unique(0):
+            lines += _format_table(what, table[what].rename(columns=SHORT))
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -70,32 +71,35 @@ def count_samples(scores: xr.Dataset) -> str:
     return "samples: " + ", ".join(f"{count} at {lead} h" for lead, count in counts)
 
 
-def tabulate(scores: xr.Dataset, against: str | None = None) -> dict[str, Columns]:
-    """What tables say, by their titles: RMSE of all sources, bias and ACC of each forecast, differences in RMSE.
+def tabulate(scores: xr.Dataset, against: str | None = None) -> pd.DataFrame:
+    """What tables say, by (title, heading), in rows by channel, unit and lead, all as texts.
 
-    Differences are those of the further forecasts to the first; of a single one to the source `against`.
+    RMSE of all sources, bias and ACC of each forecast, and differences in RMSE: of the further forecasts to the first,
+    of a single one to the source `against`.
     """
     names = scores.source.values.tolist()
     forecasts = [name for name in names if name not in BASELINES]
     scores = scores.transpose("source", ..., "lead_hours", "channel")
-    factors = np.array([READ_AS.get(unit, (1.0, unit))[0] for unit in scores.units.values])
+    factors, units = zip(*(READ_AS.get(unit, (1.0, unit)) for unit in scores.units.values))
     rmse, bias = (dict(zip(names, values * factors)) for values in (scores.rmse.values, scores.bias.values))
-    tables = {"RMSE": {name: _texts(digits, rmse[name]) for name in names}}
+    texts = {("RMSE", name): _texts(digits, rmse[name]) for name in names}
     if len(forecasts) == 1 and len(names) > 1:
         best = np.where(np.isfinite(rest := [rmse[name] for name in names[1:]]), rest, np.inf).min(axis=0)
         with np.errstate(divide="ignore", invalid="ignore"):  # a perfect baseline, or none
-            tables["RMSE"]["ratio"] = _texts("{:.2f}".format, rmse[forecasts[0]] / best)
+            texts["RMSE", "ratio"] = _texts("{:.2f}".format, rmse[forecasts[0]] / best)
     for name in forecasts:
-        tables[f"of {name}"] = {"bias": _texts(digits, bias[name])}
-        tables[f"of {name}"] |= {"ACC": _texts("{:.3f}".format, scores.acc.sel(source=name).values)}
+        texts[f"of {name}", "bias"] = _texts(digits, bias[name])
+        texts[f"of {name}", "ACC"] = _texts("{:.3f}".format, scores.acc.sel(source=name).values)
     pairs = [(name, forecasts[0]) for name in forecasts[1:]] or [(forecasts[0], against)] * bool(against)
     for one, other in pairs:
         found = compare(scores, one, other).transpose(..., "lead_hours", "channel")
         with np.errstate(divide="ignore", invalid="ignore"):
             percent = [100 * found[key].values * factors / rmse[other] for key in ("difference", "low", "high")]
         stars = np.where(found.p_value.values < 0.05, "*", "")
-        tables[f"{one}, %"] = {f"RMSE to {other}": _texts(_interval, *percent, stars)}
-    return tables
+        texts[f"{one}, %", f"RMSE to {other}"] = _texts(_interval, *percent, stars)
+    rows = [(*row, lead) for row in zip(scores.short.values, units) for lead in scores.lead_hours.values]
+    index = pd.MultiIndex.from_tuples(rows, names=["channel", "unit", LEAD])
+    return pd.DataFrame({column: values.T.ravel() for column, values in texts.items()}, index)
 
 
 def write_scores(scores: xr.Dataset, path: str | os.PathLike) -> None:
@@ -138,19 +142,15 @@ def _texts(form: Callable[..., str], *values: np.ndarray) -> np.ndarray:
         return np.vectorize(form, otypes=[object])(*values)
 
 
-def _format_table(scores: xr.Dataset, what: str, columns: Columns) -> list[str]:
+def _format_table(what: str, table: pd.DataFrame) -> list[str]:
     """A table of rows by channel and columns by lead, as many leads abreast as fit."""
-    units = [READ_AS.get(unit, (1, unit))[1] for unit in scores.units.values]
-    rows = pd.MultiIndex.from_arrays([scores.short.values, units])
-    columns = {SHORT.get(name, name): texts for name, texts in columns.items()}
-    width = sum(max(len(name), *map(len, texts.ravel())) + 1 for name, texts in columns.items())
-    abreast, lines = max(1, (COLUMNS - 20) // width), []
-    for first in range(0, scores.sizes["lead_hours"], abreast):
-        leads = list(enumerate(scores.lead_hours.values))[first : first + abreast]
-        table = {(f"{lead} h", name): texts[n] for n, lead in leads for name, texts in columns.items()}
-        frame = pd.DataFrame(table, index=rows).rename_axis(columns=[what, ""])
-        there = (frame != "nan").any(axis=1)  # the length of a wind's error has no sign
-        lines += ["", *frame[there].to_string(sparsify=True).splitlines()]
+    width = sum(max(len(name), *map(len, table[name])) + 1 for name in table)
+    abreast, leads, lines = max(1, (COLUMNS - 20) // width), table.index.unique(LEAD), []
+    for first in range(0, len(leads), abreast):
+        parts = {f"{lead} h": table.xs(lead, level=LEAD) for lead in leads[first : first + abreast]}
+        part = pd.concat(parts, axis=1).rename_axis(index=[None, None], columns=[what, ""])
+        there = (part != "nan").any(axis=1)  # the length of a wind's error has no sign
+        lines += ["", *part[there].to_string(sparsify=True).splitlines()]
     return lines
 
 

@@ -53,13 +53,10 @@ def compare(scores: xr.Dataset, one: str, other: str, *, metric: str = "rmse", s
     >>> found.difference.dims, sorted(found)
     (('lead_hours', 'channel'), ['difference', 'high', 'low', 'p_value', 'standard_error', 't_high', 't_low'])
     """
-    needs = METRICS[metric].needs
-    scores = scores[[*needs, "counted"]].transpose("time", ...)
-    pair = [scores.sel(source=name) for name in (one, other)]
+    pair = scores[[*METRICS[metric].needs, "counted"]].transpose("time", ...).sel(source=[one, other])
     with np.errstate(invalid="ignore", divide="ignore"):
-        values, influences = zip(*(_linearize(source, metric) for source in pair))
-        difference = values[0] - values[1]
-        error, count = _standard_error(influences[0] - influences[1], scores.time.values)
+        difference, deviations = (_subtract(of_both) for of_both in _linearize(pair, metric))
+        error, count = _standard_error(deviations, scores.time.values)
         t = np.abs(difference) / error
         half = error * stdtrit(count - 1, 0.975)
         p = xr.apply_ufunc(lambda t, count: 2 * stdtr(count - 1, -t), t.where(difference != 0, 0), count)
@@ -69,15 +66,19 @@ def compare(scores: xr.Dataset, one: str, other: str, *, metric: str = "rmse", s
     return xr.Dataset(found | {"t_low": difference - half, "t_high": difference + half}, attrs=about)
 
 
-def _linearize(source: xr.Dataset, metric: str) -> tuple[xr.DataArray, xr.DataArray]:
-    """A metric's value, and what each start adds to it [time, ...], NaN where it does not count."""
+def _subtract(of_both: xr.DataArray) -> xr.DataArray:
+    return of_both.isel(source=0, drop=True) - of_both.isel(source=1, drop=True)
+
+
+def _linearize(pair: xr.Dataset, metric: str) -> tuple[xr.DataArray, xr.DataArray]:
+    """A metric's values, and what each start adds to them [time, ...], NaN where it does not count."""
     function, needs = METRICS[metric].function, METRICS[metric].needs
-    means = mean_statistics(source)
+    means = mean_statistics(pair)
     total = 0.0
     for need in needs:
         shifted = (means[other] + 1j * STEP * (other == need) for other in needs)
-        total = total + function(*shifted).imag / STEP * (source[need] - means[need])
-    return function(*(means[need] for need in needs)), total.where(source.counted)
+        total = total + function(*shifted).imag / STEP * (pair[need] - means[need])
+    return function(*(means[need] for need in needs)), total.where(pair.counted)
 
 
 def _standard_error(deviations: xr.DataArray, times: np.ndarray) -> tuple[xr.DataArray, xr.DataArray]:
@@ -106,23 +107,21 @@ def _spacing(times: np.ndarray) -> np.timedelta64:
     return np.median(np.diff(times)) if len(times) > 1 else np.timedelta64(1, "h")
 
 
-def _bootstrap(pair: list[xr.Dataset], metric: str, random: np.random.Generator) -> tuple[xr.DataArray, xr.DataArray]:
-    spacing = _spacing(pair[0].time.values)
+def _bootstrap(pair: xr.Dataset, metric: str, random: np.random.Generator) -> tuple[xr.DataArray, xr.DataArray]:
+    spacing = _spacing(pair.time.values)
     ends = []
-    for lead in pair[0].lead_hours.values:
-        of_lead = [source.sel(lead_hours=lead) for source in pair]
-        kept = of_lead[0].counted.any([dim for dim in of_lead[0].counted.dims if dim != "time"]).values
+    for lead in pair.lead_hours.values:
+        of_lead = pair.sel(lead_hours=lead)
+        kept = of_lead.counted.any([dim for dim in of_lead.counted.dims if dim != "time"]).values
         length = max(int(np.ceil(2 * kept.sum() ** (1 / 3))), int(np.ceil(np.timedelta64(lead, "h") / spacing)))
-        of_lead = [source.isel(time=kept) for source in of_lead]
+        of_lead = of_lead.isel(time=kept)
         weights = xr.DataArray(_draw_blocks(int(kept.sum()), length, random), dims=("draw", "time"))
-        values = []
-        for source in of_lead:
-            counts = xr.dot(weights, source.counted.astype(float), dim="time")
-            needs = (source[need].where(source.counted, 0).astype(float) for need in METRICS[metric].needs)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                values.append(METRICS[metric].function(*(xr.dot(weights, need, dim="time") / counts for need in needs)))
-        ends.append((values[0] - values[1]).quantile([0.025, 0.975], "draw", skipna=False))
-    whole = xr.concat(ends, pair[0].lead_hours, coords="minimal", compat="override")
+        counts = xr.dot(weights, of_lead.counted.astype(float), dim="time")
+        needs = (of_lead[need].where(of_lead.counted, 0).astype(float) for need in METRICS[metric].needs)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            values = METRICS[metric].function(*(xr.dot(weights, need, dim="time") / counts for need in needs))
+        ends.append(_subtract(values).quantile([0.025, 0.975], "draw", skipna=False))
+    whole = xr.concat(ends, pair.lead_hours, coords="minimal", compat="override")
     return tuple(whole.sel(quantile=quantile, drop=True) for quantile in (0.025, 0.975))
 
 
