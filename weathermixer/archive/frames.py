@@ -26,9 +26,7 @@ _make_input = jax.jit(make_input)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Frames:
-    """Frames of the ascending `times` on a mesh; `name` is for messages, `source` says where the values came from.
-
-    `absent` are output-only channels that the data set does not have: they are missing (NaN), and the model sees none.
+    """Frames of the ascending `times` on a mesh.
 
     >>> frames = weathermixer.open_run("runs/quickstart").open_frames("dry.zarr")  # or an archive, or an xarray.Dataset
     >>> with jax.set_mesh(frames.mesh):
@@ -37,14 +35,14 @@ class Frames:
     ((2, 4, 16, 32), '2000-01-02T18')
     """
 
-    name: str
-    source: str
+    name: str  # for messages
+    source: str  # where the values came from
     times: np.ndarray
     reference: Reference
     mesh: Mesh
     standardization: Standardization  # of what read_stored returns
     read_stored: Callable[[Int[np.ndarray, " b"]], Num[Array, "b n lat lon"]]
-    absent: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()  # output-only channels that the data set lacks: NaN, and the model sees none
 
     def read(self, indices: Int[np.ndarray, " b"]) -> Float[Array, "b n lat lon"]:
         """The states at some times as a global array, standardized, NaN where values are missing; on the mesh in use.

@@ -32,19 +32,15 @@ INDEX_BYTES = 16  # of a shard, for each of its chunks: offset and length
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How `fields` [time, channel, lat, lon], with so many static fields beside it, are cut and stored.
-
-    domain and tensor are the largest mesh that reads just its own bytes. compressor "none" takes least work to read;
-    "zstd" takes 2/3 of the bytes and "lz4" 4/5, which slow and remote stores are read faster from. Raises ValueError
-    where the sizes do not fit.
-    """
+    """How `fields` [time, channel, lat, lon] are cut and stored. Raises ValueError where the sizes do not fit."""
 
     shape: tuple[int, int, int, int]
-    static: int
+    static: int  # fields beside it
     times_per_shard: int
     dtype: str = "float16"
+    # takes least work to read; "zstd" takes 2/3 of the bytes and "lz4" 4/5: slow and remote stores are read faster
     compressor: str = "none"
-    domain: int = 1
+    domain: int = 1  # and tensor: the largest mesh that reads just its own bytes
     tensor: int = 1
 
     def __post_init__(self):

@@ -39,12 +39,7 @@ _loaders = itertools.count()
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Inputs and the targets `lead_hours` later, as stored; static and padding channels hold zeros.
-
-    `previous` is the frame a step before the inputs, for models that see two. `terms` and `previous_terms` are the
-    forcings' coefficients at the times of both (fields/forcings.py), None where the channels have no forcings. Of a
-    rollout, `later` are the targets after the first, `later_terms` the coefficients at the times of all but the last.
-    `lead` is the number of each sample's lead among those that are drawn from, None where there is one.
+    """Frames as stored; static and padding channels hold zeros. terms are forcings' coefficients (fields/forcings.py).
 
     >>> frames = jnp.zeros((2, 4, 16, 32), jnp.float16)
     >>> batch = weathermixer.Batch(inputs=frames, targets=frames)
@@ -53,13 +48,13 @@ class Batch:
     """
 
     inputs: Num[CutArray, "b n lat lon"]
-    targets: Num[CutArray, "b n lat lon"]
-    previous: Num[CutArray, "b n lat lon"] | None = None
-    terms: Float[CutArray, "b n k"] | None = None
+    targets: Num[CutArray, "b n lat lon"]  # lead_hours later
+    previous: Num[CutArray, "b n lat lon"] | None = None  # a step before the inputs, for models that see two
+    terms: Float[CutArray, "b n k"] | None = None  # at the inputs' times; None where channels have no forcings
     previous_terms: Float[CutArray, "b n k"] | None = None
-    later: tuple[Num[CutArray, "b n lat lon"], ...] = ()
-    later_terms: tuple[Float[CutArray, "b n k"] | None, ...] = ()
-    lead: Int[CutArray, " b"] | None = None
+    later: tuple[Num[CutArray, "b n lat lon"], ...] = ()  # of a rollout, the targets after the first
+    later_terms: tuple[Float[CutArray, "b n k"] | None, ...] = ()  # at the times of all targets but the last
+    lead: Int[CutArray, " b"] | None = None  # each sample's number among the leads; None where there is one
 
 
 def arrange_batch(
@@ -80,17 +75,13 @@ def arrange_batch(
 
 @dataclasses.dataclass
 class Account:
-    """What a loader has done in this process since it began.
+    """What a loader has done in this process since it began."""
 
-    bytes_needed: the boxes of the frames asked for, as stored before compression, each distinct one once.
-    bytes_read: from storage, by TensorStore's own count: compressed, with the shards' indices (and with what else the
-      process read through TensorStore meanwhile, a checkpoint for one).
-    skipped: what could not be read and was replaced, in words.
-    """
-
-    bytes_needed: int = 0
+    bytes_needed: int = 0  # the boxes of the frames asked for, as stored before compression, each distinct one once
+    # from storage, by TensorStore's own count: compressed, with the shards' indices (and with what else the process
+    # read through TensorStore meanwhile, a checkpoint for one)
     bytes_read: int = 0
-    skipped: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()  # what could not be read and was replaced, in words
 
 
 def read_frames(
@@ -127,14 +118,8 @@ class Samples(NamedTuple):
 class Batches(Iterator[Batch], contextlib.AbstractContextManager):
     """The batches of steps first_step ... last_step - 1, in order, read ahead by a thread; to be used in `with`.
 
-    starts: indices of the inputs' times (sampling.valid_starts); the order is sampling.sample_starts'.
-    prefetch: how many batches are being read at a time, at least 1.
-    block: shuffles runs of so many consecutive starts; a frame that is a target and then an input is read once.
-    history: 2 reads the frame a step before each start too (sampling.with_previous).
-    rollout: how many targets, one each lead_hours; starts are valid for the last one's lead.
-    leads: of each sample lead_hours count so often, drawn from these (sampling.sample_leads).
-    on_error: "stop" raises a ValueError that names time, channels and latitudes of what cannot be read; "skip" replaces
-      the sample, on all processes by the same one, and counts it (they talk once per step then).
+    What cannot be read raises a ValueError that names time, channels and latitudes where on_error is "stop"; "skip"
+    replaces the sample, on all processes by the same one, and counts it (they talk once per step then).
 
     >>> archive, mesh = weathermixer.open_archive("dry.archive"), weathermixer.make_mesh(1, 4, 2)
     >>> options = dict(starts=np.arange(70), seed=0, batch_size=2, lead_hours=6, first_step=0, last_step=3)
@@ -147,17 +132,17 @@ class Batches(Iterator[Batch], contextlib.AbstractContextManager):
     channel_set: ChannelSet
     mesh: Mesh
     _: dataclasses.KW_ONLY
-    starts: Int[np.ndarray, " start"]
+    starts: Int[np.ndarray, " start"]  # indices of the inputs' times (sampling.valid_starts), drawn by sample_starts
     seed: int
     batch_size: int
     lead_hours: int
     first_step: int
     last_step: int
-    prefetch: int = 2
-    block: int = 1
-    history: int = 1
-    rollout: int = 1
-    leads: Sequence[int] = (1,)
+    prefetch: int = 2  # batches that are being read at a time, at least 1
+    block: int = 1  # shuffles runs of so many consecutive starts; a frame that is target and then input is read once
+    history: int = 1  # 2 reads the frame a step before each start too (sampling.with_previous)
+    rollout: int = 1  # targets, one each lead_hours; starts are valid for the last one's lead
+    leads: Sequence[int] = (1,)  # of each sample lead_hours count so often, drawn from these (sampling.sample_leads)
     on_error: str = "stop"
 
     def __post_init__(self):

@@ -81,14 +81,11 @@ class Frame:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pending:
-    """Arrays that are being read: of each the boxes, with a buffer [row, channel, lat, lon] and the rows' frames.
-
-    `frames` are all that they use; bytes_needed are of those that had to be read.
-    """
+    """Arrays that are being read: of each the boxes, with a buffer [row, channel, lat, lon] and the rows' frames."""
 
     arrays: list[list[tuple[Box, np.ndarray, list[Frame]]]]
-    frames: dict[Key, Frame]
-    bytes_needed: int
+    frames: dict[Key, Frame]  # all that they use
+    bytes_needed: int  # of those that had to be read
 
 
 class Reader:

@@ -15,9 +15,6 @@ from weathermixer.fields.variables import Channel, ChannelSet, find_channels
 class Reference:
     """The channels of a model in their order, their statistics in SI units, its grid, its step and its static fields.
 
-    mean, std, tendency_std (of x(t + 6 h) - x(t)) are of the stored channels; `static` has a field of each static one.
-    fill is what the model's input has where values are missing, NaN for channels that should lack none.
-
     >>> archive = weathermixer.open_archive("dry.archive")
     >>> reference = weathermixer.make_reference(archive, weathermixer.ChannelSet(archive.channels))
     >>> reference.find_channels("another.zarr", archive.channels[::-1]).tolist()
@@ -29,8 +26,8 @@ class Reference:
     step_hours: int
     mean: Float[np.ndarray, " stored"]
     std: Float[np.ndarray, " stored"]
-    tendency_std: Float[np.ndarray, " stored"]
-    fill: Float[np.ndarray, " stored"]
+    tendency_std: Float[np.ndarray, " stored"]  # of x(t + 6 h) - x(t)
+    fill: Float[np.ndarray, " stored"]  # the input's where values are missing, NaN for channels that should lack none
     static: dict[str, Float[np.ndarray, "lat lon"]]
 
     @property

@@ -25,29 +25,21 @@ from weathermixer.parallel.mesh import CutArray, check_divides, put
 class Standardization:
     """Per channel of the `channel` dimension, n = channel_set.size; arrays on the mesh.
 
-    scale, offset   stored -> standardized       (zero on channels that frames do not hold)
-    mean, std       standardized -> physical     (0 and 1 there)
-    tendency        std of the 6 h tendency in units of std      (zero there)
-    static          [n, lat, lon] static fields, each standardized by its own mean and deviation (zero elsewhere)
-    fill            what the input has where a value is missing, NaN on channels that should lack none; None where all
-                    channels are such
-    seen            0 on output-only channels, 1 elsewhere; None where there are no such channels
-    latitude, longitude   of the grid in radians; None where there are no forcings
-
     >>> standardization = weathermixer.open_run("runs/quickstart").open_frames("dry.archive").standardization
     >>> standardization.std.shape, standardization.static.shape
     ((4,), (4, 16, 32))
     """
 
-    scale: Float[CutArray, " n"]
+    scale: Float[CutArray, " n"]  # stored * scale + offset = standardized; zero on channels that frames do not hold
     offset: Float[CutArray, " n"]
-    mean: Float[CutArray, " n"]
+    mean: Float[CutArray, " n"]  # standardized * std + mean = physical; 0 and 1 there
     std: Float[CutArray, " n"]
-    tendency: Float[CutArray, " n"]
-    static: Float[CutArray, "n lat lon"]
+    tendency: Float[CutArray, " n"]  # std of the 6 h tendency in units of std; zero there
+    static: Float[CutArray, "n lat lon"]  # each standardized by its own mean and deviation; zero elsewhere
+    # what the input has where a value is missing, NaN on channels that should lack none; None where all are such
     fill: Float[CutArray, " n"] | None = None
-    seen: Float[CutArray, " n"] | None = None
-    latitude: Float[CutArray, " lat"] | None = None
+    seen: Float[CutArray, " n"] | None = None  # 0 on output-only channels, 1 elsewhere; None where there are none
+    latitude: Float[CutArray, " lat"] | None = None  # of the grid in radians; None where there are no forcings
     longitude: Float[CutArray, " lon"] | None = None
 
 

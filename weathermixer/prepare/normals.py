@@ -71,11 +71,7 @@ def choose_terms(times: np.ndarray, counted: Bool[np.ndarray, " time"], wanted: 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Block:
-    """One hour, a chunk's channels and rows, and all that making their climatology takes.
-
-    `places` [channel] are each channel's variable and place among the levels, None at the surface. scale, offset and
-    center are of these channels; sums are of deviations from center, a physical value near each channel's mean.
-    """
+    """One hour, a chunk's channels and rows, and all that making their climatology takes."""
 
     target: str
     recipe: str
@@ -83,10 +79,10 @@ class Block:
     terms: Terms
     some: slice
     rows: slice
-    places: list[tuple[str, int | None]]
+    places: list[tuple[str, int | None]]  # each channel's variable and place among the levels, None at the surface
     scale: Float[np.ndarray, "channel 1 1"]
     offset: Float[np.ndarray, "channel 1 1"]
-    center: Float[np.ndarray, "channel 1 1"]
+    center: Float[np.ndarray, "channel 1 1"]  # a physical value near each channel's mean: sums are of deviations
 
     @property
     def files(self) -> set[str]:

@@ -22,17 +22,14 @@ PROCESS_BYTES = 384 * 2**20
 
 @dataclasses.dataclass(frozen=True)
 class ArchivePlan:
-    """Layout and limits; sizes are of float32. `frame_bytes` are those of one time.
-
-    lag counts times back to 6 h earlier; where the source's step does not divide 6 h, one step stands for them.
-    """
+    """Layout and limits; sizes are of float32."""
 
     layout: Layout
     times_per_block: int
     workers: int
     reads: int
-    lag: int
-    frame_bytes: int
+    lag: int  # times back to 6 h earlier; where the source's step does not divide 6 h, one step stands for them
+    frame_bytes: int  # of one time
     block_bytes: int
     decoded_bytes: int
 

@@ -57,18 +57,12 @@ def add_sums(
 
 def measure(
     fields: Float[np.ndarray, "channel lat lon"],
-    earlier: Float[np.ndarray, "channel lat lon"] | None,
+    earlier: Float[np.ndarray, "channel lat lon"] | None,  # by 6 h; None where they are not there or do not count
     *,
-    shift: Float[np.ndarray, " channel"],
+    shift: Float[np.ndarray, " channel"],  # values near the channels' means
     row_weights: Float[np.ndarray, " lat"],
 ) -> Float[np.ndarray, "row channel"]:
-    """The sums over one time, or over some of its rows.
-
-    Args:
-      earlier: the fields 6 h earlier; None where they are not there or do not count.
-      shift: a value near each channel's mean.
-      row_weights: weight of each latitude row.
-    """
+    """The sums over one time, or over some of its rows."""
     sums = no_sums(len(fields))
     low, high = fields.min(axis=(1, 2)), fields.max(axis=(1, 2))
     if not (np.isfinite(low).all() and np.isfinite(high).all()):

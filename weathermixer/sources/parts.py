@@ -17,26 +17,20 @@ NAMES_SHOWN = 12  # in one line
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Part:
-    """One variable in one file: `array` lies on latitude, longitude and what it has of time and level, in any order.
-
-    times [time] are None where it has no time; levels_hpa are empty at the surface. `given` is the variable's name in
-    the file, `units` its unit there, or that which sets it right. The variable is the sum over the last `sum_hours` of
-    what the file has, where that is not 0 (see `find_sums`). Of a part that is read, `orientation` and `scaling`
-    (factor, shift) turn it onto the grid and into the units wanted.
-    """
+    """One variable in one file; of a part that is read, `fit` tells orientation and scaling."""
 
     variable: str
-    given: str
+    given: str  # the variable's name in the file
     file: str
-    array: xr.DataArray
-    times: np.ndarray | None
-    levels_hpa: tuple[float, ...]
+    array: xr.DataArray  # on latitude, longitude and what it has of time and level, in any order
+    times: np.ndarray | None  # [time], None where it has no time
+    levels_hpa: tuple[float, ...]  # none at the surface
     latitude: Float[np.ndarray, " row"]
     longitude: Float[np.ndarray, " column"]
-    units: str
-    sum_hours: int = 0
-    orientation: Orientation | None = None
-    scaling: tuple[float, float] = (1.0, 0.0)
+    units: str  # in the file, or those that set it right
+    sum_hours: int = 0  # the variable is the sum over the last so many of what the file has; 0: it is that itself
+    orientation: Orientation | None = None  # onto the grid
+    scaling: tuple[float, float] = (1.0, 0.0)  # (factor, shift) into the units wanted
 
     def fit(self, orientation: Orientation, units: str) -> "Part":
         """The part as it is read; ValueError that names variable, unit, file and remedy."""

@@ -24,15 +24,12 @@ ENTRY = np.dtype([("time", "datetime64[ns]"), ("part", np.int64), ("position", n
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Series:
-    """Some channels of one variable over time, each time the sum of `window` entries of its parts, often one.
-
-    channels: their places among those of the variable; levels_hpa: theirs, none at the surface. entries are ENTRY's.
-    """
+    """Some channels of one variable over time, each time the sum of `window` entries of its parts, often one."""
 
     parts: tuple[Part, ...]
-    channels: tuple[int, ...]
-    levels_hpa: tuple[int, ...]
-    entries: Shaped[np.ndarray, "time window"]
+    channels: tuple[int, ...]  # places among those of the variable
+    levels_hpa: tuple[int, ...]  # of the channels; none at the surface
+    entries: Shaped[np.ndarray, "time window"]  # of type ENTRY
 
     @property
     def window(self) -> int:

@@ -28,21 +28,17 @@ from weathermixer.sources.times import choose_times
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-    """An open source: what it holds of what was asked for, and `read` for its frames.
-
-    times [time] are datetime64[ns], ascending, whole steps apart; missing_times are the steps between that are absent.
-    `account` tells what was taken of the source, what was not and why, a line for each. Packed values that are netCDF's
-    mark of missing values, which files do not declare, are read as missing where these are `gaps`, and else refused.
-    """
+    """An open source: what it holds of what was asked for, and `read` for its frames."""
 
     name: str
-    times: np.ndarray
-    missing_times: np.ndarray
+    times: np.ndarray  # [time], datetime64[ns], ascending, whole steps apart
+    missing_times: np.ndarray  # the steps between that are absent
     step_hours: int
     channels: tuple[Channel, ...]
     static: dict[str, Float[np.ndarray, "lat lon"]]
-    account: tuple[str, ...]
+    account: tuple[str, ...]  # what was taken of the source, what was not and why, a line for each
     series: Mapping[str, tuple[Series, ...]]
+    # packed values that are netCDF's mark of missing values, undeclared, are read as missing, and else refused
     gaps: bool = False
 
     @property
