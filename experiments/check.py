@@ -27,7 +27,6 @@ from weathermixer.runs.samples import find_starts
 from weathermixer.verification.figures import draw_archive
 
 PERIODS = ("train", "validation", "test")
-MAPS = 6
 GAPS_SHOWN = 8
 
 
@@ -71,9 +70,8 @@ def find_faults(archive: Archive) -> list[str]:
 
 def find_misfits(archive: Archive, settings: Settings) -> list[str]:
     """What of a config does not go with an archive."""
-    checks = (_check_periods, _check_overlaps, _check_model, evaluate.check)
     problems = []
-    for check in checks:
+    for check in (_check_periods, _check_model, evaluate.check):
         try:
             problems += check(settings, archive) or []
         except ValueError as error:
@@ -82,34 +80,25 @@ def find_misfits(archive: Archive, settings: Settings) -> list[str]:
 
 
 def _check_periods(settings: Settings, archive: Archive) -> list[str]:
-    """Prints what each period holds; names those that hold no pairs."""
+    """Prints what each period holds; names those that hold no pairs, and those that share times."""
     problems, lead_hours = [], settings.training.longest_steps * archive.step_hours
-    for name in PERIODS:
-        period, starts = getattr(settings.data, name), ()
+    inside = {name: in_period(archive.times, getattr(settings.data, name)) for name in PERIODS}
+    for name, found in inside.items():
+        first, last, starts = *getattr(settings.data, name), ()
         try:
             starts = find_starts(settings, archive, name)
         except ValueError as error:
             problems.append(f"config.data.{name}: {error}")
-        count = in_period(archive.times, period).sum()
-        print(f"{name:<11}{period[0]} to {period[1]}: {count} times, {len(starts)} pairs {lead_hours} h apart")
-    return problems
-
-
-def _check_overlaps(settings: Settings, archive: Archive) -> list[str]:
-    """Names periods that share times, and statistics that have seen what is to be forecast."""
-    inside = {name: in_period(archive.times, getattr(settings.data, name)) for name in PERIODS}
-    problems = []
+        print(f"{name:<11}{first} to {last}: {found.sum()} times, {len(starts)} pairs {lead_hours} h apart")
     for a, b in itertools.combinations(PERIODS, 2):
         both = archive.times[inside[a] & inside[b]]
         if len(both):
             shared = f"{len(both)} times, {both[0]:.13} to {both[-1]:.13}"
             problems.append(f"config.data.{a} and {b} overlap: {shared}; scores on data that was seen say nothing")
     counted = archive.attributes["statistics_period"]
-    seen = inside["test"] if counted is None else inside["test"] & in_period(archive.times, tuple(counted))
-    if seen.any():
-        print(
-            f"statistics are also of {seen.sum()} times of the test period (prepare --statistics-period keeps them out)"
-        )
+    seen = (inside["test"] if counted is None else inside["test"] & in_period(archive.times, tuple(counted))).sum()
+    if seen:
+        print(f"statistics are also of {seen} times of the test period (prepare --statistics-period keeps them out)")
     return problems
 
 
@@ -124,24 +113,6 @@ def _check_model(settings: Settings, archive: Archive) -> list[str]:
     if made_for[0] % mesh.domain or made_for[1] % mesh.tensor:
         print(f"reading    the archive is made for domain={made_for[0]} tensor={made_for[1]}: more is read than needed")
     return misfits(shape, layout, settings.training.batch_size)
-
-
-def draw(archive: Archive, path: str) -> None:
-    """A picture of some fields in the middle of the record, and of the statistics by level."""
-    chosen = np.unique(np.linspace(0, len(archive.channels) - 1, MAPS).round().astype(int))
-    middle = len(archive.times) // 2
-    scale, offset = archive.scale[chosen, None, None], archive.offset[chosen, None, None]
-    fields = archive.store[middle, chosen.tolist()].read().result() * scale + offset
-    figure = draw_archive(
-        fields.astype(np.float32),
-        grid=archive.grid,
-        channels=[archive.channels[index] for index in chosen],
-        time=archive.times[middle],
-        all_channels=archive.channels,
-        statistics=archive.statistics,
-        land=archive.static.get("land_sea_mask"),
-    )
-    figure.savefig(path)
 
 
 def make_parser() -> command_line.Parser:
@@ -162,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.config:
         problems += find_misfits(archive, command_line.read_settings(options))
     if options.plot:
-        draw(archive, options.plot)
+        draw_archive(archive).savefig(options.plot)
         print(f"pictures in {options.plot}")
     print("\n".join([f"\n{len(problems)} problems:", *problems] if problems else ["nothing is wrong"]))
     return 1 if problems else 0

@@ -33,11 +33,10 @@ from typing import Any
 import jax
 import numpy as np
 import xarray as xr
-from jaxtyping import Float
 
 from experiments import command_line, ends
 from experiments.evaluate import add_run_options, open_run
-from weathermixer import Channel, Frames, Run
+from weathermixer import Frames, Run
 from weathermixer.archive.sampling import find_times, in_period
 from weathermixer.archive.standardization import to_physical
 from weathermixer.forecasting.ensembles import PERTURBATIONS
@@ -91,10 +90,8 @@ def write(
     if first:
         a_map = f", a map in {plot}" if plot else ""
         members = f" of {forecasts.sizes['number']} members" if "number" in forecasts.sizes else ""
-        print(
-            f"{forecasts.sizes['time']} forecast(s){members} of {_hours(forecasts)[-1]} h in {output}{a_map}",
-            flush=True,
-        )
+        about = f"{forecasts.sizes['time']} forecast(s){members} of {_hours(forecasts)[-1]} h"
+        print(f"{about} in {output}{a_map}", flush=True)
 
 
 def _choose_start(run: Run, frames: Frames, *, own: bool) -> np.ndarray:
@@ -113,42 +110,39 @@ def _hours(forecasts: xr.Dataset) -> np.ndarray:
     return forecasts.prediction_timedelta.values // np.timedelta64(1, "h")
 
 
-def read_analyses(run: Run, frames: Frames, times: np.ndarray, index: int) -> Float[np.ndarray, "time lat lon"]:
-    """A channel's analyses in SI units, NaN at times that the data does not have."""
-    fields = np.full((len(times), *run.reference.grid.shape), np.nan, np.float32)
-    found = find_times(frames.times, times)
+def read_pair(run: Run, frames: Frames, forecast: xr.Dataset, index: int) -> tuple[xr.DataArray, xr.DataArray]:
+    """A channel of one forecast, and its analyses: by valid time, in SI units, NaN at times that the data lacks."""
+    channel, times = run.reference.channel_set.dynamic[index], forecast.time + forecast.prediction_timedelta
+    field = forecast[channel.variable].drop_vars("time").rename(prediction_timedelta="time")
+    field = field.assign_coords(time=times.values).sel(
+        {} if channel.level_hpa is None else {"level": channel.level_hpa}
+    )
+    truth, found = field.copy(data=np.full(field.shape, np.nan, np.float32)), find_times(frames.times, times.values)
     with use_mesh(run.mesh):
         for number in np.flatnonzero(found >= 0):
             analyses = frames.read(np.repeat(found[number], ways(run.mesh, "batch")))
-            fields[number] = gather(to_physical(analyses, frames.standardization))[0, index]
-    return fields
-
-
-def take_channel(forecast: xr.Dataset, channel: Channel) -> xr.DataArray:
-    """A channel's field in forecasts of WeatherBench 2's form."""
-    field = forecast[channel.variable]
-    return field if channel.level_hpa is None else field.sel(level=channel.level_hpa)
+            truth[number] = gather(to_physical(analyses, frames.standardization))[0, index]
+    return field, truth
 
 
 def _draw(run: Run, frames: Frames, forecast: xr.Dataset, plot: pathlib.Path, index: int, plot_hours: int) -> None:
     """Draws a channel of a forecast beside the analyses: at the lead next to `plot_hours`, or as a GIF at all leads."""
-    channel, hours, start = run.reference.channel_set.dynamic[index], _hours(forecast), forecast.time.values
-    moving = plot.suffix == ".gif"
+    hours, moving = _hours(forecast), plot.suffix == ".gif"
     leads = np.arange(len(hours)) if moving else [int(np.abs(hours - plot_hours).argmin())]
-    fields = take_channel(forecast, channel).isel(prediction_timedelta=leads).values
-    truth = read_analyses(run, frames, start + forecast.prediction_timedelta.values[leads], index)
-    known = np.isfinite(truth).any()
+    fields, truth = (x.values for x in read_pair(run, frames, forecast.isel(prediction_timedelta=leads), index))
+    truth = truth if np.isfinite(truth).any() else None
     if jax.process_index():
         return
     from weathermixer.verification.figures import draw_forecast, save_animation  # here: matplotlib, for pictures alone
 
-    options = dict(grid=run.reference.grid, channel=channel, start=start)
-    options["land"] = run.reference.static.get("land_sea_mask")
+    options = dict(channel=run.reference.channel_set.dynamic[index], start=forecast.time.values)
+    options |= dict(grid=run.reference.grid, land=run.reference.static.get("land_sea_mask"))
     plot.parent.mkdir(parents=True, exist_ok=True)
     if moving:
-        save_animation(plot, fields, truth if known else None, lead_hours=hours.tolist(), **options)
+        save_animation(plot, fields, truth, lead_hours=hours.tolist(), **options)
     else:
-        draw_forecast(fields[0], truth[0] if known else None, lead_hours=int(hours[leads[0]]), **options).savefig(plot)
+        truth = None if truth is None else truth[0]
+        draw_forecast(fields[0], truth, lead_hours=int(hours[leads[0]]), **options).savefig(plot)
 
 
 def make_parser() -> command_line.Parser:

@@ -88,12 +88,10 @@ def count_samples(settings: Settings, data: str | None) -> tuple[int, int]:
 
 def row(plan: Plan, samples: int, price: float) -> dict[str, Any]:
     """One plan's numbers with their units in the names; `price` is that of a device's hour."""
-    time, layout = plan.time, plan.layout
-    hours = samples * plan.seconds_per_sample / 3600
+    time, hours = plan.time, samples * plan.seconds_per_sample / 3600
+    device_hours = hours * plan.layout.devices
     return {
-        "data": layout.data,
-        "domain": layout.domain,
-        "tensor": layout.tensor,
+        **dataclasses.asdict(plan.layout),
         "batch": plan.batch,
         **{f"{part}_gb": size / 1e9 for part, size in plan.memory.items()},
         "memory_gb": sum(plan.memory.values()) / 1e9,
@@ -106,8 +104,8 @@ def row(plan: Plan, samples: int, price: float) -> dict[str, Any]:
         "samples_per_s": plan.batch / time.total,
         "share_of_peak": time.share_of_peak,
         "run_hours": hours,
-        "device_hours": hours * layout.devices,
-        **({"cost": hours * layout.devices * price} if price else {}),
+        "device_hours": device_hours,
+        **({"cost": device_hours * price} if price else {}),
     }
 
 

@@ -124,12 +124,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _prepare(options: argparse.Namespace) -> bool:
     """Prepares and prints; False where it was a dry run."""
-    check_options(options)
+    reading = source_options(options)
     check_destination(options.dest)
     if options.source == ["simulated"]:
         # kept beside the archive: it is made once, and prepared in as many ways as one likes
         options.source = [simulate(options.dest.rstrip("/") + ".simulation.zarr", days=options.days or Simulation.days)]
-    source = open_source(options.source, **source_options(options))
+    source = open_source(options.source, **reading)
     layout = {name: getattr(options, name) for name in LAYOUT_OPTIONS}
     plan = plan_archive(source, **layout, workers=options.workers)
     workers = f"Dask's workers at {options.dask}" if options.dask else f"{plan.workers} workers"
@@ -149,18 +149,14 @@ def _prepare(options: argparse.Namespace) -> bool:
     return True
 
 
-def check_options(options: argparse.Namespace) -> None:
-    """ValueError for options that go with nothing that is there, and would do nothing."""
+def source_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `open_source`; ValueError for options that go with nothing that is there."""
     if options.channels and (options.variables or options.levels_hpa or options.static is not None):
         raise ValueError("--channels is a set of variables, levels and static fields: leave those out, or it")
     if options.days and options.source != ["simulated"]:
         raise ValueError("--days is of `simulated`: a source has --period")
     if options.anonymous and not all(source.startswith(("gs://", "s3://")) for source in options.source):
         raise ValueError("--anonymous is of s3:// and gs:// sources")
-
-
-def source_options(options: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of `open_source` from the command line."""
     found = {name: getattr(options, name) for name in SOURCE_OPTIONS}
     if options.channels == "era5":
         found |= {"variables": [channel.name for channel in ERA5.dynamic], "static": list(ERA5.static)}

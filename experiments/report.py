@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 
 from experiments import check, command_line, ends
 from experiments.evaluate import SCORES_FILE
-from experiments.forecast import DRAWN_FIRST, read_analyses, take_channel
+from experiments.forecast import DRAWN_FIRST, read_pair
 from weathermixer import Archive, Run, open_run
 from weathermixer.archive import storage
 from weathermixer.archive.sampling import in_period, spread
@@ -194,10 +194,8 @@ def _draw_maps(run: Run, scores: xr.Dataset, data: str | None, channel: str) -> 
         return f"<p>No maps: {html.escape(frames.name)} has no forecast's start and end in the test period.</p>"
     pairs = []
     for start in starts:
-        forecast = run.forecast(data, starts=[start], hours=int(leads[-1]), analysis=True).isel(time=0, drop=True)
-        field = take_channel(forecast, what).rename(prediction_timedelta="time")
-        field = field.assign_coords(time=start + field.time)
-        pairs.append((field, field.copy(data=read_analyses(run, frames, field.time.values, index))))
+        forecast = run.forecast(data, starts=[start], hours=int(leads[-1]), analysis=True)
+        pairs.append(read_pair(run, frames, forecast.isel(time=0), index))
     start, (field, truth) = starts[0], pairs[0]
     hours = ((field.time.values - start) // np.timedelta64(1, "h")).tolist()
     at, name = np.searchsorted(hours, leads), f"{what.short} from {start:.13} UTC"

@@ -5,7 +5,7 @@ Programs that plan, compare meshes or measure need the grid and the channels of 
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -112,11 +112,10 @@ def make_problem(
     *,
     grid: tuple[int, int],
     data: str | None = None,
-    missing: Sequence[str] = (),
 ) -> Problem:
-    """The training problem of a config on the mesh in use, of the sizes of `find_sizes`; some channels lack values."""
+    """The training problem of a config on the mesh in use, of the sizes of `find_sizes`."""
     shape, channel_set = find_sizes(settings, data=data, grid=grid)
-    reference, starts = make_reference(channel_set, shape.grid, missing=missing), 100 * settings.training.batch_size
+    reference, starts = make_reference(channel_set, shape.grid), 100 * settings.training.batch_size
     return Problem(settings, reference, mesh, build.make_training(settings, reference, starts=starts, mesh=mesh))
 
 
@@ -135,9 +134,8 @@ def make_grid(lat: int, lon: int) -> Grid:
     return Grid(90 - (np.arange(lat) + 0.5) * 180 / lat, np.arange(lon) * 360 / lon)
 
 
-def make_reference(channel_set: ChannelSet, grid: tuple[int, int], *, missing: Sequence[str] = ()) -> Reference:
+def make_reference(channel_set: ChannelSet, grid: tuple[int, int]) -> Reference:
     """Of standardized fields; a channel's 6 h tendency is a tenth of its spread, static fields are random."""
     one, rng = np.ones(len(channel_set.stored)), np.random.default_rng(1)
     static = {name: rng.standard_normal(grid, np.float32) for name in channel_set.static}
-    fill = np.where(np.isin(channel_set.stored_names, missing), 0.0, np.nan)
-    return Reference(channel_set, make_grid(*grid), 6, 0 * one, one, 0.1 * one, fill, static)
+    return Reference(channel_set, make_grid(*grid), 6, 0 * one, one, 0.1 * one, np.nan * one, static)

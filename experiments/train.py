@@ -38,7 +38,6 @@ from weathermixer.runs import workdir as workdirs
 from weathermixer.runs.data import open_training_data
 from weathermixer.runs.owner import own_workdir
 from weathermixer.runs.samples import Samples, find_samples
-from weathermixer.runs.workdir import describe_archive, write_record
 from weathermixer.training.checkpoint import software_versions
 from weathermixer.training.phases import Phases
 from weathermixer.training.state import describe
@@ -85,7 +84,8 @@ def train(
         if settings.evaluation.final:
             check_divides(mesh, **{"evaluation.batch_size": ("batch", settings.evaluation.batch_size)})
             evaluate.check(settings, archive)
-        distributed.check_same(describe_archive(archive) | {"path": ""}, "the archive")  # which may differ by host
+        described = workdirs.describe_archive(archive) | {"path": ""}  # which may differ by host
+        distributed.check_same(described, "the archive")
         samples = find_samples(settings, workdir, archive, mesh, accept_data=accept_data)
         with use_mesh(mesh), ends.failing(workdir), phases("computing"):
             return _train(samples, workdir, data, step, phases, profile)
@@ -117,7 +117,7 @@ def _train(
             first_step, state, origin = _begin(samples, training, checkpoints, step)
         workdirs.write_settings(settings, workdir, archive=data)
         record = dataclasses.replace(record, history=record.history + origin)
-        write_record(record, workdir)
+        workdirs.write_record(record, workdir)
         with RunLog(workdir, phases, first_step=first_step, last_step=training.steps, **rates) as log:
             for line in (*_introduce(samples), *said, *(f"starts from the {parent}" for parent in origin)):
                 log.note(line)

@@ -1,12 +1,14 @@
 """A training problem small enough for a test, on any mesh: five channels, padded to eight with an exact mask."""
 
 import contextlib
+import dataclasses
 from typing import Any
 
 import jax
 import numpy as np
 
 from experiments import synthetic
+from weathermixer.archive.reference import Reference
 from weathermixer.parallel.mesh import make_mesh, use_mesh
 from weathermixer.runs.settings import Settings, make_settings
 
@@ -54,11 +56,17 @@ class Tiny(synthetic.Problem):
         return np.array(losses), state
 
 
+def lack_values(reference: Reference, missing: tuple[str, ...]) -> Reference:
+    """Of channels some of which lack values: a made-up batch has none of theirs at a third of the points."""
+    fill = np.where(np.isin(reference.channel_set.stored_names, missing), 0.0, np.nan)
+    return dataclasses.replace(reference, fill=fill)
+
+
 def make_tiny(
     sizes: tuple[int, int, int], *, grid: tuple[int, int] = GRID, missing: tuple[str, ...] = (), **options: Any
 ) -> Tiny:
     """The problem on the mesh of these sizes; channels that are `missing` have no values at a third of the points."""
     settings, mesh = tiny_settings(**options), make_mesh(*sizes)
     with use_mesh(mesh):
-        problem = synthetic.make_problem(settings, mesh, grid=grid, missing=missing)
-        return Tiny(settings, problem.reference, mesh, problem.training)
+        problem = synthetic.make_problem(settings, mesh, grid=grid)
+        return Tiny(settings, lack_values(problem.reference, missing), mesh, problem.training)

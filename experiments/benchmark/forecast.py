@@ -19,7 +19,7 @@ import xarray as xr
 
 from experiments import command_line, synthetic
 from experiments.benchmark import weather
-from weathermixer import Reference, Run, Settings, make_forecast, make_mesh
+from weathermixer import Run, Settings, make_forecast, make_mesh
 from weathermixer.parallel.mesh import use_copy_engines, use_mesh
 from weathermixer.runs import build
 
@@ -41,13 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     options = make_parser().parse_args(arguments)
     use_copy_engines()
     run = make_run(command_line.read_settings(options), options.grid, options.output.parent)
-    analysis = make_analysis(run.reference)
+    stored, grid = run.reference.channel_set.stored, run.reference.grid
+    frame = np.random.default_rng(0).standard_normal((len(stored), *grid.shape), np.float32)
+    analysis = weather.make_dataset(frame, stored, grid, START)
     seconds = {"first step, with compilation": _time(run.forecast, analysis, hours=6)}
     seconds["compute"] = _time(_compute, run, analysis, options.hours)
     seconds["forecast"] = _time(run.forecast, analysis, hours=options.hours, output=options.output)
     fields = options.hours // 6 * len(run.reference.channel_set.dynamic)
-    seconds["raw"] = _time(_write_raw, options.output.with_name("raw"), fields, run.reference.grid.shape)
-    size = fields * np.prod(run.reference.grid.shape) * 4 / 1e9
+    seconds["raw"] = _time(_write_raw, options.output.with_name("raw"), fields, grid.shape)
+    size = fields * np.prod(grid.shape) * 4 / 1e9
     print(f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {options.hours} h, {size:.2f} GB")
     for part, duration in seconds.items():
         rate = f"  {size / duration:6.2f} GB/s" if part in ("forecast", "raw") else ""
@@ -64,13 +66,6 @@ def make_run(settings: Settings, grid: tuple[int, int], path: pathlib.Path) -> R
         make_params, apply = build.make_model(settings, reference, mesh)
         params = jax.jit(make_params)(jax.random.key(0))
     return Run(path, settings, reference, None, mesh, apply, params, step=0)
-
-
-def make_analysis(reference: Reference) -> xr.Dataset:
-    """Random standardized fields of all that a model starts from, at one time."""
-    stored, grid = reference.channel_set.stored, reference.grid
-    frame = np.random.default_rng(0).standard_normal((len(stored), *grid.shape), np.float32)
-    return weather.make_dataset(frame, stored, grid, START)
 
 
 def _compute(run: Run, analysis: xr.Dataset, hours: int) -> None:

@@ -9,6 +9,7 @@ import pytest
 from experiments import synthetic
 from tests.archives import make_archive, make_frames
 from tests.fields.test_forcings import fields
+from tests.tiny_training import lack_values
 from weathermixer.archive.standardization import find_missing, make_input, make_standardization, place_terms
 from weathermixer.fields.forcings import FORCINGS
 from weathermixer.fields.variables import ChannelSet
@@ -25,14 +26,14 @@ CHANNELS = ChannelSet.from_names(
     forcings=list(FORCINGS),
 )
 MISSING = ("sea_surface_temperature", "sea_ice_cover")
+REFERENCE = lack_values(synthetic.make_reference(CHANNELS, GRID), MISSING)
 TIMES = np.datetime64("2001-06-30T18", "ns") + np.arange(2) * np.timedelta64(18, "h")
 
 
 def make_state(mesh):
     """Standard normal fields without values on a third of the points of MISSING."""
     settings = make_settings({"training": {"batch_size": 2}})
-    reference = synthetic.make_reference(CHANNELS, GRID, missing=MISSING)
-    values = np.array(synthetic.Problem(settings, reference, mesh, None).make_batch(0).inputs, np.float32)
+    values = np.array(synthetic.Problem(settings, REFERENCE, mesh, None).make_batch(0).inputs, np.float32)
     return jax.device_put(values, sharding(mesh, "batch", "channel", "lat", "lon")), values
 
 
@@ -40,7 +41,7 @@ def make_state(mesh):
 def test_every_channel_gets_what_its_role_asks_for(sizes):
     mesh = make_mesh(*sizes)
     with use_mesh(mesh):
-        s = make_standardization(synthetic.make_reference(CHANNELS, GRID, missing=MISSING), mesh)
+        s = make_standardization(REFERENCE, mesh)
         s = dataclasses.replace(s, fill=s.fill + 0.5)
         state, values = make_state(mesh)
         x = jax.jit(make_input)(state, s, place_terms(CHANNELS, TIMES, mesh, step_hours=6))

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from weathermixer.archive.archive import Statistics
+from weathermixer.archive.archive import Archive, Statistics
+from weathermixer.archive.sampling import spread
 from weathermixer.fields.grid import Grid, area_weights
 from weathermixer.fields.variables import Channel, group_by_variable
 from weathermixer.verification.charts import make_panels
@@ -20,6 +21,7 @@ from weathermixer.verification.scores import READ_AS, digits
 Field = Float[np.ndarray, "lat lon"]
 # colours of the state by short name's variable; signed ones are shown symmetrically about zero
 COLOURS = {"z": "viridis", "q": "YlGnBu", "tp6h": "YlGnBu", "t": "RdYlBu_r", "t2m": "RdYlBu_r"}
+MAPS = 6  # of an archive
 SIGNED = ("u", "v", "w", "u10", "v10")
 
 
@@ -110,30 +112,24 @@ def save_animation(
             writer.grab_frame()
 
 
-def draw_archive(
-    fields: Float[np.ndarray, "map lat lon"],
-    *,
-    grid: Grid,
-    channels: Sequence[Channel],
-    time: np.datetime64,
-    all_channels: Sequence[Channel],
-    statistics: Statistics,
-    land: Field | None = None,
-) -> Figure:
-    """Draws fields of some channels at one time, and after them the statistics of upper-air variables by level.
+def draw_archive(archive: Archive) -> Figure:
+    """Draws fields of some channels in the middle of the record, then the statistics of upper-air variables by level.
 
     A profile has the mean, one standard deviation to both sides and the range; a level that is out of line shows.
     """
-    groups = group_by_variable(all_channels).values()
-    profiles = [some for some in groups if len(some) > 1 and all_channels[some[0]].level_hpa is not None]
-    figure, axes = make_panels(len(fields) + len(profiles), width=4.5, height=3.4)
-    for axis, field, channel in zip(axes, fields, channels):
-        factor, units, colours, symmetric = _look(channel)
-        limits = _limits([field * factor], symmetric=symmetric)
-        title = f"{channel.short}, {_stamp(time)}"
-        _add_bar(_draw(axis, field * factor, grid, limits, colours, land, title=title), axis, units)
-    for axis, indices in zip(axes[len(fields) :], profiles):
-        _draw_profile(axis, all_channels, indices, statistics)
+    channels, middle = archive.channels, len(archive.times) // 2
+    chosen = spread(np.arange(len(channels)), MAPS).tolist()
+    profiles = [some for some in group_by_variable(channels).values() if len(some) > 1 and channels[some[0]].level_hpa]
+    figure, axes = make_panels(len(chosen) + len(profiles), width=4.5, height=3.4)
+    for axis, index in zip(axes, chosen):
+        factor, units, colours, symmetric = _look(channels[index])
+        field = archive.store[middle, index].read().result().astype(np.float64)
+        field = factor * (field * archive.scale[index] + archive.offset[index])
+        title, land = f"{channels[index].short}, {_stamp(archive.times[middle])}", archive.static.get("land_sea_mask")
+        limits = _limits([field], symmetric=symmetric)
+        _add_bar(_draw(axis, field, archive.grid, limits, colours, land, title=title), axis, units)
+    for axis, indices in zip(axes[len(chosen) :], profiles):
+        _draw_profile(axis, channels, indices, archive.statistics)
     return figure
 
 
