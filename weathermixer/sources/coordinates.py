@@ -43,11 +43,10 @@ _REGRID = "interpolate it to a regular latitude-longitude grid first, with `cdo 
 
 @dataclasses.dataclass(frozen=True)
 class Levels:
-    """A vertical coordinate: its pressures in hPa, or the reason why it has none; `beside` where it is a scalar."""
+    """A vertical coordinate: its pressures in hPa, or the reason why it has none."""
 
     hpa: tuple[float, ...] = ()
     reason: str = ""
-    beside: bool = False
 
 
 def rename_dimensions(dataset: xr.Dataset, *, source: str) -> xr.Dataset:
@@ -80,12 +79,9 @@ def rename_dimensions(dataset: xr.Dataset, *, source: str) -> xr.Dataset:
 
 def find_levels(dataset: xr.Dataset, units: Mapping[str, str]) -> dict[str, Levels]:
     """The vertical dimensions and scalar coordinates of a dataset, by name; `units` override what the file says."""
-    found = {}
-    for name in [*dataset.dims, *(name for name, coordinate in dataset.coords.items() if not coordinate.ndim)]:
-        levels = None if name in ("time", "latitude", "longitude") else _read_levels(dataset, str(name), units)
-        if levels is not None:
-            found[str(name)] = dataclasses.replace(levels, beside=name not in dataset.dims)
-    return found
+    names = {*dataset.dims, *(name for name, coordinate in dataset.coords.items() if not coordinate.ndim)}
+    names -= {"time", "latitude", "longitude"}
+    return {str(name): levels for name in names if (levels := _read_levels(dataset, str(name), units)) is not None}
 
 
 def _is_called(coordinate: xr.DataArray, canonical: str) -> bool:

@@ -164,7 +164,7 @@ def _identify(
     own = verticals[more[0]] if more else Levels()
     if own.reason and array.sizes[more[0]] > 1:
         raise ValueError(own.reason)
-    scalars = [levels for levels in verticals.values() if levels.beside]
+    scalars = [verticals[str(key)] for key, c in array.coords.items() if key in verticals and not c.ndim]
     try:
         variable, level = identify(name, levels=own.hpa, beside={level for one in scalars for level in one.hpa})
     except ValueError as error:
