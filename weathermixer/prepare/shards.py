@@ -26,25 +26,21 @@ NEAR = np.timedelta64(24, "h")  # times so near to each other have fields that a
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-    """Consecutive shards, and all that making them takes.
-
-    source holds their times and, before those, as many as pairs reach back; first is the archive's index of its first
-    time. back [time] tells how many times back the one 6 h earlier is, 0 where there is none or one does not count.
-    masks are the points that are missing at the archive's first time, of the variables that lack some then.
-    """
+    """Consecutive shards, and all that making them takes."""
 
     target: str
     recipe: str
-    source: Source
+    source: Source  # of their times and, before those, as many as pairs reach back
     plan: ArchivePlan
     shards: range
-    first: int
+    first: int  # the archive's index of the source's first time
     scale: Float[np.ndarray, " channel"]
     offset: Float[np.ndarray, " channel"]
     shift: Float[np.ndarray, " channel"]
     row_weights: Float[np.ndarray, " lat"]
     counted: Bool[np.ndarray, " time"]
-    back: Int[np.ndarray, " time"]
+    back: Int[np.ndarray, " time"]  # how many times back the one 6 h earlier is, 0 where none is or one does not count
+    # points that are missing at the archive's first time, of the variables that lack some then
     masks: dict[str, Bool[np.ndarray, "level lat lon"]]
     keep_faults: bool
 
