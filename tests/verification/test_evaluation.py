@@ -149,9 +149,12 @@ def test_regions_coarse_grids_spectra_and_ensembles_do_not_depend_on_the_mesh(ar
         frames = make_frames(archive, CHANNELS, make_mesh(*shape))
         model = model_forecaster(damp, {"keep": jnp.float32(0.95)}, frames, lead_hours=LEADS)
 
-        def ensemble(starts, state):
-            for prediction in model(starts, state):
-                yield jnp.stack([prediction * (1 + 0.1 * n) for n in range(3)])
+        def ensemble(members):
+            def forecast(starts, state):
+                for prediction in model(starts, state):
+                    yield jnp.stack([prediction * (1 + 0.1 * n) for n in range(members)])
+
+            return forecast
 
         about = {
             "regions": ["global", "northern-hemisphere", "global_land"],
@@ -159,12 +162,18 @@ def test_regions_coarse_grids_spectra_and_ensembles_do_not_depend_on_the_mesh(ar
             "spectra": True,
         }
         about |= {"land": archive.static["land_sea_mask"], "climatology": None, "batch_size": 4}
-        return evaluate({"model": model, "ens": ensemble}, frames, starts=STARTS, lead_hours=LEADS, **about)
+        sources = {"model": model, "ens": ensemble(3), "two": ensemble(2)}
+        return evaluate(sources, frames, starts=STARTS, lead_hours=LEADS, **about)
 
     one, other = scores((1, 1, 1)), scores((2, 2, 2))
     assert one.rmse.dims == ("source", "grid", "region", "lead_hours", "channel")
     assert {"crps", "spread", "energy_score", "rank_histogram", "spectrum", "spectrum_truth"} <= set(one)
     assert np.isfinite(one.crps.sel(source="ens")).all() and np.isnan(one.crps.sel(source="model")).all()
+    ranks = one.rank_histogram.sel(channel=list(CHANNELS.names), source=["ens", "two"])
+    np.testing.assert_array_equal(
+        np.isfinite(ranks).sum("rank").max(("grid", "region", "lead_hours", "channel")), [4, 3]
+    )
+    np.testing.assert_allclose(ranks.sum("rank"), 1, rtol=1e-5)
     size = one.rmse.max(("grid", "region", "source"))
     for name in one:
         scale = size if name in ("bias", "error") else 1

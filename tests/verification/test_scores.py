@@ -33,12 +33,10 @@ def make_scores(sources=("model", "persistence", "climatology"), starts=33):
     table = Table(coords, CHANNELS.dynamic)
     means = {"squared_error": rmse**2, "error": -rmse / 10, "anomaly_correlation": acc}
     for lead, samples in enumerate([33, 30, 22, 14]):
-        found = [
-            {name: np.repeat(x[None, n, lead, :, None], starts, 0) for name, x in means.items()}
-            for n in range(len(sources))
-        ]
-        some = [np.ones((starts, 3, 1), bool)]
-        table.put(np.arange(starts), lead, np.arange(starts) < samples, {"counted": some, "sources": [found]})
+        found = {("counted", 0, 0): np.ones((starts, 3, 1), bool)}
+        for name, x in means.items():
+            found |= {(name, n, 0): np.repeat(x[None, n, lead, :, None], starts, 0) for n in range(len(sources))}
+        table.put(np.arange(starts), lead, np.arange(starts) < samples, found)
     found = table.dataset().isel(grid=0, region=0, drop=True)
     return found.assign(compute_metrics(found)).assign_attrs(ABOUT)
 

@@ -5,6 +5,7 @@ the sum of gradients over instances and the reading of samples.
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 from weathermixer.model.shape import ModelShape
 from weathermixer.parallel.schedule import choose_schedule, moves_input
@@ -83,7 +84,7 @@ def head_transfers(c: Contraction, layout: Layout, options: StepOptions) -> list
     return [Transfer("head", group, moved, 3 * (group.size - 1))]
 
 
-def norm_transfers(shape: ModelShape, layout: Layout, options: StepOptions) -> list[Transfer]:
+def norm_transfers(shape: ModelShape, layout: Layout, options: StepOptions) -> Iterator[Transfer]:
     """Sums over channels of the norms' statistics, all-reduces of one float32 a row: two forward, two backward.
 
     The blend's two norms have a row for every grid point.
@@ -91,11 +92,9 @@ def norm_transfers(shape: ModelShape, layout: Layout, options: StepOptions) -> l
     group = layout.contracted("channel")
     in_blocks = 2 * shape.blocks * options.repeats * (6 if options.rematerialize == "block" else 4)
     points = shape.grid[0] * shape.grid[1] if shape.head == "blend" else 0
-    transfers = []
     for name, sums, rows in (("norms", in_blocks + 4, shape.tokens), ("head's norms", 8, points)):
         moved = sums * rows / layout.domain * options.batch / layout.data * FLOAT32
-        transfers.append(Transfer(name, group, 2 * gathered_bytes(group, moved), 2 * sums * (group.size - 1)))
-    return transfers
+        yield Transfer(name, group, 2 * gathered_bytes(group, moved), 2 * sums * (group.size - 1))
 
 
 def block_uses(options: StepOptions) -> int:
@@ -103,7 +102,7 @@ def block_uses(options: StepOptions) -> int:
     return 1 + options.repeats * (options.rematerialize == "block")
 
 
-def vector_transfers(shape: ModelShape, layout: Layout, options: StepOptions) -> list[Transfer]:
+def vector_transfers(shape: ModelShape, layout: Layout, options: StepOptions) -> Iterator[Transfer]:
     """Biases and norms' scales, cut over both model axes: gathered over one for use, their gradients summed over it.
 
     In float32, and over instances as they are used, once for each repetition. The head's parameters are whole over
@@ -124,10 +123,10 @@ def vector_transfers(shape: ModelShape, layout: Layout, options: StepOptions) ->
         groups: gathered_bytes(groups, (uses + sums) * token),
         replicas: gathered_bytes(replicas, sums * (token + embed) + 2 * (outside + head)),
     }
-    return [Transfer("vectors", group, FLOAT32 * numbers, group.size - 1) for group, numbers in moved.items()]
+    return (Transfer("vectors", group, FLOAT32 * numbers, group.size - 1) for group, numbers in moved.items())
 
 
-def gradient_transfers(shape: ModelShape, layout: Layout, options: StepOptions) -> list[Transfer]:
+def gradient_transfers(shape: ModelShape, layout: Layout, options: StepOptions) -> Iterator[Transfer]:
     """Sums of kernels' float32 gradients over instances, with ZeRO the gathering of what each updated or keeps.
 
     none: all-reduce, once for each repetition of a block, for each part of the batch and step of a rollout; where such
@@ -138,14 +137,13 @@ def gradient_transfers(shape: ModelShape, layout: Layout, options: StepOptions) 
     hops, whole = group.size - 1, gathered_bytes(group, FLOAT32 / layout.instance)
     summed = sum(c.kernel * options.times(c) for c in contractions(shape) if c.name != "blend")
     sums = (2 if options.zero == "none" else 1) * options.rollout * options.accumulate
-    transfers = [Transfer("gradients over data", group, sums * whole * summed, sums * hops)]
+    yield Transfer("gradients over data", group, sums * whole * summed, sums * hops)
     if options.zero == "moments":
-        transfers.append(Transfer("parameters over data", group, whole * parameters(shape), hops))
+        yield Transfer("parameters over data", group, whole * parameters(shape), hops)
     if options.zero == "parameters":
         gathered = parameters(shape) + (block_uses(options) - 1) * block_parameters(shape)
         times = options.passes * options.accumulate
-        transfers.append(Transfer("parameters over data", group, times * whole * gathered, round(times * 2 * hops)))
-    return transfers
+        yield Transfer("parameters over data", group, times * whole * gathered, round(times * 2 * hops))
 
 
 def step_transfers(shape: ModelShape, layout: Layout, options: StepOptions) -> list[Transfer]:
@@ -155,9 +153,9 @@ def step_transfers(shape: ModelShape, layout: Layout, options: StepOptions) -> l
     transfers = []
     for c in contractions(shape):
         transfers += (head_transfers if c.name == "blend" else contraction_transfers)(c, layout, part)
-    transfers += norm_transfers(shape, layout, part) + vector_transfers(shape, layout, part)
+    transfers += [*norm_transfers(shape, layout, part), *vector_transfers(shape, layout, part)]
     grown = [dataclasses.replace(t, bytes=times * t.bytes, messages=round(times * t.messages)) for t in transfers]
-    return [transfer for transfer in grown + gradient_transfers(shape, layout, options) if transfer.bytes]
+    return [transfer for transfer in (*grown, *gradient_transfers(shape, layout, options)) if transfer.bytes]
 
 
 def read_bytes(shape: ModelShape, layout: Layout, options: StepOptions, *, devices: int = 1) -> float:

@@ -147,12 +147,14 @@ def _place_grid(frames: Frames, name: str, regions: Sequence[str], land: np.ndar
 
 
 @jax.jit
-def _statistics(predictions, state, target, climatology, s: Standardization, places, bands, seeps) -> dict[str, list]:
-    """All sources' statistics, replicated: {"sources": [grid][source], "counted": [grid]}; a prediction may be None."""
+def _statistics(
+    predictions, state, target, climatology, s: Standardization, places, bands, seeps
+) -> dict[tuple, Array]:
+    """Statistics by (name, source, grid), replicated; a prediction may be None. The target's spectrum is the last."""
     masks = [find_missing(x, s) for x in (state, target, climatology) if x is not None] if s.fill is not None else []
     missing = functools.reduce(jnp.logical_or, masks) if masks else None
-    found = {"counted": [], "sources": []}
-    for matrices, weights in places:
+    found, sources = {}, {number: x for number, x in enumerate(predictions) if x is not None}
+    for grid, (matrices, weights) in enumerate(places):
         bring, gaps = lambda x: x, missing
         if matrices is not None:
             bring = functools.partial(statistics.coarsen, missing=missing, rows=matrices[0], columns=matrices[1])
@@ -160,26 +162,24 @@ def _statistics(predictions, state, target, climatology, s: Standardization, pla
         valid = jnp.ones((*target.shape[:2], len(weights)))
         if gaps is not None:
             valid = statistics.region_mean(jnp.where(gaps, 0.0, 1.0), weights)
-        found["counted"].append(valid > 0)
+        found["counted", 0, grid] = valid > 0
         truth, normal = bring(target), None if climatology is None else bring(climatology)
         options = {"weights": weights, "scale": s.std, "missing": gaps}
-        found["sources"].append([_source_statistics(x, bring, truth, normal, options) for x in predictions])
-        if seeps is not None and matrices is None:
-            limits = dict(seeps._asdict(), weights=weights, missing=gaps)
-            for x, of_source in zip(predictions, found["sources"][-1]):
-                if x is not None:
-                    amounts = (to_physical(field, s) for field in (x if x.ndim == 4 else x.mean(axis=0), target))
-                    of_source["seeps"] = statistics.seeps(*amounts, **limits)
+        for source, x in sources.items():
+            for name, values in _source_statistics(x, bring, truth, normal, options).items():
+                found[name, source, grid] = values
+            if seeps is not None and matrices is None:
+                amounts = (to_physical(field, s) for field in (x if x.ndim == 4 else x.mean(axis=0), target))
+                limits = dict(seeps._asdict(), weights=weights, missing=gaps)
+                found["seeps", source, grid] = statistics.seeps(*amounts, **limits)
     if bands is not None:
-        fields = [x[0] if x is not None and x.ndim == 5 else x for x in (*predictions, target)]
-        found["spectrum"] = [None if x is None else statistics.zonal_power(x, bands, scale=s.std) for x in fields]
+        for source, x in {**sources, len(predictions): target}.items():
+            found["spectrum", source, 0] = statistics.zonal_power(x[0] if x.ndim == 5 else x, bands, scale=s.std)
     # a few numbers per sample, replicated, so that every process can read them
     return jax.tree.map(lambda x: reshard(x, PartitionSpec()), found)
 
 
 def _source_statistics(prediction, bring, truth, normal, options) -> dict[str, Array]:
-    if prediction is None:
-        return {}
     if prediction.ndim == 4:
         return statistics.field_statistics(bring(prediction), truth, normal, **options)
     members = jnp.stack([bring(member) for member in prediction])

@@ -47,23 +47,18 @@ class Table:
     def put(self, starts: Int[np.ndarray, " b"], lead: int, counted: Bool[np.ndarray, " b"], found: Mapping) -> None:
         """Takes in what evaluation.py found of a batch at a lead: of the rows that are `counted`."""
         rows, n = starts[counted], len(self._channels)
-        for grid, (some, sources) in enumerate(zip(found["counted"], found["sources"], strict=True)):
-            some = some[counted, :n].transpose(0, 2, 1)
-            self._counted[rows, grid, :, lead] = some
-            for source, statistics in enumerate(sources):
-                for name, values in statistics.items():
-                    values = np.moveaxis(values[counted, :n], 1, 2)
-                    if name in STATISTICS:
-                        if name not in self._statistics:
-                            self._statistics[name] = np.full(self._shape, np.nan, np.float32)
-                        self._statistics[name][source, rows, grid, :, lead] = np.where(some, values, np.nan)
-                    else:
-                        values = np.where(some[..., None], values, 0)
-                        self._sums[name, source, grid, lead] += values.astype(np.float64).sum(axis=0)
-        for source, values in enumerate(found.get("spectrum", ())):
-            if values is not None:
-                values = np.moveaxis(values[counted, :n], 1, 2)
-                self._sums["spectrum", source, 0, lead] += values.astype(np.float64).sum(axis=0)
+        found = {key: np.moveaxis(values[counted, :n], 1, 2) for key, values in found.items()}
+        for (name, source, grid), values in found.items():
+            some = found["counted", 0, grid]
+            if name == "counted":
+                self._counted[rows, grid, :, lead] = some
+            elif name in STATISTICS:
+                if name not in self._statistics:
+                    self._statistics[name] = np.full(self._shape, np.nan, np.float32)
+                self._statistics[name][source, rows, grid, :, lead] = np.where(some, values, np.nan)
+            else:
+                values = np.where(some[..., None], values, 0) if name == "rank_histogram" else values
+                self._sums[name, source, grid, lead] += values.astype(np.float64).sum(axis=0)
 
     def dataset(self) -> xr.Dataset:
         """The statistics with their coordinates, winds as vectors too, spectra, rank histograms, samples [lead]."""
@@ -92,7 +87,7 @@ class Table:
                 place |= {"lead_hours": [self._coords["lead_hours"][lead]], "channel": channels}
                 place[dims[-1]] = range(values.shape[-1])
                 parts.append(xr.DataArray(values[None, None, None], place, ("source", "grid", "lead_hours", *dims)))
-        return xr.combine_by_coords(parts) if parts else None
+        return xr.combine_by_coords(parts, join="outer") if parts else None  # ensembles have as many ranks as they have
 
 
 def _describe(channels: Sequence[Channel]) -> dict[str, Any]:
