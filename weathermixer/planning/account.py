@@ -6,10 +6,9 @@ is 1 where nothing is stored twice. It is read off the shardings of real or abst
 pass keeps, off the traced loss; the compiler's own count of a step's arguments and temporaries is set beside it.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import Literal
@@ -21,8 +20,7 @@ TOLERATED = 1.02
 NEGLIGIBLE = 1e-3  # of all that a device holds: vectors of the norms, counts
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One part of a step: bytes in one model instance, on the fullest device, and of a device's fair share."""
 
     part: str
