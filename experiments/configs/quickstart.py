@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from experiments.configs import base
 
-# (samples a step, steps), as quickstart:NAME; as many samples in more and smaller steps, for a GPU
-SIZES = {"": (8, 1000), "skill": (2, 4000)}
+# (samples a step, steps), as quickstart:NAME; the second, of more and smaller steps, is for a GPU
+SIZES = {"": (4, 800), "skill": (2, 4000)}
 
 
 def get_config(size: str = "") -> ConfigDict:
@@ -41,8 +41,8 @@ def get_config(size: str = "") -> ConfigDict:
 
     config.training.batch_size, config.training.steps = SIZES[size]
     config.training.ema_decay = 0.99
-    config.training.checkpoint_every = 500
-    config.evaluation.every = 500
+    config.training.checkpoint_every = 400
+    config.evaluation.every = 400
     config.evaluation.validation_lead_hours = (6, 24)
     config.evaluation.max_starts = 64
     config.evaluation.batch_size = 16
