@@ -84,13 +84,15 @@ def write(
     first = jax.process_index() == 0
     options |= {"starts": starts, "output": output, "regrid": regrid, "progress": first and sys.stderr.isatty()}
     forecasts = run.forecast(data, **options)
+    hours = forecasts.prediction_timedelta.values // np.timedelta64(1, "h")
     if plot:
-        one = forecasts.isel(time=0, number=0, missing_dims="ignore")
-        _draw(run, frames, one, pathlib.Path(plot), names.index(channel), plot_hours)
+        plot, one = pathlib.Path(plot), forecasts.isel(time=0, number=0, missing_dims="ignore")
+        leads = np.arange(len(hours)) if plot.suffix == ".gif" else [int(np.abs(hours - plot_hours).argmin())]
+        _draw(run, frames, one.isel(prediction_timedelta=leads), plot, names.index(channel), hours[leads].tolist())
     if first:
         a_map = f", a map in {plot}" if plot else ""
         members = f" of {forecasts.sizes['number']} members" if "number" in forecasts.sizes else ""
-        about = f"{forecasts.sizes['time']} forecast(s){members} of {_hours(forecasts)[-1]} h"
+        about = f"{forecasts.sizes['time']} forecast(s){members} of {hours[-1]} h"
         print(f"{about} in {output}{a_map}", flush=True)
 
 
@@ -104,10 +106,6 @@ def _choose_start(run: Run, frames: Frames, *, own: bool) -> np.ndarray:
         within = " between {} and {}".format(*run.settings.data.test) if own else ""
         raise ValueError(f"{frames.name} has {len(starts)} times{within} to start from{some}: give --start")
     return starts
-
-
-def _hours(forecasts: xr.Dataset) -> np.ndarray:
-    return forecasts.prediction_timedelta.values // np.timedelta64(1, "h")
 
 
 def read_pair(run: Run, frames: Frames, forecast: xr.Dataset, index: int) -> tuple[xr.DataArray, xr.DataArray]:
@@ -125,11 +123,9 @@ def read_pair(run: Run, frames: Frames, forecast: xr.Dataset, index: int) -> tup
     return field, truth
 
 
-def _draw(run: Run, frames: Frames, forecast: xr.Dataset, plot: pathlib.Path, index: int, plot_hours: int) -> None:
-    """Draws a channel of a forecast beside the analyses: at the lead next to `plot_hours`, or as a GIF at all leads."""
-    hours, moving = _hours(forecast), plot.suffix == ".gif"
-    leads = np.arange(len(hours)) if moving else [int(np.abs(hours - plot_hours).argmin())]
-    fields, truth = (x.values for x in read_pair(run, frames, forecast.isel(prediction_timedelta=leads), index))
+def _draw(run: Run, frames: Frames, forecast: xr.Dataset, plot: pathlib.Path, index: int, hours: list[int]) -> None:
+    """Draws a channel of a forecast beside the analyses, at leads of so many hours: as a GIF, or the only one."""
+    fields, truth = (x.values for x in read_pair(run, frames, forecast, index))
     truth = truth if np.isfinite(truth).any() else None
     if jax.process_index():
         return
@@ -138,11 +134,11 @@ def _draw(run: Run, frames: Frames, forecast: xr.Dataset, plot: pathlib.Path, in
     options = dict(channel=run.reference.channel_set.dynamic[index], start=forecast.time.values)
     options |= dict(grid=run.reference.grid, land=run.reference.static.get("land_sea_mask"))
     plot.parent.mkdir(parents=True, exist_ok=True)
-    if moving:
-        save_animation(plot, fields, truth, lead_hours=hours.tolist(), **options)
+    if plot.suffix == ".gif":
+        save_animation(plot, fields, truth, lead_hours=hours, **options)
     else:
         truth = None if truth is None else truth[0]
-        draw_forecast(fields[0], truth, lead_hours=int(hours[leads[0]]), **options).savefig(plot)
+        draw_forecast(fields[0], truth, lead_hours=hours[0], **options).savefig(plot)
 
 
 def make_parser() -> command_line.Parser:

@@ -6,12 +6,12 @@ Parameters and the analysis are random. `compute` leaves the forecasts on the de
 one array with a thread per core, a file for each field. What takes long once, compiling, is done before and apart.
 """
 
-import concurrent.futures
 import os
 import pathlib
-import shutil
+import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -21,7 +21,6 @@ from experiments import command_line, synthetic
 from experiments.benchmark import weather
 from weathermixer import Run, Settings, make_forecast, make_mesh
 from weathermixer.parallel.mesh import use_copy_engines, use_mesh
-from weathermixer.runs import build
 
 START = np.datetime64("2020-01-01", "ns")
 GRID = (720, 1440)
@@ -48,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     seconds["compute"] = _time(_compute, run, analysis, options.hours)
     seconds["forecast"] = _time(run.forecast, analysis, hours=options.hours, output=options.output)
     fields = options.hours // 6 * len(run.reference.channel_set.dynamic)
-    seconds["raw"] = _time(_write_raw, options.output.with_name("raw"), fields, grid.shape)
+    seconds["raw"] = _time(_write_raw, options.output.parent, fields, grid.shape)
     size = fields * np.prod(grid.shape) * 4 / 1e9
     print(f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {options.hours} h, {size:.2f} GB")
     for part, duration in seconds.items():
@@ -60,12 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
 def make_run(settings: Settings, grid: tuple[int, int], path: pathlib.Path) -> Run:
     """A run of this config with random parameters, on ERA5's channels where it names none."""
     mesh = make_mesh(settings.mesh.data, settings.mesh.domain, settings.mesh.tensor)
-    _, channel_set = synthetic.find_sizes(settings, grid=grid)
-    reference = synthetic.make_reference(channel_set, grid)
     with use_mesh(mesh):
-        make_params, apply = build.make_model(settings, reference, mesh)
-        params = jax.jit(make_params)(jax.random.key(0))
-    return Run(path, settings, reference, None, mesh, apply, params, step=0)
+        problem = synthetic.make_problem(settings, mesh, grid=grid)
+        params = jax.jit(lambda: problem.training.initial_state().params)()
+    return Run(path, settings, problem.reference, None, mesh, problem.training.apply, params, step=0)
 
 
 def _compute(run: Run, analysis: xr.Dataset, hours: int) -> None:
@@ -77,12 +74,8 @@ def _compute(run: Run, analysis: xr.Dataset, hours: int) -> None:
 
 def _write_raw(folder: pathlib.Path, fields: int, grid: tuple[int, int]) -> None:
     values = np.ones(grid, np.float32)
-    folder.mkdir()
-    try:
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(lambda n: (folder / str(n)).write_bytes(values.data), range(fields)))
-    finally:
-        shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory(dir=folder) as name, ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda number: pathlib.Path(name, str(number)).write_bytes(values.data), range(fields)))
 
 
 def _time(function, *arguments, **options) -> float:

@@ -108,27 +108,24 @@ class Watched(Workers):
         if function is not make_shards:
             yield from super().map(function, tasks, **options)
             return
-        found, size = vars(self), 0
+        size, start = 0, time.perf_counter()
         if self.executor is None:
             Path("/proc/self/clear_refs").write_text("5")  # its peak begins here
-            size = memory("self", "VmRSS")
-        before, start = sum(map(cpu_seconds, self.processes)), time.perf_counter()
-        yield from super().map(function, tasks, **options)
-        found["seconds"] = time.perf_counter() - start
-        found["cpu_seconds"] = sum(map(cpu_seconds, self.processes)) - before
-        found["peak"] = max(memory(process, "VmHWM") for process in self.processes) - size
-
-    @property
-    def processes(self) -> list[int]:
-        return list(self.executor._processes) if self.executor else [os.getpid()]
+            size = memory("VmRSS")
+        spent = []
+        for count, *of_task in super().map(watch, tasks, **options):
+            spent.append(of_task)
+            yield count
+        seconds, peaks = zip(*spent)
+        vars(self).update(seconds=time.perf_counter() - start, cpu_seconds=sum(seconds), peak=max(peaks) - size)
 
 
-def cpu_seconds(process: int) -> float:
-    """CPU time that a process has taken."""
-    words = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+def watch(task: Any) -> tuple[int, float, int]:
+    """What make_shards returns in a worker, the CPU seconds that it took, and the most memory the worker has had."""
+    start = time.process_time()
+    return make_shards(task), time.process_time() - start, memory("VmHWM")
 
 
-def memory(process: int | str, name: str) -> int:
-    """Bytes that a process has, VmRSS, or has had at most, VmHWM."""
-    return int(Path(f"/proc/{process}/status").read_text().split(f"{name}:")[1].split()[0]) * 1024
+def memory(name: str) -> int:
+    """Bytes that this process has, VmRSS, or has had at most, VmHWM."""
+    return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) * 1024
