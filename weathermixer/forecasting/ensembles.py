@@ -29,19 +29,17 @@ EARTH_RADIUS_KM = 6371.0
 class Members:
     """Which members some forecasts are, one of each start, and what makes them differ.
 
-    numbers are those of the starts' members; noise counts the numbers of it that the model takes at every step
-    (ModelShape.noise). `perturbation` times a pattern is added to the predicted channels of a start. White and smooth
-    noise have deviation 1, in units of the channel's own; that of analyses is (x - y) / sqrt(2) of two different ones,
-    drawn from the data's own at the start's hour of day and in its season: as far as weather is from the normal there.
-    Raises ValueError where nothing makes members differ, and for what does not go together.
+    White and smooth noise have deviation 1, in units of the channel's own; the pattern of analyses is (x - y) / sqrt(2)
+    of two different ones, drawn from the data's own at the start's hour of day and in its season: as far as weather is
+    from the normal there. Raises ValueError where nothing makes members differ, and for what does not go together.
     """
 
     numbers: Int[np.ndarray, " start"]
-    noise: int
-    perturbation: float
+    noise: int  # how many numbers of it the model takes at every step (ModelShape.noise)
+    perturbation: float  # so much of a pattern is added to the predicted channels of a start
     seed: int
-    kind: str = "white"
-    correlation_km: float = 1000.0
+    kind: str = "white"  # of the pattern: one of PERTURBATIONS
+    correlation_km: float = 1000.0  # of smooth noise
 
     def __post_init__(self):
         if not len(self.numbers) or self.perturbation < 0 or self.correlation_km <= 0:

@@ -60,7 +60,8 @@ class ForecastWriter:
         identity = [description.coords.to_dataset().to_dict(), description.attrs]
         identity += [[channel.name for channel in channels], rows, maker]
         self._identity = hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()
-        self._finished = self._begin()
+        self._finished: list[int] = []
+        self._begin()
         wait_for_all("forecast store is there")
         self._arrays = {
             name: storage.create_array(self._partial / name, _metadata(array, rows=rows), sync=False)
@@ -104,22 +105,19 @@ class ForecastWriter:
             return found
         return xr.open_dataset(self._path) if self._path.suffix == ".nc" else xr.open_zarr(self._path, chunks=None)
 
-    def _begin(self) -> list[int]:
-        """The positions of finished starts in a partial store of the same forecasts; else makes one, without fields."""
+    def _begin(self) -> None:
+        """Finds which starts are finished in a partial store of the same forecasts; else makes one, without fields."""
         there = self._partial.exists() and self._progress.exists()
         found = json.loads(self._progress.read_text()) if there else {"identity": None}
         wait_for_all("forecast store was looked for")
         if found["identity"] == self._identity:
-            return found["finished"]
-        if jax.process_index() == 0:
-            if self._partial.exists():
-                shutil.rmtree(self._partial)
+            self._finished = found["finished"]
+        elif jax.process_index() == 0:
+            shutil.rmtree(self._partial, ignore_errors=True)
             self._partial.parent.mkdir(parents=True, exist_ok=True)
             places = self._description.drop_vars(self._description.data_vars)
             places.to_zarr(self._partial, mode="w", zarr_format=3, consolidated=False)
-            self._finished = []
             self._mark([])
-        return []
 
     def _start(self, starts: np.ndarray, lead: int, parts: Sequence[Any]) -> tuple[np.ndarray, int, list]:
         """Hands a frame to the threads that write it, field by field."""
@@ -168,8 +166,7 @@ def _publish(partial: pathlib.Path, path: pathlib.Path, variables: list[str]) ->
             # a convention that the v3 specification does not name yet; xarray looks for it all the same
             warnings.filterwarnings("ignore", message="Consolidated metadata")
             zarr.consolidate_metadata(partial)
-        if path.exists():
-            shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
         partial.rename(path)
         return
     with xr.open_zarr(partial, consolidated=False, chunks=None) as dataset:

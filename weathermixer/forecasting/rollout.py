@@ -4,7 +4,6 @@ Everything runs on the mesh in use; predictions come out as global arrays cut li
 """
 
 import functools
-import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -65,7 +64,7 @@ def rollout(
     lead_steps = [int(steps) for steps in lead_steps]
     if mode not in MODES:
         raise ValueError(f"rollout mode={mode!r} is not known: choose one of {MODES}")
-    if not lead_steps or lead_steps[0] < 1 or any(b <= a for a, b in itertools.pairwise(lead_steps)):
+    if not lead_steps or lead_steps[0] < 1 or lead_steps != sorted(set(lead_steps)):
         raise ValueError(f"lead_steps={lead_steps} must ascend, from at least 1")
     if unreached := [steps for steps in lead_steps if steps % leads[0]]:
         raise ValueError(f"lead_steps={unreached} cannot be forecast with leads of {tuple(leads)} steps")

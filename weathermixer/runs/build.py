@@ -108,36 +108,23 @@ def _make_optimizer(
     """The optimizer of a run of so many steps, and the rate of its blocks."""
     rates = dict(start=options.start_rate, end=options.end_rate, warmup_steps=warmup, total_steps=steps)
     rates |= dict(schedule=options.schedule, factors=options.factors)
-    learning_rate = make_learning_rate(peak=options.peak_rate, **rates)
-    optimizer = make_optimizer(
-        options.kind,
-        processor_rate=learning_rate,
-        coder_rate=make_learning_rate(peak=options.coder_peak_rate, **rates),
-        beta1=options.beta1,
-        beta2=options.beta2,
-        weight_decay=options.weight_decay,
-        clip_norm=options.clip_norm or None,
-    )
-    return optimizer, learning_rate
+    processor, coder = (make_learning_rate(peak=peak, **rates) for peak in (options.peak_rate, options.coder_peak_rate))
+    others = {name: getattr(options, name) for name in ("beta1", "beta2", "weight_decay", "clip_norm")}
+    return make_optimizer(options.kind, processor_rate=processor, coder_rate=coder, **others), processor
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """What a training step needs, as functions on the mesh in use: the same on any mesh, concrete or abstract.
-
-    apply(params, x, *, repeats, key), loss(params, batch, standardization, key) and the same jitted as eval_loss,
-    train_step(state, batch, standardization) -> (state, metrics), initial_state() to be jitted; `steps` is the length
-    of the run, `rollout` how often forecasts are fed back in the loss.
-    """
+    """What a training step needs, as functions on the mesh in use: the same on any mesh, concrete or abstract."""
 
     shape: ModelShape
-    steps: int
-    rollout: int
-    apply: Callable
-    loss: Callable
-    eval_loss: Callable
-    train_step: Callable
-    initial_state: Callable[[], TrainState]
+    steps: int  # of the run
+    rollout: int  # how often forecasts are fed back in the loss
+    apply: Callable  # (params, x, *, repeats, key) -> prediction
+    loss: Callable  # (params, batch, standardization, key) -> loss
+    eval_loss: Callable  # the same, jitted
+    train_step: Callable  # (state, batch, standardization) -> (state, metrics)
+    initial_state: Callable[[], TrainState]  # to be jitted
 
 
 def make_training(

@@ -27,30 +27,24 @@ HOUR = np.timedelta64(1, "h")
 
 
 class ForecastFile(NamedTuple):
-    """Forecasts in files: pieces, and for each lead in hours what selects each member of them; `first` is one of those.
-
-    `options` are open_source's, for all of them.
-    """
+    """Forecasts in files."""
 
     pieces: list[xr.Dataset]
-    leads: dict[int, list[dict[str, Any]]]
-    options: dict[str, Any]
-    first: Source
+    leads: dict[int, list[dict[str, Any]]]  # for each lead in hours what selects each member in the pieces
+    options: dict[str, Any]  # open_source's, for all of them
+    first: Source  # of the first lead and member
 
 
 class Placed(NamedTuple):
-    """Forecasts beside the analyses: times of starts, a forecaster of some of these, and a word about it."""
+    """Forecasts beside the analyses."""
 
-    starts: np.ndarray
-    make: Callable[[np.ndarray], Forecaster]
-    how: str
+    starts: np.ndarray  # times
+    make: Callable[[np.ndarray], Forecaster]  # of some of these
+    how: str  # a word about it
 
 
 def open_forecast(data: str | os.PathLike | xr.Dataset, **options: Any) -> ForecastFile:
-    """Opens forecasts of WeatherBench 2's form, or of any that a source may have; `options` are open_source's.
-
-    Raises ValueError where there are no leads.
-    """
+    """Opens forecasts; `options` are open_source's. Raises ValueError where there are no leads."""
     pieces, _ = open_raw([data])
     name = "the dataset" if isinstance(data, xr.Dataset) else data
     select = dict(options.pop("select", None) or {})

@@ -86,9 +86,8 @@ def fork_state(
         raise ValueError(f"{path} is another model: {', '.join(wrong)} are parameters of one of the two alone")
     taken = [x if name in added else _take(name, x, theirs[name], labels, before) for name, x in own.items()]
     params = jax.tree.unflatten(jax.tree.structure(state.params), taken)
-    about = (
-        f"{'moving average' if parent.settings.training.ema_decay else 'parameters'} of step {parent.step} of {path}"
-    )
+    part = "moving average" if parent.settings.training.ema_decay else "parameters"
+    about = f"{part} of step {parent.step} of {path}"
     about += f"; born fresh: the rows of {', '.join(fresh)}" if fresh else ""
     about += "; born zero: what noise and leads change" if added else ""
     about += f"; left behind: {', '.join(gone)}" if gone else ""

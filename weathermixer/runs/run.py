@@ -20,7 +20,7 @@ from weathermixer.archive.reference import Reference
 from weathermixer.archive.sampling import find_times, in_period, spread, with_previous
 from weathermixer.forecasting.ensembles import Members
 from weathermixer.forecasting.files import ForecastWriter, check_output
-from weathermixer.forecasting.forecasts import Forecast, collect_forecast, describe_forecasts, make_forecast
+from weathermixer.forecasting.forecasts import Forecast, collect_forecast, describe_forecasts, gather, make_forecast
 from weathermixer.forecasting.rollout import Forecaster, check_leads, model_forecaster, tell_what_is_held
 from weathermixer.parallel.mesh import make_mesh, use_mesh, ways
 from weathermixer.runs import build
@@ -62,7 +62,7 @@ class Run:
 
     def weights(self) -> dict[str, np.ndarray]:
         """The parameters that forecast, by name and whole, as `import_weights` takes them: {"encode/kernel": array}."""
-        return {name: np.asarray(leaf) for name, leaf in name_leaves(self.params).items()}
+        return {name: gather(leaf) for name, leaf in name_leaves(self.params).items()}
 
     def open_data(self, data: Data | None = None, *, scored: bool = False, **options: Any) -> Archive | Source:
         """Opens a data set for this run: an archive, a source, an xarray.Dataset; None: the archive that trained it.

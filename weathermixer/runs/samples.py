@@ -45,15 +45,12 @@ class Samples:
 
     def open_batches(self, starts: np.ndarray, first_step: int, last_step: int, *, rollout: int) -> Batches:
         """The batches of steps first_step ... last_step - 1."""
-        data, training = self.settings.data, self.settings.training
-        steps = dict(
-            first_step=first_step, last_step=last_step, batch_size=training.batch_size, seed=self.settings.seed
-        )
-        leads = dict(lead_hours=training.lead_steps * self.archive.step_hours, leads=training.leads, rollout=rollout)
-        reading = dict(prefetch=data.prefetch, block=data.block, on_error=data.on_error)
-        channel_set, history = self.record.reference.channel_set, self.settings.model.history
-        options = steps | leads | reading
-        return Batches(self.archive, channel_set, self.mesh, starts=starts, history=history, **options)
+        settings, data, training = self.settings, self.settings.data, self.settings.training
+        options = dict(first_step=first_step, last_step=last_step, seed=settings.seed, batch_size=training.batch_size)
+        options |= dict(lead_hours=training.lead_steps * self.archive.step_hours, leads=training.leads, rollout=rollout)
+        options |= dict(prefetch=data.prefetch, block=data.block, on_error=data.on_error, starts=starts)
+        options["history"] = settings.model.history
+        return Batches(self.archive, self.record.reference.channel_set, self.mesh, **options)
 
     def check(self, starts: np.ndarray, step: int, *, rollout: int) -> None:
         """Reads a step's samples again; ValueError, with channel and time, where one lacks values it should have."""
@@ -69,9 +66,8 @@ class Samples:
 
         Raises as `check` does, where a loss is not finite.
         """
-        losses = []
-        batches = self.settings.evaluation.batches
-        with self.open_batches(self.held_out, 0, batches, rollout=training.rollout) as batches:
+        losses, count = [], self.settings.evaluation.batches
+        with self.open_batches(self.held_out, 0, count, rollout=training.rollout) as batches:
             for batch in batches:
                 losses.append(training.eval_loss(params, batch, self.frames.standardization, None))
                 alive()

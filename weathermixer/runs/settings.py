@@ -8,7 +8,6 @@ settings (Jigsaw, sections 4 and 5), but for the data. One file, so that nothing
 import dataclasses
 import difflib
 import functools
-import itertools
 import json
 import operator
 from collections.abc import Mapping, Sequence
@@ -277,11 +276,11 @@ def _contradiction(settings: Settings) -> str | None:
     every, size, parts = training.checkpoint_every, training.batch_size, training.accumulate
     if (schedule == "factors") != (len(factors) > 1):
         return f'optimizer.factors={factors}: two or more factors go with schedule="factors", none with {schedule!r}'
-    if len(since) != len(rollout) or since[0] != 0 or not _ascends(since):
+    if len(since) != len(rollout) or since[0] != 0 or list(since) != sorted(set(since)):
         return f"training.rollout_from={since}: give a step for each of rollout={rollout}, the first 0, ascending"
     if weights and (set(rollout) != {len(weights)} or not sum(weights)):
         return f"training.rollout_weights={weights}: give one for each lead of rollout={rollout}, or ()"
-    if not _ascends(leads) or any(lead % leads[0] for lead in leads):
+    if list(leads) != sorted(set(leads)) or any(lead % leads[0] for lead in leads):
         return f"training.leads={leads} must ascend, each a multiple of the first"
     if leads != (1,) and (lead_steps > 1 or mode == "latent"):
         return f"training.leads={leads} with {lead_steps=}, evaluation.{mode=}: set 1 and autoregressive, or no leads"
@@ -304,10 +303,6 @@ def _contradiction(settings: Settings) -> str | None:
     if training.keep_best and not settings.evaluation.every:
         return f"training.keep_best={training.keep_best} needs config.evaluation.every"
     return None
-
-
-def _ascends(numbers: Sequence[int]) -> bool:
-    return all(a < b for a, b in itertools.pairwise(numbers))
 
 
 def _explain(error: Mapping[str, Any]) -> str:

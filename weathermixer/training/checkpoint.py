@@ -40,16 +40,9 @@ def _to_stderr(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+@dataclasses.dataclass(eq=False)
 class Checkpoints(contextlib.AbstractContextManager):
     """The checkpoints of a run, to read or, with `keep`, to write; to be used in a `with` block.
-
-    Args:
-        keep: of those that are written the last so many are kept, and besides
-        keep_every: those of every so many steps,
-        keep_hours: the first, and always one that is so much younger than the one kept before,
-        keep_best: so many with the least validation loss (see `rate`); 0: none.
-        on_damage: what is read where the last one is damaged: the one "before", or nothing, and that is an error.
-        say: is told of damage and of saves; by default a line on stderr, of the first process.
 
     All processes of a run open, save and restore together. Raises ValueError where there is no directory to read.
 
@@ -60,32 +53,31 @@ class Checkpoints(contextlib.AbstractContextManager):
     ([10], [0.0, 1.0, 2.0])
     """
 
-    def __init__(
-        self,
-        directory: str | os.PathLike,
-        *,
-        keep: int | None = None,
-        keep_every: int = 0,
-        keep_hours: float = 0.0,
-        keep_best: int = 0,
-        on_damage: str = "before",
-        say: Callable[[str], None] = _to_stderr,
-    ):
-        self.directory = path = pathlib.Path(directory).expanduser().resolve()
-        if keep is None and not path.is_dir():
+    directory: str | os.PathLike
+    _: dataclasses.KW_ONLY
+    keep: int | None = None  # of those that are written the last so many are kept, and besides:
+    keep_every: int = 0  # those of every so many steps; 0: none
+    keep_hours: float = 0.0  # the first, and always one that is so much younger than the one kept before; 0: none
+    keep_best: int = 0  # so many with the least validation loss (see `rate`)
+    on_damage: str = "before"  # where the last one is damaged the one before is read, or it is an error ("stop")
+    say: Callable[[str], None] = _to_stderr  # is told of damage and of saves; by default by the first process alone
+
+    def __post_init__(self):
+        self.directory = path = pathlib.Path(self.directory).expanduser().resolve()
+        self._writing = self.keep is not None
+        if not self._writing and not path.is_dir():
             raise ValueError(f"there are no checkpoints in {path}: no such directory")
-        if keep is not None and keep < 1:
-            raise ValueError(f"keep={keep} of the checkpoints in {path}: keep the last one at least")
-        self.say, self._on_damage, self._writing = say, on_damage, keep is not None
+        if self._writing and self.keep < 1:
+            raise ValueError(f"keep={self.keep} of the checkpoints in {path}: keep the last one at least")
         self._losses: dict[int, float] = {}  # by step, of those that were validated
         self._whole: dict[int, str] = {}  # steps that were found whole, and what that took
         self._saving: tuple[int, float, float] | None = None  # step, when its save began, how long that held us up
         self._bytes = 0
-        kept = [checkpoint_managers.LatestN(keep), _LeastLoss(keep_best, self._losses)]
-        if keep_every:
-            kept.append(checkpoint_managers.EveryNSteps(keep_every))
-        if keep_hours:
-            kept.append(checkpoint_managers.EveryNSeconds(round(keep_hours * 3600)))
+        kept = [checkpoint_managers.LatestN(self.keep), _LeastLoss(self.keep_best, self._losses)]
+        if self.keep_every:
+            kept.append(checkpoint_managers.EveryNSteps(self.keep_every))
+        if self.keep_hours:
+            kept.append(checkpoint_managers.EveryNSeconds(round(self.keep_hours * 3600)))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
             create=self._writing,
@@ -228,7 +220,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             if number in self._whole or not (problems := self._check(number)):
                 return number
             text = f"the checkpoint of step {number} is damaged: {'; '.join(problems)}"
-            if step is not None or self._on_damage == "stop":
+            if step is not None or self.on_damage == "stop":
                 raise ValueError(f"{text}; before it there are {[n for n in steps if n < number]}")
             self.say(f"{text}; the one before is taken")
         raise ValueError(f"none of the checkpoints {steps} in {self.directory} is whole: begin again in a new workdir")

@@ -62,7 +62,7 @@ def make_optimizer(
     beta1: float = 0.9,
     beta2: float = 0.999,
     weight_decay: float = 0.0,
-    clip_norm: float | None = 1.0,
+    clip_norm: float = 1.0,
 ) -> optax.GradientTransformation:
     """The optimizer of a WeatherMixer's parameters; its moments are float32 and cut as the parameters are.
 
@@ -71,7 +71,7 @@ def make_optimizer(
         acts on kernels alone, apart from the gradient, or "muon": adamw, but the blocks' kernels' momentum is made
         orthogonal (Jordan 2024), with steps as large as AdamW's (Liu et al. 2025, 2502.16982).
       processor_rate, coder_rate: learning rates of the mixer blocks and the rest, and of encode and decode.
-      clip_norm: bound of the norm of the whole gradient, over all parameters and devices; None for none.
+      clip_norm: bound of the norm of the whole gradient, over all parameters and devices; 0: none.
 
     Raises ValueError for an unknown kind.
 
@@ -90,7 +90,7 @@ def make_optimizer(
     else:
         scale = _muon(beta1, beta2) if kind == "muon" else adam
         steps = [scale, optax.add_decayed_weights(weight_decay, mask=_named(lambda names, _: "kernel" in names[-1]))]
-    if clip_norm is not None:
+    if clip_norm:
         steps = [optax.clip_by_global_norm(clip_norm), *steps]
     rates = {
         "coder": optax.scale_by_learning_rate(coder_rate),

@@ -9,6 +9,7 @@ One file, as line, record and numbers are the same values, taken at the one mome
 """
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -58,67 +59,59 @@ class Sent(NamedTuple):
     read: Any
 
 
+@dataclasses.dataclass(eq=False)
 class RunLog(contextlib.AbstractContextManager):
     """Appends to WORKDIR/log.txt, metrics.jsonl and tensorboard/, without records of steps after `first_step`.
 
-    Args:
-        workdir: None: nothing is written, as in a benchmark.
-        phases: go on from what the records say of the time until `first_step`.
-        every: steps per line.
-        peak_flops: peak of one device; None leaves the share of it out, as for a CPU.
-        trackers: names of training/trackers.py that take the numbers as well, and the run's flat `settings`.
-
-        with RunLog(workdir, Phases(), last_step=1000, every=50, batch_size=8) as log:
-            log.begin_stage(flops_per_step=1e12)
-            for step, batch in enumerate(log.watch(batches), 1):
-                state, metrics = train_step(state, batch)
-                log.step(step, metrics)
+    with RunLog(workdir, Phases(), last_step=1000, every=50, batch_size=8) as log:
+        log.begin_stage(flops_per_step=1e12)
+        for step, batch in enumerate(log.watch(batches), 1):
+            state, metrics = train_step(state, batch)
+            log.step(step, metrics)
     """
 
-    def __init__(
-        self,
-        workdir: str | os.PathLike | None,
-        phases: Phases,
-        *,
-        first_step: int = 0,
-        last_step: int | None = None,
-        every: int = 1,
-        batch_size: int = 1,
-        peak_flops: float | None = None,
-        trackers: Sequence[str] = (),
-        settings: Mapping[str, Any] = {},
-    ):
-        self._every, self._batch_size, self._peak_flops, self._phases = every, batch_size, peak_flops, phases
-        self._last_step, self._flops, self._compiled = last_step, 0.0, False
+    workdir: str | os.PathLike | None  # None: nothing is written, as in a benchmark
+    phases: Phases  # go on from what the records say of the time until `first_step`
+    _: dataclasses.KW_ONLY
+    first_step: int = 0
+    last_step: int | None = None
+    every: int = 1  # steps per line
+    batch_size: int = 1
+    peak_flops: float | None = None  # of one device; None leaves the share of it out, as for a CPU
+    trackers: Sequence[str] = ()  # of trackers.TRACKERS: they take the numbers as well, and the run's flat settings
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        self._flops, self._compiled = 0.0, False
         self._read: Any = None  # the loader's account, of the batch handed over last
         self._ends = ThreadPoolExecutor(1, thread_name_prefix="ends of steps")
         self._sent: Sent | None = None  # the step sent last
         self._begin: Future | None = None  # the next one's: its call, or its batch's arrival after that
         self._ended: float | None = None  # the step before; None where something else came between
-        self._restart(first_step, time.perf_counter(), None)
+        self._restart(self.first_step, time.perf_counter(), None)
         self._trackers: list[Tracker] = []
-        self._files, self._writes = contextlib.ExitStack(), workdir is not None and jax.process_index() == 0
+        self._files, self._writes = contextlib.ExitStack(), self.workdir is not None and jax.process_index() == 0
         if not self._writes:
             return
-        workdir = Path(workdir)
+        workdir = Path(self.workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         # a resumed run computes the steps after its checkpoint again: their old records go
-        kept = [record for record in read_records(workdir / METRICS_FILE) if record["step"] <= first_step]
+        kept = [record for record in read_records(workdir / METRICS_FILE) if record["step"] <= self.first_step]
         storage.write_whole(workdir / METRICS_FILE, "".join(json.dumps(record) + "\n" for record in kept))
         accounts = [record for record in kept if "seconds" in record]
         self._records, self._text = (
             self._files.enter_context(open(workdir / name, "a", encoding="utf-8")) for name in (METRICS_FILE, LOG_FILE)
         )
         # disable=None: a bar on a terminal, none in a file or a pipe
-        bar = tqdm(total=last_step, initial=first_step, disable=None, unit="step", dynamic_ncols=True)
+        bar = tqdm(total=self.last_step, initial=self.first_step, disable=None, unit="step", dynamic_ncols=True)
         self._bar = self._files.enter_context(bar)
         if accounts:
-            self._phases.go_on(accounts[-1]["seconds"], until=accounts[-1]["time"])
+            self.phases.go_on(accounts[-1]["seconds"], until=accounts[-1]["time"])
         else:  # from here on time is accounted for, also where the run is killed
             accounts.append(self._append({"step": 0, "seconds": {}}))
         identity = f"{accounts[0]['time'] * 1e3:.0f}"  # the run's birth
-        self._trackers += [TensorBoard(workdir, first_step)]
-        self._trackers += [TRACKERS[name](workdir, identity, settings) for name in trackers]
+        self._trackers += [TensorBoard(workdir, self.first_step)]
+        self._trackers += [TRACKERS[name](workdir, identity, self.settings) for name in self.trackers]
 
     def __exit__(self, kind, *_) -> None:
         if kind is None:
@@ -140,7 +133,7 @@ class RunLog(contextlib.AbstractContextManager):
         """
         batches = iter(batches)
         while True:
-            with self._phases("reading"), distributed.interruptible():
+            with self.phases("reading"), distributed.interruptible():
                 try:
                     batch = next(batches)
                 except StopIteration:
@@ -176,9 +169,9 @@ class RunLog(contextlib.AbstractContextManager):
         if self._ended is not None:
             idle = max(0.0, sent.begin.result() - self._ended)
             self._idle += idle
-            self._phases.idle(idle)
+            self.phases.idle(idle)
         self._ended = ended
-        if sent.step % self._every and sent.step != self._last_step:
+        if sent.step % self.every and sent.step != self.last_step:
             return None
         values = {name: float(value) for name, value in jax.device_get(dict(sent.metrics)).items()}
         values |= self._rates(sent.step, ended, sent.read)
@@ -196,7 +189,7 @@ class RunLog(contextlib.AbstractContextManager):
         """Writes how the time since the run's first start was spent: where a step is saved, and at the end."""
         self.flush()
         if self._writes:
-            seconds = self._phases.account()
+            seconds = self.phases.account()
             self._append({"step": step, "seconds": seconds})
             self.note(f"step {step}: {format_account(seconds)}")
 
@@ -218,13 +211,13 @@ class RunLog(contextlib.AbstractContextManager):
         if not steps:
             return {}
         flops = self._flops * steps / seconds
-        rates = {"step_seconds": seconds / steps, "samples_per_second": self._batch_size * steps / seconds}
+        rates = {"step_seconds": seconds / steps, "samples_per_second": self.batch_size * steps / seconds}
         rates["tflops_per_device"] = flops / 1e12
-        if self._peak_flops is not None:
-            rates["share_of_peak"] = flops / self._peak_flops
+        if self.peak_flops is not None:
+            rates["share_of_peak"] = flops / self.peak_flops
         rates["idle_seconds"] = self._idle / steps
-        if self._last_step is not None:
-            rates["seconds_left"] = seconds / steps * (self._last_step - step)
+        if self.last_step is not None:
+            rates["seconds_left"] = seconds / steps * (self.last_step - step)
         if memory := max((device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()):
             rates["device_gigabytes"] = memory / 1e9
         if read is not None:
