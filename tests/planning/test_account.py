@@ -28,7 +28,7 @@ def test_nothing_is_kept_twice(sizes, rematerialize):
     mesh = make_abstract_mesh(*sizes)
     with jax.sharding.use_abstract_mesh(mesh):
         loss, params, x = abstract_loss(SHAPE, mesh, rematerialize)
-        activations, copies = kept_for_backward(loss, params, x, mesh=mesh)
+        activations, copies = kept_for_backward(loss, params, x)
     entries = make_account(mesh, {"parameters": params, "copies": copies}, {"inputs": x, "activations": activations})
     ratios = {entry.part: entry.ratio for entry in entries}
     assert ratios["parameters"] <= 1.02 and ratios["inputs"] == 1.0
@@ -53,7 +53,7 @@ def test_rematerialization_keeps_less():
     for rematerialize in ("none", "block"):
         with jax.sharding.use_abstract_mesh(mesh):
             loss, params, x = abstract_loss(SHAPE, mesh, rematerialize)
-            activations, _ = kept_for_backward(loss, params, x, mesh=mesh)
+            activations, _ = kept_for_backward(loss, params, x)
             sizes[rematerialize] = sum(map(held, activations))
     assert sizes["block"] < 0.5 * sizes["none"]
 

@@ -151,7 +151,7 @@ def test_memory_grows_by_one_state_a_step():
         with use_mesh(tiny.mesh):
             state = jax.eval_shape(tiny.training.initial_state)
             arguments = (state.params, tiny.make_batch(0), tiny.standardization, None)
-            activations, _ = kept_for_backward(tiny.training.loss, *arguments, mesh=tiny.mesh)
+            activations, _ = kept_for_backward(tiny.training.loss, *arguments)
         kept[rollout] = sum(map(held, activations))
     size = 8 * 8 * np.prod(GRID) * 4 / 4  # a batch of eight, eight channels, float32, on four devices
     more = (kept[12] - kept[4]) / 8

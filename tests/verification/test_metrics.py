@@ -11,7 +11,7 @@ from tests.archives import make_grid
 from weathermixer.parallel.mesh import make_mesh, sharding, use_mesh
 from weathermixer.verification.metrics import METRICS, compute_metrics
 from weathermixer.verification.regions import region_weights
-from weathermixer.verification.statistics import ensemble_statistics, field_statistics, region_mean, zonal_power
+from weathermixer.verification.statistics import Regions, ensemble_statistics, field_statistics, zonal_power
 
 SHAPE = (6, 4, 8, 10)
 GRID = make_grid(*SHAPE[2:])
@@ -82,14 +82,14 @@ def weatherbench_ensemble(members, target, region):
     }
 
 
-def statistics_of(function, mesh, *fields, **options):
+def statistics_of(function, mesh, *fields):
     with use_mesh(mesh):
         cuts = [sharding(mesh, *(None,) * (x.ndim - 4), *CUT) for x in fields]
         fields = [jax.device_put(x.astype(np.float32), cut) for x, cut in zip(fields, cuts)]
         scale = jax.device_put(SCALE.astype(np.float32), sharding(mesh, "channel"))
         weights = region_weights(GRID, REGIONS).astype(np.float32)
         weights = jax.device_put(weights, sharding(mesh, None, "lat", None))
-        return jax.device_get(jax.jit(function)(*fields, weights=weights, scale=scale, **options))
+        return jax.device_get(jax.jit(function)(*fields, over=Regions(weights), scale=scale))
 
 
 def scores(found):
@@ -166,7 +166,7 @@ def test_region_mean_leaves_out_what_is_missing():
     missing[..., 0], missing[0, 0] = True, True
     with use_mesh(make_mesh(1, 1, 1)):
         weights = jnp.asarray(region_weights(GRID, REGIONS), jnp.float32)
-        found = region_mean(jnp.asarray(field), weights, jnp.asarray(missing))
+        found = Regions(weights, jnp.asarray(missing)).mean(jnp.asarray(field))
     assert np.isnan(found[0, 0]).all()
     np.testing.assert_allclose(found[1:], 1, rtol=1e-6)
 
@@ -212,7 +212,7 @@ def test_ties_are_spread_over_their_ranks():
 def test_spectra_are_weatherbench_2s(shape):
     field = make_fields()[0]
     bands = region_weights(GRID, ["tropics", "arctic"]).sum(axis=2)
-    run = lambda x, weights, scale: zonal_power(x, jnp.asarray(bands, jnp.float32), scale=scale)  # noqa: E731
+    run = lambda x, over, scale: zonal_power(x, jnp.asarray(bands, jnp.float32), scale=scale)  # noqa: E731
     found = statistics_of(run, make_mesh(*shape), field)
     # S[k] = 2 C |F[k]|^2 (once for k = 0), F = 1/L sum f exp(-2 pi i k l / L); here without C, a circle's length
     power = np.abs(np.fft.rfft(SCALE[:, None, None] * field, norm="forward")) ** 2 * np.array([1, 2, 2, 2, 2, 2])

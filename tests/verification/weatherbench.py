@@ -22,7 +22,7 @@ from weathermixer.fields.grid import area_weights, conservative_weights, equiang
 from weathermixer.parallel.mesh import make_mesh
 from weathermixer.verification.metrics import METRICS
 from weathermixer.verification.regions import region_weights
-from weathermixer.verification.statistics import ensemble_statistics, field_statistics, seeps, zonal_power
+from weathermixer.verification.statistics import Regions, ensemble_statistics, field_statistics, seeps, zonal_power
 
 MESHES = ((1, 1, 1), (2, 2, 2))
 GRIDS = (((721, 1440), (32, 64)), ((721, 1440), (121, 240)), ((121, 240), (32, 64)))
@@ -34,7 +34,7 @@ def differences():
     fields = plain.make_fields()
     members = fields[1] + np.random.default_rng(1).normal(size=(5, *plain.SHAPE)) + 1
     bands = region_weights(plain.GRID, ["tropics", "arctic"]).sum(axis=2)
-    run = lambda x, weights, scale: zonal_power(x, jnp.asarray(bands, jnp.float32), scale=scale)  # noqa: E731
+    run = lambda x, over, scale: zonal_power(x, jnp.asarray(bands, jnp.float32), scale=scale)  # noqa: E731
     for shape in MESHES:
         mesh = make_mesh(*shape)
         single = plain.statistics_of(field_statistics, mesh, *fields)
@@ -70,7 +70,7 @@ def seeps_pair():
     arrays = [jnp.asarray(array, jnp.float32) for array in (x, y, heavy, share)]
     with jax.set_mesh(make_mesh(1, 1, 1)):
         region = jnp.asarray(weights[None] / weights.sum(), jnp.float32)
-        ours = seeps(*arrays, dry=jnp.array([dry], jnp.float32), weights=region)
+        ours = seeps(*arrays, dry=jnp.array([dry], jnp.float32), over=Regions(region))
     return np.asarray(ours).item(), plain_seeps(x[0, 0], y[0, 0], heavy[0, 0], share[0], weights, dry)
 
 

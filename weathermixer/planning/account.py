@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+from jax.core import ShapedArray
 from jax.extend.core import Literal
-from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh
 
 from weathermixer.parallel.mesh import LOGICAL_AXES, cut_axes, instance_devices, instances
 
@@ -33,9 +34,7 @@ class Entry(NamedTuple):
         return self.device / self.fair if self.fair else 1.0
 
 
-def kept_for_backward(
-    loss: Callable, params: Any, *rest: Any, mesh: Mesh | AbstractMesh
-) -> tuple[list[jax.ShapeDtypeStruct], list[jax.ShapeDtypeStruct]]:
+def kept_for_backward(loss: Callable, params: Any, *rest: Any) -> tuple[list[ShapedArray], list[ShapedArray]]:
     """What differentiating loss(params, *rest) by `params` keeps apart from its arguments: activations, copies.
 
     Copies are what every instance keeps of its own, such as kernels in the compute dtype. The arrays are those of the
@@ -48,19 +47,18 @@ def kept_for_backward(
     jaxpr = jax.make_jaxpr(residuals)(params, *rest).jaxpr
     kept = dict.fromkeys(variable for variable in jaxpr.outvars if not isinstance(variable, Literal))
     activations, copies = [], []
-    for aval in (variable.aval for variable in kept if variable not in jaxpr.invars):
-        array = jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=NamedSharding(mesh, aval.sharding.spec))
-        (activations if LOGICAL_AXES["batch"] in cut_axes(aval.sharding.spec) else copies).append(array)
+    for array in (variable.aval for variable in kept if variable not in jaxpr.invars):
+        (activations if LOGICAL_AXES["batch"] in cut_axes(array.sharding.spec) else copies).append(array)
     return activations, copies
 
 
 def held(array: Any) -> int:
-    """Bytes that a device holds of an array, or of what its ShapeDtypeStruct describes."""
+    """Bytes that a device holds of an array, or of what describes one."""
     return array.dtype.itemsize * math.prod(array.sharding.shard_shape(array.shape))
 
 
 def make_account(mesh: Mesh | AbstractMesh, state: Mapping[str, Any], batch: Mapping[str, Any]) -> list[Entry]:
-    """The account of a step's parts, each a pytree of arrays or of ShapeDtypeStructs.
+    """The account of a step's parts, each a pytree of arrays or of their descriptions.
 
     Args:
       mesh: the step's mesh.
@@ -95,7 +93,7 @@ def account_step(mesh: Mesh | AbstractMesh, state: Any, batch: Any, *, loss: Cal
     ...     [entry.part for entry in weathermixer.account_step(run.mesh, state, batch, loss=loss, rest=rest)]
     ['parameters', 'gradients', 'moments', 'copies', 'batch', 'activations']
     """
-    activations, copies = kept_for_backward(loss, state.params, batch, *rest, mesh=mesh)
+    activations, copies = kept_for_backward(loss, state.params, batch, *rest)
     own = {"parameters": state.params, "gradients": state.params, "moments": state.moments, "ema": state.ema}
     own["copies"] = copies  # of kernels and the like, made on the way
     shared = {"batch": batch, "activations": activations}

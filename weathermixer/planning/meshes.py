@@ -56,7 +56,7 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class StepOptions:
-    """What else a step's costs depend on; names are those of the settings.
+    """What else a step's costs depend on; rematerialize and schedule are the model's.
 
     Raises ValueError for a batch or repeats below 1, an unknown dtype and an unknown zero.
 

@@ -31,6 +31,7 @@ REFERENCE_KELVIN = 288.0  # of the semi-implicit scheme; the result does not dep
 DAMPING_HOURS, DAMPING_ORDER = 4.0, 4
 NOISE_SPEED = 8.0  # m s**-1
 NOISE_WAVENUMBERS = (4, 12)
+UNITS = SimUnits.from_si()  # of what is integrated, and physical constants in these
 
 # The zonal-mean climate, from which a member starts: from rest, or from the temperatures alone, jets and eddies drift
 # for 200 days; from this they are within their own variability after 20. Means over 1300 simulated days (T21, 8 layers)
@@ -58,24 +59,24 @@ TEMPERATURE = (  # K
 SURFACE_PRESSURE = ((996.3, 997.8, 1002.5, 1006.9, 1002.9, 993.6, 993.3, 999.8, 1004.7, 1006.1),)  # hPa
 
 
-def _reference(coords: CoordinateSystem, constants: SimUnits) -> np.ndarray:
+def _reference(coords: CoordinateSystem) -> np.ndarray:
     """Reference temperature [layer, 1, 1]."""
-    kelvin = constants.nondimensionalize(1.0 * scales.units.degK)
+    kelvin = UNITS.nondimensionalize(1.0 * scales.units.degK)
     return np.full((coords.vertical.layers, 1, 1), REFERENCE_KELVIN * kelvin, np.float32)
 
 
-def _make_step(coords: CoordinateSystem, constants: SimUnits, step_minutes: int) -> Callable[[State], State]:
+def _make_step(coords: CoordinateSystem, step_minutes: int) -> Callable[[State], State]:
     """One time step: the dry primitive equations (semi-implicit Runge-Kutta), the forcing, the damping.
 
     The forcing acts over hours to weeks: evaluated once a step, not in each of the four stages, it saves a sixth of the
     time.
     """
-    dt = constants.nondimensionalize(step_minutes * scales.units.minute)
-    reference = _reference(coords, constants)[:, 0, 0]
-    equations = PrimitiveEquationsSigma(reference, np.zeros(coords.horizontal.modal_shape), coords, constants)
-    forcing = held_suarez.HeldSuarezForcingSigma(coords, constants, reference)
+    dt = UNITS.nondimensionalize(step_minutes * scales.units.minute)
+    reference = _reference(coords)[:, 0, 0]
+    equations = PrimitiveEquationsSigma(reference, np.zeros(coords.horizontal.modal_shape), coords, UNITS)
+    forcing = held_suarez.HeldSuarezForcingSigma(coords, UNITS, reference)
     damping = time_integration.horizontal_diffusion_step_filter(
-        coords.horizontal, dt, constants.nondimensionalize(DAMPING_HOURS * scales.units.hour), DAMPING_ORDER
+        coords.horizontal, dt, UNITS.nondimensionalize(DAMPING_HOURS * scales.units.hour), DAMPING_ORDER
     )
     return time_integration.step_with_filters(
         time_integration.imex_rk_sil3(equations, dt),
@@ -83,13 +84,13 @@ def _make_step(coords: CoordinateSystem, constants: SimUnits, step_minutes: int)
     )
 
 
-def _initial_state(coords: CoordinateSystem, constants: SimUnits, seed: Sequence[int]) -> State:
+def _initial_state(coords: CoordinateSystem, seed: Sequence[int]) -> State:
     """The zonal mean of the climate, which is in balance, with random eddies."""
     grid, unit = coords.horizontal, scales.units
     where = {"latitude": np.rad2deg(grid.latitudes), "sigma": coords.vertical.centers}
 
     def read(table: Sequence[Sequence[float]], units: Any, **where: np.ndarray) -> np.ndarray:
-        values = _zonal_mean(table, **where) * constants.nondimensionalize(1.0 * units)
+        values = _zonal_mean(table, **where) * UNITS.nondimensionalize(1.0 * units)
         return np.broadcast_to(values[:, None, :], (len(values), *grid.nodal_shape)).astype(np.float32)
 
     u = read(ZONAL_WIND, unit.meter / unit.second, **where)
@@ -97,9 +98,9 @@ def _initial_state(coords: CoordinateSystem, constants: SimUnits, seed: Sequence
     pressure = read(SURFACE_PRESSURE, unit.hPa, **where | {"sigma": np.ones(1)})
     vorticity, divergence = spherical_harmonic.uv_nodal_to_vor_div_modal(grid, u, np.zeros_like(u))
     return State(
-        vorticity=vorticity + _vorticity_noise(coords, constants, seed),
+        vorticity=vorticity + _vorticity_noise(coords, seed),
         divergence=divergence,
-        temperature_variation=grid.clip_wavenumbers(grid.to_modal(temperature - _reference(coords, constants))),
+        temperature_variation=grid.clip_wavenumbers(grid.to_modal(temperature - _reference(coords))),
         log_surface_pressure=grid.clip_wavenumbers(grid.to_modal(np.log(pressure))),
     )
 
@@ -120,22 +121,20 @@ def _zonal_mean(
     return np.stack([np.interp(np.log(sigma), np.log(layers), column) for column in values], axis=1)
 
 
-def _vorticity_noise(coords: CoordinateSystem, constants: SimUnits, seed: Sequence[int]) -> np.ndarray:
+def _vorticity_noise(coords: CoordinateSystem, seed: Sequence[int]) -> np.ndarray:
     """Vorticity [m, l] of random eddies of NOISE_SPEED (rms), the same in all layers."""
     grid = coords.horizontal
     m, total = grid.modal_mesh
     first, last = NOISE_WAVENUMBERS
     wanted = grid.mask & (m != 0) & (total >= first) & (total <= last)
-    speed = constants.nondimensionalize(NOISE_SPEED * scales.units.m / scales.units.s)
+    speed = UNITS.nondimensionalize(NOISE_SPEED * scales.units.m / scales.units.s)
     # the basis has unit norm on a sphere of area 4 pi, and vorticity^2 = l (l + 1) / a^2 speed^2
     amplitude = speed / grid.radius * np.sqrt(total * (total + 1) * 4 * np.pi / wanted.sum())
     noise = np.random.default_rng(seed).standard_normal(grid.modal_shape)
     return (noise * wanted * amplitude).astype(np.float32)
 
 
-def _to_frame(
-    state: State, coords: CoordinateSystem, synthesis: Any, constants: SimUnits, levels_hpa: Sequence[int]
-) -> dict[str, Float[Array, "..."]]:
+def _to_frame(state: State, coords: CoordinateSystem, synthesis: Any, levels_hpa: Sequence[int]) -> dict[str, Array]:
     """The fields of a state on pressure levels, by exact spectral synthesis on any grid and linear in log-pressure.
 
     Geopotential is the exact integral of such a temperature: with L[f] the interpolation of f to x = log(p / p_s),
@@ -143,16 +142,16 @@ def _to_frame(
         Phi(x) = L[Phi] + R/2 (L[x T] - x L[T])
     """
     unit = scales.units
-    levels = constants.nondimensionalize(np.asarray(levels_hpa, np.float64) * unit.hPa)
+    levels = UNITS.nondimensionalize(np.asarray(levels_hpa, np.float64) * unit.hPa)
     log_sigma = np.log(coords.vertical.centers)
     log_pressure = synthesis.to_nodal(state.log_surface_pressure)
-    temperature = _reference(coords, constants) + synthesis.to_nodal(state.temperature_variation)
+    temperature = _reference(coords) + synthesis.to_nodal(state.temperature_variation)
     geopotential = get_geopotential_on_sigma(
         temperature,
         nodal_orography=np.zeros(synthesis.nodal_shape),
         sigma=coords.vertical,
-        gravity_acceleration=constants.g,
-        ideal_gas_constant=constants.R,
+        gravity_acceleration=UNITS.g,
+        ideal_gas_constant=UNITS.R,
     )
     u, v = spherical_harmonic.vor_div_to_uv_nodal(synthesis, state.vorticity, state.divergence, clip=False)
     x = np.log(levels)[:, None, None] - log_pressure
@@ -161,7 +160,7 @@ def _to_frame(
         vertical_interpolation.linear_interp_with_linear_extrap
     )
     temperature, u, v, geopotential, x_temperature = interpolate(x, log_sigma, fields)
-    geopotential = geopotential + constants.R / 2 * (x_temperature - x * temperature)
+    geopotential = geopotential + UNITS.R / 2 * (x_temperature - x * temperature)
     frame = {
         "geopotential": (geopotential, unit.meter**2 / unit.second**2),
         "temperature": (temperature, unit.degK),
@@ -170,7 +169,7 @@ def _to_frame(
         "surface_pressure": (jnp.exp(log_pressure[0]), unit.pascal),
     }
     # dinosaur's fields are [..., lon, lat]
-    scaled = {name: field / constants.nondimensionalize(1.0 * unit) for name, (field, unit) in frame.items()}
+    scaled = {name: field / UNITS.nondimensionalize(1.0 * unit) for name, (field, unit) in frame.items()}
     return {name: jnp.swapaxes(field, -1, -2) for name, field in scaled.items()}
 
 
@@ -186,16 +185,15 @@ def run_member(settings: Settings, member: int, out: BinaryIO) -> None:
     nodes = -(-(3 * settings.truncation + 1) // 4)
     grid = spherical_harmonic.Grid.construct(settings.truncation, gaussian_nodes=nodes)
     coords = CoordinateSystem(grid, SigmaCoordinates.equidistant(settings.layers))
-    constants = SimUnits.from_si()
     points = dict(latitude_nodes=settings.latitudes, longitude_nodes=settings.longitudes)
     synthesis = dataclasses.replace(grid, **points, latitude_spacing="equiangular")
     advance = time_integration.trajectory_from_step(
-        _make_step(coords, constants, settings.step_minutes),
+        _make_step(coords, settings.step_minutes),
         outer_steps=FRAMES_PER_DAY,
         inner_steps=24 * 60 // FRAMES_PER_DAY // settings.step_minutes,
-        post_process_fn=lambda state: _to_frame(state, coords, synthesis, constants, settings.levels_hpa),
+        post_process_fn=lambda state: _to_frame(state, coords, synthesis, settings.levels_hpa),
     )
-    advance, state = jax.jit(advance), _initial_state(coords, constants, [settings.seed, member])
+    advance, state = jax.jit(advance), _initial_state(coords, [settings.seed, member])
     for day in range(1 - settings.spin_up_days, settings.member_days + 1):
         state, frames = advance(state)
         for name in FIELDS if day >= 1 else ():

@@ -147,9 +147,7 @@ def _place_grid(frames: Frames, name: str, regions: Sequence[str], land: np.ndar
 
 
 @jax.jit
-def _statistics(
-    predictions, state, target, climatology, s: Standardization, places, bands, seeps
-) -> dict[tuple, Array]:
+def _statistics(predictions, state, target, climatology, s: Standardization, places, bands, seeps) -> dict:
     """Statistics by (name, source, grid), replicated; a prediction may be None. The target's spectrum is the last."""
     masks = [find_missing(x, s) for x in (state, target, climatology) if x is not None] if s.fill is not None else []
     missing = functools.reduce(jnp.logical_or, masks) if masks else None
@@ -161,17 +159,16 @@ def _statistics(
             gaps = None if missing is None else jnp.isnan(bring(jnp.zeros_like(target)))
         valid = jnp.ones((*target.shape[:2], len(weights)))
         if gaps is not None:
-            valid = statistics.region_mean(jnp.where(gaps, 0.0, 1.0), weights)
+            valid = statistics.Regions(weights).mean(jnp.where(gaps, 0.0, 1.0))
         found["counted", 0, grid] = valid > 0
         truth, normal = bring(target), None if climatology is None else bring(climatology)
-        options = {"weights": weights, "scale": s.std, "missing": gaps}
+        over = statistics.Regions(weights, gaps)
         for source, x in sources.items():
-            for name, values in _source_statistics(x, bring, truth, normal, options).items():
+            for name, values in _source_statistics(x, bring, truth, normal, over=over, scale=s.std).items():
                 found[name, source, grid] = values
             if seeps is not None and matrices is None:
                 amounts = (to_physical(field, s) for field in (x if x.ndim == 4 else x.mean(axis=0), target))
-                limits = dict(seeps._asdict(), weights=weights, missing=gaps)
-                found["seeps", source, grid] = statistics.seeps(*amounts, **limits)
+                found["seeps", source, grid] = statistics.seeps(*amounts, **seeps._asdict(), over=over)
     if bands is not None:
         for source, x in {**sources, len(predictions): target}.items():
             found["spectrum", source, 0] = statistics.zonal_power(x[0] if x.ndim == 5 else x, bands, scale=s.std)
@@ -179,7 +176,7 @@ def _statistics(
     return jax.tree.map(lambda x: reshard(x, PartitionSpec()), found)
 
 
-def _source_statistics(prediction, bring, truth, normal, options) -> dict[str, Array]:
+def _source_statistics(prediction, bring, truth, normal, **options) -> dict[str, Array]:
     if prediction.ndim == 4:
         return statistics.field_statistics(bring(prediction), truth, normal, **options)
     members = jnp.stack([bring(member) for member in prediction])

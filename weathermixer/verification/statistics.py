@@ -5,6 +5,8 @@ Statistics are averaged over time in float64 on the host, so they stream over ba
 for whoever compares two forecasts. (Rasp et al. 2024, WeatherBench 2, section 3.)
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,6 @@ from jaxtyping import Array, Bool, Float
 from weathermixer.parallel.mesh import spec
 
 Fields = Float[Array, "b n lat lon"]
-Weights = Float[Array, "region lat lon"]
 Means = dict[str, Float[Array, "b n region"]]
 STATISTICS = {
     "squared_error": "area-weighted mean squared error",
@@ -37,27 +38,23 @@ SINGLE = 7  # the first so many are those of single forecasts
 DRY = {"total_precipitation_6hr": 1e-4, "total_precipitation_24hr": 2.5e-4}
 
 
-def region_mean(
-    field: Fields, weights: Weights, missing: Bool[Array, "b n lat lon"] | None = None
-) -> Float[Array, "b n region"]:
-    """Means over regions, sum weights * field, where weights have sum one (regions.region_weights).
+class Regions(NamedTuple):
+    """What means are over: weights of sum one (regions.region_weights), at the points that are not `missing`."""
 
-    Where points are `missing` it is the mean over the others, NaN where there are none.
-    """
-    if missing is not None:
-        return region_mean(jnp.where(missing, 0.0, field), weights) / region_mean(jnp.where(missing, 0.0, 1.0), weights)
-    cut = spec("batch", "channel", None)
-    return jnp.einsum("bnij,rij->bnr", field, weights, precision="highest", out_sharding=cut)
+    weights: Float[Array, "region lat lon"]
+    missing: Bool[Array, "b n lat lon"] | None = None
+
+    def mean(self, field: Fields) -> Float[Array, "b n region"]:
+        """Sums weights * field over those of the weights alone; NaN where no point is there."""
+        if self.missing is not None:
+            whole = Regions(self.weights)
+            return whole.mean(jnp.where(self.missing, 0.0, field)) / whole.mean(jnp.where(self.missing, 0.0, 1.0))
+        cut = spec("batch", "channel", None)
+        return jnp.einsum("bnij,rij->bnr", field, self.weights, precision="highest", out_sharding=cut)
 
 
 def field_statistics(
-    prediction: Fields,
-    target: Fields,
-    climatology: Fields | None,
-    *,
-    weights: Weights,
-    scale: Float[Array, " n"],
-    missing: Bool[Array, "b n lat lon"] | None = None,
+    prediction: Fields, target: Fields, climatology: Fields | None, *, over: Regions, scale: Float[Array, " n"]
 ) -> Means:
     """Statistics of standardized fields; `scale` (each channel's standard deviation) gives them physical units.
 
@@ -69,12 +66,7 @@ def field_statistics(
     prediction or target equals the climatology c everywhere. Points that are `missing` do not count; without a
     climatology there is nothing of anomalies.
     """
-    per_channel = scale[None, :, None, None]
-
-    def mean(field):
-        return region_mean(field, weights, missing)
-
-    error = (prediction - target) * per_channel
+    mean, error = over.mean, (prediction - target) * scale[None, :, None, None]
     found = {"squared_error": mean(error**2), "error": mean(error), "absolute_error": mean(jnp.abs(error))}
     if climatology is None:
         return found
@@ -96,8 +88,7 @@ def seeps(
     share: Float[Array, "n lat lon"],
     *,
     dry: Float[Array, " n"],
-    weights: Weights,
-    missing: Bool[Array, "b n lat lon"] | None = None,
+    over: Regions,
 ) -> Float[Array, "b n region"]:
     """SEEPS of amounts in m that are dry, light or heavy (Rodwell et al. 2010, as WeatherBench 2 has it).
 
@@ -113,16 +104,11 @@ def seeps(
     found = sum(cost[i][j] / 2 * (x[i] & y[j]) for i in range(3) for j in range(3))
     outside = jnp.broadcast_to(~((p > 0.1) & (p < 0.85)), found.shape)
     found = jnp.where(jnp.isnan(prediction), jnp.nan, found)
-    return region_mean(found, weights, outside if missing is None else outside | missing)
+    return over._replace(missing=outside if over.missing is None else outside | over.missing).mean(found)
 
 
 def ensemble_statistics(
-    members: Float[Array, "number b n lat lon"],
-    target: Fields,
-    *,
-    weights: Weights,
-    scale: Float[Array, " n"],
-    missing: Bool[Array, "b n lat lon"] | None = None,
+    members: Float[Array, "number b n lat lon"], target: Fields, *, over: Regions, scale: Float[Array, " n"]
 ) -> dict[str, Float[Array, "b n region ..."]]:
     """Statistics of an ensemble of M members x, at least two, beside those of its mean m (field_statistics).
 
@@ -133,12 +119,9 @@ def ensemble_statistics(
 
     CRPS and energy score are fair: they do not depend on M (Zamo and Naveau 2018; WeatherBench 2's EnergyScore).
     """
-    count = members.shape[0]
+    count, mean = members.shape[0], over.mean
     scale = scale[None, None, :, None, None]
     members, target = members * scale, target[None] * scale
-
-    def mean(field):
-        return region_mean(field, weights, missing)
 
     def distance(fields):
         return jax.lax.map(lambda field: jnp.sqrt(mean(field**2)), fields).mean(axis=0)
