@@ -28,6 +28,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
@@ -58,6 +59,7 @@ def step_options(settings: Settings, hardware: Hardware, *, batch: int) -> StepO
         rollout=max(training.rollout),
         accumulate=training.accumulate,
         muon=settings.optimizer.kind == "muon",
+        momentum_bytes=jnp.dtype(settings.optimizer.momentum_dtype).itemsize,
         compute_dtype=("float32" if hardware.name == "cpu" else "bfloat16") if named == "auto" else named,
         rematerialize=settings.model.rematerialize,
         schedule=settings.model.schedule,

@@ -29,15 +29,23 @@ def test_state_by_hand():
 
 def test_rollouts_accumulation_and_muon_by_hand():
     layout, state = Layout(1, 2, 2), 72 * 720 * 1440 * 4 / 4
-    one, four, twelve, parts, muon = (
+    one, four, twelve, parts, muon, half = (
         memory_parts(BIG, layout, StepOptions(batch=4, **options))
-        for options in ({}, dict(rollout=4), dict(rollout=12), dict(accumulate=4), dict(muon=True))
+        for options in (
+            {},
+            dict(rollout=4),
+            dict(rollout=12),
+            dict(accumulate=4),
+            dict(muon=True),
+            dict(momentum_bytes=2),
+        )
     )
     assert twelve["activations"] - four["activations"] == pytest.approx(8 * 4 * 1.5 * state)
     assert four["activations"] - one["activations"] == pytest.approx(3 * 4 * 1.5 * state)
     assert parts["activations"] == one["activations"] / 4 and parts["gradients"] == 2 * one["gradients"]
     kernels = 3 * (2 * 17280 * 8640 + 2 * 4896 * 4896)
     assert one["moments"] - muon["moments"] == pytest.approx(kernels * 4 / 4)
+    assert half["moments"] == pytest.approx(0.75 * one["moments"])
     with pytest.raises(ValueError, match="accumulate=3 does not divide batch=4"):
         StepOptions(batch=4, accumulate=3)
 

@@ -59,6 +59,30 @@ def test_steps_follow_the_equations(kind, decoupled):
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=2e-5), got, wanted)
 
 
+@pytest.mark.parametrize("kind", ["adam", "adamw", "muon"])
+def test_first_moments_are_kept_in_the_dtype_asked_for_and_steps_are_float32(kind):
+    rng = np.random.default_rng(1)
+    gradients = [
+        jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), parameters()) for _ in range(8)
+    ]
+    with use_mesh(make_mesh(1, 1, 1)):
+        full, half = (
+            make_optimizer(kind, weight_decay=0.1, momentum_dtype=dtype, **RATES) for dtype in ("float32", "bfloat16")
+        )
+        kept = jax.tree_util.tree_flatten_with_path(half.init(parameters()))[0]
+        wanted, got = run(full, gradients), run(half, gradients)
+    found = {
+        (kind, leaf.dtype.name)
+        for path, leaf in kept
+        for kind in ("mu", "nu")
+        if f".{kind}[" in jax.tree_util.keystr(path)
+    }
+    assert found == {("mu", "bfloat16"), ("nu", "float32")}
+    for one, other, start in zip(*map(jax.tree.leaves, (got, wanted, parameters()))):
+        assert one.dtype == np.float32 and not (one == other).all()
+        np.testing.assert_allclose(one - start, other - start, rtol=0.02, atol=1e-4)
+
+
 def test_muon_takes_orthogonal_steps_on_kernels_of_blocks_and_adams_on_the_rest():
     rng, mesh = np.random.default_rng(1), make_mesh(1, 1, 1)
 

@@ -80,7 +80,7 @@ def memory_parts(shape: ModelShape, layout: Layout, options: StepOptions) -> dic
     frame = shape.channels * shape.grid[0] * shape.grid[1] / layout.instance
     return {
         "parameters": own / replicas,
-        "moments": (2 * own - one_moment * FLOAT32 / layout.instance) / moments,
+        "moments": (own * (1 + options.momentum_bytes / FLOAT32) - one_moment * FLOAT32 / layout.instance) / moments,
         "ema": options.ema * own / moments,
         # of a loop over parts or steps the sum, and that of the one under way
         "gradients": own * (1 + (options.accumulate * options.rollout > 1)) / replicas,

@@ -70,6 +70,7 @@ class StepOptions:
     rollout: int = 1  # steps of forecasts that are fed back; more than one are made again in the backward pass
     accumulate: int = 1  # parts, one after the other, in which a batch's gradient is made
     muon: bool = False  # the blocks' kernels keep one moment, not two
+    momentum_bytes: int = 4  # of a number of the first moments; of the second it is 4
     compute_dtype: str = "bfloat16"  # of activations and products; or "float32", "fp8"
     rematerialize: str = "none"
     schedule: Schedule = "auto"

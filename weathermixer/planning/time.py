@@ -65,7 +65,7 @@ def optimizer_bytes(shape: ModelShape, layout: Layout, options: StepOptions) -> 
     own = parameters(shape) / layout.instance
     updated = own / (1 if options.zero == "none" else layout.data)
     cast = own * (FLOAT32 + options.compute_bytes) if options.compute_dtype != "float32" else 0.0
-    return updated * FLOAT32 * (1 + 7 + 2 * options.ema) + cast
+    return updated * (FLOAT32 * (1 + 5 + 2 * options.ema) + 2 * options.momentum_bytes) + cast
 
 
 def transfer_seconds(transfer: Transfer, hardware: Hardware) -> float:

@@ -109,7 +109,8 @@ def _make_optimizer(
     rates = dict(start=options.start_rate, end=options.end_rate, warmup_steps=warmup, total_steps=steps)
     rates |= dict(schedule=options.schedule, factors=options.factors)
     processor, coder = (make_learning_rate(peak=peak, **rates) for peak in (options.peak_rate, options.coder_peak_rate))
-    others = {name: getattr(options, name) for name in ("beta1", "beta2", "weight_decay", "clip_norm")}
+    names = ("beta1", "beta2", "weight_decay", "clip_norm", "momentum_dtype")
+    others = {name: getattr(options, name) for name in names}
     return make_optimizer(options.kind, processor_rate=processor, coder_rate=coder, **others), processor
 
 

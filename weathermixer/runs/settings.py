@@ -153,6 +153,7 @@ class OptimizerSettings:
     beta1: Share = 0.9
     beta2: Share = 0.999
     clip_norm: NotNegative = 1.0  # of the whole gradient's norm; 0: none
+    momentum_dtype: Literal["float32", "bfloat16"] = "float32"  # of the first moments; the second are float32
 
 
 @_group

@@ -63,8 +63,9 @@ def make_optimizer(
     beta2: float = 0.999,
     weight_decay: float = 0.0,
     clip_norm: float = 1.0,
+    momentum_dtype: str = "float32",
 ) -> optax.GradientTransformation:
-    """The optimizer of a WeatherMixer's parameters; its moments are float32 and cut as the parameters are.
+    """The optimizer of a WeatherMixer's parameters; its moments are cut as the parameters are.
 
     Args:
       kind: "adam", where `weight_decay` is an L2 term added to the clipped gradient (published), "adamw", where it
@@ -72,6 +73,8 @@ def make_optimizer(
         orthogonal (Jordan 2024), with steps as large as AdamW's (Liu et al. 2025, 2502.16982).
       processor_rate, coder_rate: learning rates of the mixer blocks and the rest, and of encode and decode.
       clip_norm: bound of the norm of the whole gradient, over all parameters and devices; 0: none.
+      momentum_dtype: of the first moments as they are kept, "float32" or "bfloat16"; the second are float32: what a
+        step adds to them would be lost in rounding.
 
     Raises ValueError for an unknown kind.
 
@@ -84,11 +87,11 @@ def make_optimizer(
     """
     if kind not in KINDS:
         raise ValueError(f"optimizer kind={kind!r} is not one of {KINDS}")
-    adam = optax.scale_by_adam(beta1, beta2, mu_dtype=jnp.float32)
+    adam = optax.scale_by_adam(beta1, beta2, mu_dtype=momentum_dtype)
     if kind == "adam":
         steps = [optax.add_decayed_weights(weight_decay), adam]
     else:
-        scale = _muon(beta1, beta2) if kind == "muon" else adam
+        scale = _muon(beta1, beta2, momentum_dtype) if kind == "muon" else adam
         steps = [scale, optax.add_decayed_weights(weight_decay, mask=_named(lambda names, _: "kernel" in names[-1]))]
     if clip_norm:
         steps = [optax.clip_by_global_norm(clip_norm), *steps]
@@ -100,12 +103,12 @@ def make_optimizer(
     return optax.chain(*steps, optax.partition(rates, group))
 
 
-def _muon(beta1: float, beta2: float) -> optax.GradientTransformation:
+def _muon(beta1: float, beta2: float, momentum_dtype: str) -> optax.GradientTransformation:
     """optax's Muon on the blocks' kernels and Adam on the rest, as a direction: rates and decay come after.
 
     The products X X^T of Newton and Schulz contract dimensions that are cut on both sides: the compiler says how.
     """
-    options = dict(adam_b1=beta1, adam_b2=beta2, mu_dtype=jnp.float32, consistent_rms=0.2)
+    options = dict(adam_b1=beta1, adam_b2=beta2, mu_dtype=momentum_dtype, consistent_rms=0.2)
     muon = optax.contrib.muon(-1.0, muon_weight_dimension_numbers=_named(_matrix), **options)
 
     def update(gradient, moments, params=None):
