@@ -111,7 +111,11 @@ def _open_recipe(
     journal: Journal, source: Source, plan: ArchivePlan, options: dict[str, Any], workers: Workers, *, keep_faults: bool
 ) -> dict[str, Any]:
     """What was begun with the same options, with the times of now: what was measured stays if its times are there."""
-    description, times = plan.describe(source) | options, hashlib.sha256(source.times.tobytes()).hexdigest()
+    description = {n: v for n, v in vars(plan.layout).items() if n not in ("shape", "static", "times_per_shard")}
+    description |= options | {"static": list(source.static), "read_as": source.read_as}
+    description |= {name: values.tolist() for name, values in vars(source.grid).items()}
+    description["channels"] = [channel.name for channel in source.channels]
+    times = hashlib.sha256(source.times.tobytes()).hexdigest()
     recipe = journal.open_recipe(description)
     if recipe is not None and recipe["times"] != times:  # shards of the same times stay, and what is of all goes
         storage.delete_folder(storage.open_folder(journal.target), CLIMATOLOGY)

@@ -1,7 +1,6 @@
 """The layout of an archive that is to be made, and the memory that making it takes, known before anything is read."""
 
 import dataclasses
-import hashlib
 import os
 from typing import Any
 
@@ -49,18 +48,6 @@ class ArchivePlan:
         enough = -(-TASK_TIMES * self.lag // self.layout.times_per_shard)
         rounds = -(-self.layout.shards // (enough * self.workers))
         return -(-self.layout.shards // (rounds * self.workers))
-
-    def describe(self, source: Source) -> dict[str, Any]:
-        """What has to be the same for a prepare to go on with what another began."""
-        places = np.concatenate([source.grid.latitude, source.grid.longitude]).astype("<f8")
-        layout = vars(self.layout)
-        return {
-            **{name: value for name, value in layout.items() if name not in ("shape", "static", "times_per_shard")},
-            "grid": f"{source.grid.shape}, sha256 {hashlib.sha256(places.tobytes()).hexdigest()}",
-            "channels": [channel.name for channel in source.channels],
-            "static": list(source.static),
-            "read_as": source.read_as,
-        }
 
 
 def plan_archive(

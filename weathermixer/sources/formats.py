@@ -67,10 +67,7 @@ def open_pieces(
 
 
 def open_raw(
-    specs: Sequence[Spec],
-    *,
-    variables: Sequence[str] | None = None,
-    storage_options: Mapping[str, Any] | None = None,
+    specs: Sequence[Spec], *, variables: Sequence[str] | None = None, storage_options: Mapping[str, Any] | None = None
 ) -> tuple[list[xr.Dataset], list[Note]]:
     """A source's pieces as they lie in its files, and notes: open_pieces takes them as specs, to select of them."""
     pieces: list[xr.Dataset] = []

@@ -76,12 +76,9 @@ def take_apart(
     """
     parts = [part for piece in pieces for part in _take_one(piece, notes, rename, units)]
     there = {str(name) for piece in pieces for name in piece.variables}
-    known = {"rename": there, "units": there | {part.variable for part in parts}}
-    for option, given in (("rename", rename), ("units", units)):
-        if absent := given.keys() - known[option]:
-            raise ValueError(
-                f"{option}: {source} has no {', '.join(sorted(absent))}; it has {', '.join(sorted(there))}"
-            )
+    for option, given, known in (("rename", rename, set()), ("units", units, {part.variable for part in parts})):
+        if absent := ", ".join(sorted(given.keys() - there - known)):
+            raise ValueError(f"{option}: {source} has no {absent}; it has {', '.join(sorted(there))}")
     return parts
 
 
