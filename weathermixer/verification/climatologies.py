@@ -8,7 +8,6 @@ asked.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -140,9 +139,8 @@ class Calendar:
 
     def at(self, times: np.ndarray) -> Float[Array, "b n lat lon"]:
         """The standardized climatology at these times; ValueError for a day or an hour that it does not have."""
-        hours = times - times.astype("datetime64[D]")
-        days = (days_of_year(times) - 1) * np.timedelta64(1, "D")
-        found = find_times(self.frames.times, np.datetime64(f"{CALENDAR_YEAR}-01-01", "ns") + days + hours)
+        wanted = _calendar_times(days_of_year(times), times - times.astype("datetime64[D]"))
+        found = find_times(self.frames.times, wanted)
         if (found < 0).any():
             has = np.unique(self.frames.times.astype("datetime64[h]").astype(int) % 24).tolist()
             raise ValueError(f"{self.frames.name} has nothing for {times[found < 0][0]:.13}: its hours are {has}")
@@ -154,16 +152,15 @@ def as_calendar(climatology: xr.Dataset) -> list[xr.Dataset]:
     pieces = []
     for hour in climatology.hour.values:
         piece = climatology.sel(hour=hour, drop=True).rename(dayofyear="time")
-        piece = piece.assign_coords(time=_calendar_times(climatology.dayofyear.values, [int(hour)]))
+        piece = piece.assign_coords(time=_calendar_times(climatology.dayofyear.values, np.timedelta64(int(hour), "h")))
         piece.encoding = climatology.encoding
         pieces.append(piece)
     return pieces
 
 
-def _calendar_times(days: np.ndarray, hours: Sequence[int]) -> np.ndarray:
-    """Times of CALENDAR_YEAR, ascending: each of these days of the year at each of the hours."""
-    start, day, hour = np.datetime64(f"{CALENDAR_YEAR}-01-01", "ns"), np.timedelta64(1, "D"), np.timedelta64(1, "h")
-    return (start + (days[:, None] - 1) * day + np.array(hours) * hour).ravel()
+def _calendar_times(days: np.ndarray, hours: np.ndarray | np.timedelta64) -> np.ndarray:
+    """Times of CALENDAR_YEAR: days of the year, from 1 on, and hours (timedelta64) of them."""
+    return np.datetime64(f"{CALENDAR_YEAR}-01-01", "ns") + (days - 1) * np.timedelta64(1, "D") + hours
 
 
 def open_normals(archive: Archive, reference: Reference, mesh: Mesh) -> Calendar | None:
@@ -198,7 +195,7 @@ def open_normals(archive: Archive, reference: Reference, mesh: Mesh) -> Calendar
 
     counted = archive.attributes["statistics_period"]
     period = tuple(counted or np.datetime_as_string(archive.times[[0, -1]], "D").tolist())
-    times = _calendar_times(np.arange(1, fields[0].shape[1] + 1), hours)
+    times = _calendar_times(np.arange(1, fields[0].shape[1] + 1)[:, None], np.array(hours, "timedelta64[h]")).ravel()
     name, of = f"the climatology of {archive.path}", " of " + " to ".join(period) if counted else ""
     frames = Frames(name, name, times, reference, mesh, make_standardization(reference, mesh), read_stored)
     about = f"the archive's{of}, by hour of day and day of year over 61 days, as WeatherBench 2's"

@@ -40,12 +40,6 @@ def region_weights(
 
     A region is a name of REGIONS or a box, alps=43:49:4:17 (south, north, west, east in degrees); with _land or _sea
     behind its name cells count by their share of it, as `land` says. Raises ValueError for what is not known or empty.
-
-    >>> from weathermixer.verification.regions import region_weights
-    >>> grid = weathermixer.open_archive("dry.archive").grid
-    >>> weights = region_weights(grid, ["global", "tropics", "alps=43:49:-10:17"])
-    >>> weights.shape, weights.sum((1, 2)).round(6).tolist()
-    ((3, 16, 32), [1.0, 1.0, 1.0])
     """
     area = np.broadcast_to(area_weights(grid.latitude)[:, None], grid.shape)
     found = np.stack([area * _share(grid, text, land) for text in regions])
