@@ -13,7 +13,6 @@ Examples:
 """
 
 import itertools
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -124,7 +123,7 @@ def make_parser() -> command_line.Parser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Prints what there is; returns 1 where something would stop or spoil a run."""
     options = make_parser().parse_args(arguments)
     archive = open_archive(options.archive)

@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import jax
@@ -28,7 +28,7 @@ UNREAD = 141  # as of a program that SIGPIPE ends
 EXPECTED = (ValueError, OSError, ModuleNotFoundError, FloatingPointError, KeyboardInterrupt)
 
 
-def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
+def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
     """Ends the process with the status of `call`, at once.
 
     An interpreter's own end would wait for the thread of a read that never returns, abort at one in C++ that several
@@ -37,7 +37,7 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
     distributed.end(call(main))
 
 
-def call(main: Callable[[Sequence[str] | None], int | None], arguments: Sequence[str] | None = None) -> int:
+def call(main: Callable[[list[str] | None], int | None], arguments: list[str] | None = None) -> int:
     """main's status, or its parser's; what is wrong with its input is said in one line, and has status 1.
 
     Anything else is a fault, with a traceback and status 70. WEATHERMIXER_TRACEBACK=1 in the environment shows where

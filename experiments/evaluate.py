@@ -32,7 +32,6 @@ import hashlib
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -175,7 +174,7 @@ def make_parser() -> command_line.Parser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = make_parser()
     options = parser.parse_args(arguments)
     if (options.run is None) == (options.forecast is None):

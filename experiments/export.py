@@ -5,8 +5,6 @@
 RUN is a run's workdir. DEST is opened as RUN is: python -m experiments.forecast DEST --data=analysis.nc
 """
 
-from collections.abc import Sequence
-
 from experiments import command_line, ends
 from weathermixer import export_run, open_run
 from weathermixer.parallel import distributed
@@ -20,7 +18,7 @@ def make_parser() -> command_line.Parser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
     distributed.initialize()
     run = open_run(options.run, step=options.step)

@@ -162,7 +162,7 @@ def make_parser() -> command_line.Parser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
     distributed.initialize()
     write(*open_run(options), **{name: getattr(options, name) for name in WRITTEN_WITH})

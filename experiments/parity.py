@@ -19,7 +19,7 @@ larger.
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from operator import methodcaller
 from typing import Any
@@ -137,7 +137,7 @@ def make_parser() -> command_line.Parser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Measures and prints; returns 1 where a difference is too large."""
     options = make_parser().parse_args(arguments)
     use_copy_engines()

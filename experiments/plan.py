@@ -25,7 +25,6 @@ import argparse
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -35,7 +34,7 @@ import pandas as pd
 from experiments import command_line, ends, plan_checks, synthetic
 from weathermixer import ModelShape, Settings, StepOptions, find_hardware, plan_meshes
 from weathermixer.planning.hardware import HARDWARE, Hardware
-from weathermixer.planning.plan import USABLE_MEMORY, Plan, Refusal
+from weathermixer.planning.plan import USABLE_MEMORY, Plan
 from weathermixer.planning.time import MEASURED
 from weathermixer.planning.work import forward_flops, parameters
 from weathermixer.runs import build
@@ -118,12 +117,6 @@ def format_rows(rows: list[dict[str, Any]]) -> str:
     return table.map("{:.4g}".format).to_string()
 
 
-def format_refusals(refusals: list[Refusal]) -> str:
-    """One line per refused mesh, with its first reasons."""
-    more = {refusal: f" (and {len(refusal.reasons) - 2} more)" * (len(refusal.reasons) > 2) for refusal in refusals}
-    return "\n".join(f"  {each.layout}  {'; '.join(each.reasons[:2])}{more[each]}" for each in refusals)
-
-
 def header(shape: ModelShape, options: StepOptions, hardware: Hardware) -> str:
     """What is planned, and for which machine."""
     lat, lon = shape.grid
@@ -163,7 +156,7 @@ def make_parser() -> command_line.Parser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = make_parser()
     options = parser.parse_args(arguments)
     if options.measured:
@@ -197,7 +190,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "node.\nHow near such times are to measured ones: --measured."
         )
     if refusals:
-        print(f"\n{len(refusals)} refused:\n{format_refusals(refusals)}")
+        more = [f" (and {len(each.reasons) - 2} more)" * (len(each.reasons) > 2) for each in refusals]
+        lines = [f"  {each.layout}  {'; '.join(each.reasons[:2])}{rest}" for each, rest in zip(refusals, more)]
+        print("\n".join([f"\n{len(refusals)} refused:", *lines]))
     if options.json:
         refused = [{**dataclasses.asdict(r.layout), "reasons": r.reasons} for r in refusals]
         text = json.dumps({"plans": rows, "refused": refused}, indent=1)

@@ -26,7 +26,6 @@ read as they are; GRIB needs pip install 'weathermixer[grib]', remote sources ne
 import argparse
 import dataclasses
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -106,7 +105,7 @@ def dates(text: str) -> tuple[str, ...]:
     return command_line.words(text)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status: 1 where --verify finds faults, which are printed."""
     options = make_parser().parse_args(arguments)
     if options.verify and not options.dry_run and is_archive(options.dest, complete=True):

@@ -45,6 +45,7 @@ from weathermixer.verification.significance import join_scores
 
 REPORT_FILE = "report.html"
 INTERVALS = "Intervals: 95 %, block bootstrap over starts; * where the paired t-test says p &lt; 0.05."
+LOGGED = ["step", "loss", "validation_loss", "step_seconds", "samples_per_second"]
 MAPS = 8  # forecasts of the test period that maps of errors are over
 PLACE = (50.0, 10.0)  # degrees north and east, of the time series
 
@@ -66,7 +67,10 @@ def write_report(
         if channel not in (names := run.reference.channel_set.names):
             raise ValueError(f"--channel={channel}: {run.path} does not predict it; it has {', '.join(names)}")
     scores = {name: _read_scores(run, data) for name, run in named.items()}
-    logs = {name: _read_log(run.path) for name, run in named.items()}
+    records = {name: read_records(run.path / METRICS_FILE) for name, run in named.items()}  # none of an export
+    logs = {
+        name: pd.DataFrame(found, columns=LOGGED).set_index("step").astype(float) for name, found in records.items()
+    }
     sections = {
         "Runs": table(_describe(name, run, logs[name]) for name, run in named.items()),
         "Training": _draw_logs(logs),
@@ -104,12 +108,6 @@ def _read_scores(run: Run, data: str | None) -> xr.Dataset:
         with xr.open_dataset(path) as scores:
             return scores.load()
     return run.evaluate(data, spectra=True)
-
-
-def _read_log(path: pathlib.Path) -> pd.DataFrame:
-    """The records of a run's log by step; none of an export."""
-    columns = ["step", "loss", "validation_loss", "step_seconds", "samples_per_second"]
-    return pd.DataFrame(read_records(path / METRICS_FILE), columns=columns).set_index("step").astype(float)
 
 
 def _describe(name: str, run: Run, log: pd.DataFrame) -> dict[str, Any]:
@@ -245,7 +243,7 @@ def make_parser() -> command_line.Parser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
     runs = [open_run(path) for path in options.runs]
     output = options.output or runs[-1].path / REPORT_FILE

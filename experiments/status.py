@@ -130,7 +130,7 @@ def make_parser() -> command_line.Parser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
     while True:
         statuses = [read_status(path) for path in options.runs]

@@ -31,11 +31,11 @@ def find_sizes(settings: Settings, *, data: str | None = None, grid: tuple[int, 
     """
     if data:
         archive = open_training_data(settings, data)
-        channel_set = build.make_channel_set(settings, archive)
-        return build.make_model_shape(settings, archive.grid.shape, channel_set), channel_set
-    static = ERA5.static if settings.data.static == ("*",) else settings.data.static
-    names = settings.data.channels or ERA5.names
-    channel_set = build.assign_roles(settings, [parse_channel(name) for name in names], static)
+        grid, channel_set = archive.grid.shape, build.make_channel_set(settings, archive)
+    else:
+        static = ERA5.static if settings.data.static == ("*",) else settings.data.static
+        channels = [parse_channel(name) for name in settings.data.channels or ERA5.names]
+        channel_set = build.assign_roles(settings, channels, static)
     return build.make_model_shape(settings, grid, channel_set), channel_set
 
 

@@ -19,7 +19,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import jax
 from flax.traverse_util import flatten_dict
@@ -193,7 +193,7 @@ def make_parser() -> command_line.Parser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     options, phases = make_parser().parse_args(arguments), Phases()
     settings = command_line.read_settings(options)
     if "://" in options.workdir:

@@ -11,7 +11,6 @@ Each has its own --help.
 
 import importlib
 import sys
-from collections.abc import Sequence
 
 from experiments import command_line, ends
 
@@ -25,7 +24,7 @@ def make_parser() -> command_line.Parser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Runs the benchmark that the first argument names, with the arguments that follow."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     benchmark = make_parser().parse_args(arguments[:1]).benchmark

@@ -10,7 +10,6 @@ import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -35,7 +34,7 @@ def make_parser() -> command_line.Parser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
+def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Prints and returns the seconds of each part."""
     options = make_parser().parse_args(arguments)
     use_copy_engines()
