@@ -1,4 +1,4 @@
-"""Grids in canonical order, weights that are areas, the crop, and the channel sets."""
+"""Grids in canonical order, and weights that are areas."""
 
 import numpy as np
 import pytest
@@ -20,14 +20,6 @@ def test_area_weights_are_the_areas_of_cells_between_the_poles():
 def test_cosine_weights_have_mean_one():
     latitude = np.array([60.0, 0.0, -60.0])
     np.testing.assert_allclose(cosine_weights(latitude), [0.75, 1.5, 0.75])
-
-
-def test_the_published_crop_drops_the_south_pole_alone():
-    grid = Grid(np.linspace(90, -90, 721), np.arange(1440) * 0.25)
-    assert grid.drop_south_pole().shape == (720, 1440)
-    assert grid.drop_south_pole().latitude[0] == 90
-    with pytest.raises(ValueError, match="the last latitude is -89.75, not the south pole"):
-        grid.drop_south_pole().drop_south_pole()
 
 
 @pytest.mark.parametrize(

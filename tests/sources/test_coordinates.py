@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.sources.written_sources import LEVELS, frames_of, make_dataset
+from weathermixer.sources.coordinates import make_orientation
 from weathermixer.sources.sources import open_source
 
 DATASET = make_dataset()
@@ -184,6 +185,15 @@ def test_a_part_of_the_globe_is_refused(tmp_path, latitude, longitude, message):
     dataset.to_netcdf(tmp_path / "a.nc")
     with pytest.raises(ValueError, match=message):
         open_source(tmp_path / "a.nc")
+
+
+def test_the_published_crop_drops_the_south_pole_alone():
+    longitude, options = np.arange(1440) * 0.25, dict(crop_south_pole=True, coarsen=1, source="era5.nc")
+    orientation = make_orientation(np.linspace(-90, 90, 721), longitude, **options)
+    assert orientation.grid.shape == (720, 1440) and orientation.grid.latitude[[0, -1]].tolist() == [90, -89.75]
+    assert orientation.rows.tolist() == list(range(720, 0, -1))
+    with pytest.raises(ValueError, match="era5.nc: its last latitude is -89.75, not the south pole, to drop"):
+        make_orientation(orientation.grid.latitude, longitude, **options)
 
 
 def test_one_latitude_and_no_coordinate():

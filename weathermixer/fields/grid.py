@@ -1,4 +1,4 @@
-"""Regular latitude-longitude grids: canonical order, the 721 -> 720 crop, cell weights; fields from one to another.
+"""Regular latitude-longitude grids: canonical order, cell weights; fields from one to another.
 
 Inside the project latitudes run north to south and longitudes east from 0; sources in any other order are put in this
 one when they are read.
@@ -49,12 +49,6 @@ class Grid:
             if len(here) != len(there) or not np.allclose(here, there, rtol=0, atol=1e-4):
                 return f"{what}s {_ends(there)}, not {_ends(here)}"
         return None
-
-    def drop_south_pole(self) -> "Grid":
-        """The grid without its last latitude row: 721 -> 720 at 0.25 degrees, as published (Jigsaw, section 4)."""
-        if self.latitude[-1] > -90 + 1e-3:
-            raise ValueError(f"the last latitude is {self.latitude[-1]}, not the south pole (-90): nothing to drop")
-        return Grid(self.latitude[:-1], self.longitude)
 
 
 def _ends(values: np.ndarray) -> str:
