@@ -176,9 +176,7 @@ def make_orientation(
         raise ValueError(f"{source} is not on a global regular grid: {error}") from None
     if crop_south_pole:  # 721 -> 720 at 0.25 degrees, as published (Jigsaw, section 4)
         if grid.latitude[-1] > -90 + 1e-3:
-            raise ValueError(
-                f"{source}: the last latitude is {grid.latitude[-1]:g}, not the south pole: nothing to drop"
-            )
+            raise ValueError(f"{source}: its last latitude is {grid.latitude[-1]:g}, not the south pole, to drop")
         grid, rows = Grid(grid.latitude[:-1], grid.longitude), rows[:-1]
     weights = area_weights(grid.latitude)
     if coarsen > 1:
