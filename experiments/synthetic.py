@@ -116,7 +116,7 @@ def make_problem(
     """The training problem of a config on the mesh in use, of the sizes of `find_sizes`."""
     shape, channel_set = find_sizes(settings, data=data, grid=grid)
     reference, starts = make_reference(channel_set, shape.grid), 100 * settings.training.batch_size
-    return Problem(settings, reference, mesh, build.make_training(settings, reference, starts=starts, mesh=mesh))
+    return Problem(settings, reference, mesh, build.make_training(settings, reference, starts=starts))
 
 
 def simulate_devices(number: int) -> None:

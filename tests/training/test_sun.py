@@ -54,7 +54,7 @@ def train(archive, *forcings):
     frames = make_frames(archive, channels, mesh)
     starts = valid_starts(archive.times, ("2001-01-01", "2001-05-10"), 6, step_hours=6)
     with use_mesh(mesh):
-        training = build.make_training(settings, frames.reference, starts=len(starts), mesh=mesh)
+        training = build.make_training(settings, frames.reference, starts=len(starts))
         state, losses = jax.jit(training.initial_state)(), []
         options = dict(starts=starts, seed=0, batch_size=16, lead_hours=6, first_step=0, last_step=STEPS)
         with Batches(archive, channels, mesh, **options) as batches:

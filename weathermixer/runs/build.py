@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import AbstractMesh, Mesh
 
 from weathermixer.archive.archive import Archive
 from weathermixer.archive.reference import Reference
@@ -53,13 +52,13 @@ def compute_dtype(settings: Settings) -> jnp.dtype:
     return jnp.dtype(jnp.bfloat16 if settings.model.compute_dtype == "fp8" else settings.model.compute_dtype)
 
 
-def make_model(settings: Settings, reference: Reference, mesh: Mesh | AbstractMesh) -> tuple[Callable, Callable]:
+def make_model(settings: Settings, reference: Reference) -> tuple[Callable, Callable]:
     """The model as two functions on the mesh in use: make_params(key) -> params, apply(params, x, **options of it)."""
     shape = make_model_shape(settings, reference.grid.shape, reference.channel_set)
     if jax.config.jax_enable_x64:
         raise ValueError("JAX_ENABLE_X64 is set, with which this software computes other numbers: unset it")
-    if settings.model.compute_dtype == "fp8" and isinstance(mesh, Mesh):
-        fp8.check_device(mesh.devices.flat[0])
+    if settings.model.compute_dtype == "fp8":
+        fp8.check_device(jax.devices()[0])
 
     def build(key):
         return WeatherMixer(
@@ -133,7 +132,6 @@ def make_training(
     reference: Reference,
     *,
     starts: int,
-    mesh: Mesh | AbstractMesh,
     rollout: int | None = None,
     length: tuple[int, int] | None = None,
 ) -> Training:
@@ -150,14 +148,14 @@ def make_training(
     >>> archive, mesh = weathermixer.open_archive("dry.archive"), weathermixer.make_mesh(1, 2, 1)
     >>> reference = weathermixer.make_reference(archive, weathermixer.ChannelSet(archive.channels))
     >>> with jax.set_mesh(mesh):
-    ...     training = weathermixer.make_training(settings, reference, starts=100, mesh=mesh)
+    ...     training = weathermixer.make_training(settings, reference, starts=100)
     ...     state = jax.jit(training.initial_state)()
     >>> training.steps, int(state.step)
     (10, 0)
     """
     channel_set = reference.channel_set
     shape = make_model_shape(settings, reference.grid.shape, channel_set)
-    make_params, apply = make_model(settings, reference, mesh)
+    make_params, apply = make_model(settings, reference)
     steps, warmup = length or training_steps(settings, starts)
     optimizer, learning_rate = _make_optimizer(settings.optimizer, steps, warmup)
     weights = dict(channel_weights=settings.loss.channel_weights, factors=settings.loss.weights)

@@ -54,7 +54,7 @@ def import_weights(
     """
     mesh = make_mesh(1, 1, 1)
     with use_mesh(mesh):
-        make_params, _ = build.make_model(settings, reference, mesh)
+        make_params, _ = build.make_model(settings, reference)
         target = describe(jax.eval_shape(make_params, jax.random.key(0)), mesh)
     wanted, given = name_leaves(target), {name: np.asarray(values, np.float32) for name, values in mapping.items()}
     check_matches(wanted, given, what="the mapping")

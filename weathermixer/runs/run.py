@@ -300,7 +300,7 @@ def open_run(path: str | os.PathLike, *, mesh: Mesh | None = None, step: int | N
         except ValueError:  # another machine than the one that trained it
             mesh = make_mesh(1, 1, 1)
     with use_mesh(mesh), Checkpoints(path / CHECKPOINTS, on_damage=settings.training.on_damage) as checkpoints:
-        make_params, apply = build.make_model(settings, reference, mesh)
+        make_params, apply = build.make_model(settings, reference)
         target = describe(jax.eval_shape(make_params, jax.random.key(0)), mesh)
         step = checkpoints.whole(step)
         part = "ema" if "ema" in checkpoints.parts(step) else "params"

@@ -40,7 +40,7 @@ class Samples:
 
     def make_training(self, *, rollout: int) -> build.Training:
         """What trains the run while forecasts are fed back so often."""
-        options = dict(starts=len(self.starts), mesh=self.mesh, rollout=rollout, length=self.record.length)
+        options = dict(starts=len(self.starts), rollout=rollout, length=self.record.length)
         return build.make_training(self.settings, self.record.reference, **options)
 
     def open_batches(self, starts: np.ndarray, first_step: int, last_step: int, *, rollout: int) -> Batches:
