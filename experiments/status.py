@@ -50,20 +50,23 @@ def read_status(workdir: pathlib.Path) -> dict[str, Any]:
     starts = len(re.findall(r"^process 0 of \d+", log, re.MULTILINE))
     good = len(re.findall("^asked to stop: ", log, re.MULTILINE)) + (state in ("finished", "running"))
     values = {name: [r[name] for r in records if r.get(name) is not None] for name in SHOWN}
-    rate = values["step_seconds"]
+    rate, saved = values["step_seconds"], saved_steps(workdir / CHECKPOINTS)
     return {
         "run": workdir,
         "state": state,
         "step": step,
         "of": of or "",
+        "loss": f"{values['loss'][-1]:.4g}" if values["loss"] else "",
+        "s/step": f"{rate[-1]:.4g}" if rate else "",
         "left": format_seconds((of - step) * rate[-1]) if rate and step < of else "",
-        "saved": saved_steps(workdir / CHECKPOINTS),
+        "saved": (saved or [""])[-1],
         "starts": starts,
         "faults": max(0, starts - good),  # ended neither when asked to, nor at the end, nor are they under way
         "silent": silent,
         "ended": ended,
         "owner": _read(owner_file),
         "values": values,
+        "checkpoints": ", ".join(map(str, saved)) or "none",
     }
 
 
@@ -105,22 +108,13 @@ def describe(status: dict[str, Any]) -> str:
         left = f", {status['left']} left" * bool(status["left"])
         rate = f"{values['step_seconds'][-1]:.3g} s/step, {values['samples_per_second'][-1]:.4g} samples/s"
         lines.append(f"rate {rate}{left}")
-    lines.append(f"checkpoints {', '.join(map(str, status['saved'])) or 'none'}")
+    lines.append(f"checkpoints {status['checkpoints']}")
     if values["seconds"]:
         lines.append(f"time {format_account(values['seconds'][-1])}")
     lines.append("starts {starts}, of which {faults} ended by a fault or a kill".format_map(status))
     if values["device_gigabytes"]:
         lines.append(f"memory {values['device_gigabytes'][-1]:.3g} GB at most on a device")
     return "\n  ".join(lines)
-
-
-def format_table(statuses: Sequence[dict[str, Any]]) -> str:
-    """A row for each run."""
-    rows = []
-    for status in statuses:
-        loss, rate = (f"{v[-1]:.4g}" if (v := status["values"][name]) else "" for name in ("loss", "step_seconds"))
-        rows.append(status | {"loss": loss, "s/step": rate, "saved": (status["saved"] or [""])[-1]})
-    return pd.DataFrame(rows, columns=COLUMNS).to_string(index=False)
 
 
 def make_parser() -> command_line.Parser:
@@ -134,7 +128,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
     while True:
         statuses = [read_status(path) for path in options.runs]
-        text = describe(statuses[0]) if len(statuses) == 1 else format_table(statuses)
+        table = pd.DataFrame(statuses, columns=COLUMNS).to_string(index=False)
+        text = describe(statuses[0]) if len(statuses) == 1 else table
         print("\033[H\033[2J" * options.watch + text, flush=True)
         if not options.watch:
             return
