@@ -157,7 +157,7 @@ def pairs(text: str, name_of: Callable[[str], str] = lambda word: "") -> dict[st
         if not (name and value):
             raise argparse.ArgumentTypeError(f"{word!r} is not NAME=VALUE, such as number=0")
         if name in found:
-            raise argparse.ArgumentTypeError(f"{text!r} has {name} twice: each has a name of its own")
+            raise argparse.ArgumentTypeError(f"{text!r} has {name} twice: names have to differ, as A=VALUE,B=VALUE")
         found[name] = value
     return found
 
