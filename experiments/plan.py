@@ -35,7 +35,6 @@ from experiments import command_line, ends, plan_checks, synthetic
 from weathermixer import ModelShape, Settings, StepOptions, find_hardware, plan_meshes
 from weathermixer.planning.hardware import HARDWARE, Hardware
 from weathermixer.planning.plan import USABLE_MEMORY, Plan
-from weathermixer.planning.time import MEASURED
 from weathermixer.planning.work import forward_flops, parameters
 from weathermixer.runs import build
 from weathermixer.runs.data import open_training_data
@@ -160,7 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = make_parser()
     options = parser.parse_args(arguments)
     if options.measured:
-        print(plan_checks.format_measured(MEASURED))
+        print(plan_checks.format_measured())
         return
     if options.transfers:
         print(plan_checks.format_transfers(options.transfers.read_text(encoding="utf-8")))

@@ -1,7 +1,6 @@
 """What plans are held against: steps that were timed, the compiler's account of memory, a program's transfers."""
 
 from collections import Counter
-from collections.abc import Iterable
 
 import pandas as pd
 
@@ -11,23 +10,21 @@ from weathermixer.parallel.mesh import use_mesh
 from weathermixer.planning.account import format_bytes
 from weathermixer.planning.hlo import hidden_transfers
 from weathermixer.planning.plan import Plan
-from weathermixer.planning.time import MODEL, MODEL_SHAPE, Measured, step_time
+from weathermixer.planning.time import MEASURED, MODEL, MODEL_SHAPE, step_time
 
 
-def format_measured(cases: Iterable[Measured]) -> str:
+def format_measured() -> str:
     """A line for each step that was timed, with what is predicted for it."""
     rows = []
-    for case in cases:
+    for case in MEASURED:
         step = step_time(MODEL_SHAPE, case.layout, case.options, find_hardware(case.device))
         row = {"device": case.device, "mesh": case.layout, "compute_dtype": case.compute_dtype, "zero": case.zero}
         row |= {"predicted_ms": 1e3 * step.total, "measured_ms": case.step_ms, "ratio": 1e3 * step.total / case.step_ms}
         rows.append(row | {"software": case.software})
     formats = {"predicted_ms": "{:.1f}".format, "ratio": "{:.2f}".format}
     table = pd.DataFrame(rows).to_string(index=False, formatters=formats)
-    command = (
-        "python -m experiments.benchmark train --mesh=MESH --config.model.compute_dtype=... --config.mesh.zero=..."
-    )
-    return f"{MODEL} model, measured by `{command}`\n{table}"
+    options = "--mesh=MESH --config.model.compute_dtype=... --config.mesh.zero=..."
+    return f"{MODEL} model, measured by `python -m experiments.benchmark train {options}`\n{table}"
 
 
 def compare(
