@@ -38,6 +38,8 @@ class Parser(argparse.ArgumentParser):
             if not text.isascii() and sys.getfilesystemencoding() != "utf-8":  # TensorStore names files in UTF-8
                 self.error(f"{text!r} needs UTF-8 in this locale: set PYTHONUTF8=1 in the environment")
         options, unknown = self.parse_known_args(args, namespace)
+        if any(not word.startswith("-") for word in unknown):  # of a list that was written without commas
+            options, unknown = self.parse_known_args(self._join_lists(args), namespace)
         for word in unknown:
             name, _, text = word.partition("=")
             if name.rpartition(".")[0] in self.mappings:
@@ -52,6 +54,18 @@ class Parser(argparse.ArgumentParser):
                     "and a glob that means several files in quotes, 'era5_*.nc'"
                 )
         return options
+
+    def _join_lists(self, args: Sequence[str]) -> list[str]:
+        """--levels=850,500 for --levels 850 500."""
+        joined: list[str] = []
+        for word in args:
+            name, equals, value = joined[-1].partition("=") if joined else ("", "", "")
+            action = self._option_string_actions.get(name)
+            if action is None or "," not in str(action.metavar) or word.startswith("-"):
+                joined.append(word)
+            else:
+                joined[-1] = f"{name}={value},{word}" if equals else f"{name}={word}"
+        return joined
 
 
 def make_parser(program: str, doc: str | None) -> Parser:

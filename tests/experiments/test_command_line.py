@@ -61,8 +61,9 @@ def test_options_have_dashes(name):
 
 
 def test_values_may_be_words_of_their_own():
-    options = program("prepare").make_parser().parse_args(["a.nc", "dest", "--levels", "850,500"])
-    assert options.levels_hpa == (850, 500)
+    for levels in (["850,500"], ["850", "500"]):
+        options = program("prepare").make_parser().parse_args(["a.nc", "dest", "--levels", *levels])
+        assert options.levels_hpa == (850, 500)
     options = program("prepare").make_parser().parse_args(["--variables", "z,t", "a.nc", "b.nc", "dest"])
     assert options.source == ["a.nc", "b.nc"] and options.dest == "dest" and options.variables == ("z", "t")
 
@@ -76,7 +77,6 @@ def test_values_may_be_words_of_their_own():
         ("prepare", ["a.nc", "o", "--dry-runs"], 2, "--dry-runs is not an option: did you mean --dry-run?"),
         ("prepare", ["a.nc", "o", "--dry_run"], 2, "--dry_run is not an option: did you mean --dry-run?"),
         ("prepare", ["a.nc", "o", "--domain", "8", "4"], 2, "'4' is one word too many: lists are written with"),
-        ("prepare", ["a.nc", "o", "--levels", "850", "500"], 2, "'500' is one word too many: lists are written with"),
         ("train", [*TRAIN, "--config.model.blokcs=2"], 2, "is not an option: did you mean --config.model.blocks?"),
         ("train", [*TRAIN, "--config.model.blocks=0"], 1, "config.model.blocks=0: input should be greater"),
         ("train", [*TRAIN, "--config.model.blocks=two"], 1, "blocks='two': input should be a valid integer"),
