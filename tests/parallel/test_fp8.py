@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec
 
+from experiments import synthetic
 from tests.parallel.test_jigsaw import FACTORIZATIONS, SUBSCRIPTS, dense, distributed, make_case
+from tests.tiny_training import GRID, tiny_settings
 from weathermixer.parallel import fp8
 from weathermixer.parallel.jigsaw import mix
 from weathermixer.parallel.mesh import AXES, make_mesh, sharding, use_mesh
@@ -136,3 +138,14 @@ def test_a_gpu_multiplies_8_bit_floats_that_are_written_once(over):
     widened = {line.split()[0] for line in text.splitlines() if "convert" in line and "xf8E4M3FN>) ->" in line}
     assert len(widened) == 6 and text.count("dot_general") == 3
     assert not [line for line in text.splitlines() if "stablehlo.transpose" in line and "f8E4M3FN" in line]
+
+
+def test_training_is_in_8_bits_and_what_is_validated_or_forecast_in_16():
+    settings, mesh = tiny_settings(compute_dtype="fp8"), make_mesh(1, 1, 1)
+    with use_mesh(mesh):
+        problem = synthetic.make_problem(settings, mesh, grid=GRID)
+        state, batch, standardization = problem.describe()
+        given = state.params, batch, standardization, None
+        for function, narrow in ((problem.training.loss, True), (problem.training.eval_loss, False)):
+            text = jax.jit(function).lower(*given).as_text()
+            assert ("f8E4M3FN" in text) == narrow and "bf16" in text

@@ -14,7 +14,7 @@ from weathermixer.archive.reference import Reference
 from weathermixer.fields.variables import Channel, ChannelSet
 from weathermixer.model.shape import ModelShape
 from weathermixer.model.weathermixer import WeatherMixer
-from weathermixer.parallel import fp8
+from weathermixer.parallel.fp8 import COMPILER_OPTIONS, check_device
 from weathermixer.runs.settings import OptimizerSettings, Settings
 from weathermixer.training.losses import make_loss_weights
 from weathermixer.training.optimizer import make_learning_rate, make_optimizer
@@ -52,13 +52,17 @@ def compute_dtype(settings: Settings) -> jnp.dtype:
     return jnp.dtype(jnp.bfloat16 if settings.model.compute_dtype == "fp8" else settings.model.compute_dtype)
 
 
-def make_model(settings: Settings, reference: Reference) -> tuple[Callable, Callable]:
-    """The model as two functions on the mesh in use: make_params(key) -> params, apply(params, x, **options of it)."""
+def make_model(settings: Settings, reference: Reference, *, fp8: bool = False) -> tuple[Callable, Callable]:
+    """The model as two functions on the mesh in use: make_params(key) -> params, apply(params, x, **options of it).
+
+    `fp8` is for training with compute_dtype="fp8": what is forecast or validated is computed in bfloat16 then, which is
+    nearer to what was learnt.
+    """
     shape = make_model_shape(settings, reference.grid.shape, reference.channel_set)
     if jax.config.jax_enable_x64:
         raise ValueError("JAX_ENABLE_X64 is set, with which this software computes other numbers: unset it")
-    if settings.model.compute_dtype == "fp8":
-        fp8.check_device(jax.devices()[0])
+    if fp8:
+        check_device(jax.devices()[0])
 
     def build(key):
         return WeatherMixer(
@@ -68,7 +72,7 @@ def make_model(settings: Settings, reference: Reference) -> tuple[Callable, Call
             compute_dtype=compute_dtype(settings),
             rematerialize=settings.model.rematerialize,
             schedule=settings.model.schedule,
-            fp8=settings.model.compute_dtype == "fp8",
+            fp8=fp8,
         )
 
     graph = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))))[0]
@@ -156,26 +160,29 @@ def make_training(
     channel_set = reference.channel_set
     shape = make_model_shape(settings, reference.grid.shape, channel_set)
     make_params, apply = make_model(settings, reference)
+    fp8 = settings.model.compute_dtype == "fp8"
+    trained = make_model(settings, reference, fp8=True)[1] if fp8 else apply
     steps, warmup = length or training_steps(settings, starts)
     optimizer, learning_rate = _make_optimizer(settings.optimizer, steps, warmup)
     weights = dict(channel_weights=settings.loss.channel_weights, factors=settings.loss.weights)
     area, channel = make_loss_weights(reference, form=settings.loss.form, **weights)
     rollout = rollout or max(settings.training.rollout)
-    loss = make_loss(
-        apply,
-        area=area,
-        channel=channel,
-        repeats=settings.training.lead_steps,
-        augmentation=settings.data.augmentation,
-        rollout_weights=settings.training.rollout_weights or (1.0,) * rollout,
-        cut_gradient=settings.training.rollout_gradient == "own",
-        input_only=(len(channel_set.dynamic), len(channel_set.stored)),
-        members=settings.training.members,
-        spectral_crps=settings.loss.spectral_crps,
-        noise=settings.model.noise,
+    loss, eval_loss = (
+        make_loss(
+            function,
+            area=area,
+            channel=channel,
+            repeats=settings.training.lead_steps,
+            augmentation=settings.data.augmentation,
+            rollout_weights=settings.training.rollout_weights or (1.0,) * rollout,
+            cut_gradient=settings.training.rollout_gradient == "own",
+            input_only=(len(channel_set.dynamic), len(channel_set.stored)),
+            members=settings.training.members,
+            spectral_crps=settings.loss.spectral_crps,
+            noise=settings.model.noise,
+        )
+        for function in (trained, apply)
     )
-    compiler_options = fp8.COMPILER_OPTIONS if settings.model.compute_dtype == "fp8" else None
-    eval_loss = jax.jit(loss, compiler_options=compiler_options)
     train_step = make_train_step(
         loss,
         optimizer,
@@ -184,11 +191,11 @@ def make_training(
         seed=settings.seed if shape.dropout_rate or shape.noise or settings.data.augmentation != "none" else None,
         zero=settings.mesh.zero,
         accumulate=settings.training.accumulate,
-        compiler_options=compiler_options,
+        compiler_options=COMPILER_OPTIONS if fp8 else None,
     )
 
     def initial_state():
         options = dict(ema=settings.training.ema_decay > 0, zero=settings.mesh.zero)
         return make_state(make_params(jax.random.key(settings.seed)), optimizer, **options)
 
-    return Training(shape, steps, rollout, apply, loss, eval_loss, train_step, initial_state)
+    return Training(shape, steps, rollout, apply, loss, jax.jit(eval_loss), train_step, initial_state)
