@@ -307,7 +307,7 @@ def test_destinations_that_will_not_do(tmp_path, source):
     with pytest.raises(ValueError, match="a exists: delete it"):
         prepare_archive(source, tmp_path / "a")
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="file/a.partial cannot be written: .*Not a directory: .*file"):
+    with pytest.raises(ValueError, match="file/a cannot be made: .*file is not a folder that can be written"):
         prepare_archive(source, tmp_path / "file" / "a")
     shutil.rmtree(tmp_path / "a")
     assert len(prepare_archive(source, tmp_path / "a").times) == 20

@@ -120,6 +120,11 @@ def check_destination(path: str | os.PathLike) -> None:
     if storage.is_local(path) and (os.path.isfile(path) or (os.path.isdir(path) and os.listdir(path))):
         what = "a file" if os.path.isfile(path) else "a folder with something in it"
         raise ValueError(f"{path} is {what}: choose another name for the archive")
+    above = os.path.dirname(os.path.abspath(path))
+    while not os.path.lexists(above):
+        above = os.path.dirname(above)
+    if storage.is_local(path) and not (os.path.isdir(above) and os.access(above, os.W_OK)):
+        raise ValueError(f"{path} cannot be made: {above} is not a folder that can be written")
 
 
 def working_path(path: str) -> str:
