@@ -1,9 +1,9 @@
-"""A small WeatherMixer on a simulated dry atmosphere: no download, no account, a few minutes on two CPU cores.
+"""A small WeatherMixer on a simulated dry atmosphere: no download, no account, two minutes on two CPU cores.
 
     python -m experiments.train --config=quickstart --workdir=DIR
 
-Simulates the weather first (cached), and ends with scores, a forecast and a map in DIR: two to four minutes on two
-cores, of which the simulation and its archive take a third. What the settings bring: docs/skill.md.
+Simulates the weather first (cached), and ends with scores, a forecast and a map in DIR. The simulation and its archive
+take half of the time. What the settings bring: docs/skill.md.
 """
 
 from ml_collections import ConfigDict
