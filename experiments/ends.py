@@ -70,7 +70,7 @@ def explain(error: BaseException, program: str) -> tuple[int, str]:
 
 
 def judge(error: BaseException) -> tuple[int, str]:
-    """(status, line) of what ends a program: 141 where nobody reads it, 1 where it would end so again, else 70."""
+    """(status, line) of what ends a program: 1 where it would end so again, 130 of Ctrl-C, 141 unread, else 70."""
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted"
     if isinstance(error, BrokenPipeError) and sys.__stdout__:  # which may be another pipe than that of the output

@@ -1,6 +1,7 @@
 """How programs speak: --help with an example, bad input in one line, configs by name from any folder."""
 
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -204,6 +205,16 @@ def test_a_fault_of_ours_has_a_traceback_and_a_status_of_its_own(capsys):
 
     assert ends.call(main, "no such key") == 70
     assert capsys.readouterr().err.splitlines()[-1] == "KeyError: 'no such key'"
+
+
+def test_an_interrupt_is_said_in_a_line_and_recorded(tmp_path, capsys):
+    def main(arguments):
+        with ends.failing(tmp_path):
+            raise KeyboardInterrupt
+
+    assert ends.call(main) == 130 and capsys.readouterr().err.endswith(": interrupted\n")
+    ended = json.loads((tmp_path / "ended.json").read_text())
+    assert (ended["how"], ended["status"], ended["why"]) == ("failed", 130, "interrupted")
 
 
 def test_a_program_that_fails_waits_for_no_read_that_never_returns(tmp_path):

@@ -42,6 +42,8 @@ def test_an_array_held_twice_is_named():
     (entry,) = make_account(mesh, {"parameters": [whole]}, {})
     assert (entry.instance, entry.device, entry.ratio) == (64 * 64 * 4, 64 * 64 * 2, 2.0)
     assert "2.000  stored more than once" in format_account([entry])
+    # a count, as eval_shape describes it: of no sharding
+    assert held(jax.ShapeDtypeStruct((), jnp.int32)) == 4
     # an input is divided among the instances: on one device of two instances of four it is a whole instance's
     (entry,) = make_account(mesh, {}, {"inputs": [whole]})
     assert entry.ratio == 4.0

@@ -60,6 +60,11 @@ def test_the_table_holds_each_sources_rmse_and_the_ratio_to_the_better_baseline(
     assert "33 at 6 h, 30 at 24 h" in table and "2020-01-09T18" in table
 
 
+def test_a_part_without_samples_has_a_line_and_no_empty_tables(scores):
+    nothing = scores.where(scores.lead_hours > 120).assign(samples=0 * scores.samples)
+    assert "samples: 0 at 6 h" in (table := format_scores(nothing)) and "Empty" not in table
+
+
 def test_json_holds_every_score(scores, tmp_path):
     write_scores(scores, tmp_path / "scores.json")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["scores.json", "scores.nc"]

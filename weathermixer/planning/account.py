@@ -53,8 +53,9 @@ def kept_for_backward(loss: Callable, params: Any, *rest: Any) -> tuple[list[Sha
 
 
 def held(array: Any) -> int:
-    """Bytes that a device holds of an array, or of what describes one."""
-    return array.dtype.itemsize * math.prod(array.sharding.shard_shape(array.shape))
+    """Bytes that a device holds of an array, or of what describes one; the whole where no sharding is told."""
+    shard = array.shape if array.sharding is None else array.sharding.shard_shape(array.shape)
+    return array.dtype.itemsize * math.prod(shard)
 
 
 def make_account(mesh: Mesh | AbstractMesh, state: Mapping[str, Any], batch: Mapping[str, Any]) -> list[Entry]:

@@ -150,7 +150,8 @@ def _format_table(what: str, table: pd.DataFrame) -> list[str]:
         parts = {f"{lead} h": table.xs(lead, level=LEAD) for lead in leads[first : first + abreast]}
         part = pd.concat(parts, axis=1).rename_axis(index=[None, None], columns=[what, ""])
         there = (part != "nan").any(axis=1)  # the length of a wind's error has no sign
-        lines += ["", *part[there].to_string(sparsify=True).splitlines()]
+        if there.any():
+            lines += ["", *part[there].to_string(sparsify=True).splitlines()]
     return lines
 
 
