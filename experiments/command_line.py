@@ -1,7 +1,8 @@
 """How programs read a command line: one way to write options, the options that several have, and errors in one line.
 
 An option is --name=VALUE, its words joined by `-`; lists have commas between. A config's fields are options too,
---config.training.steps=200. Every program has make_parser(), and main(arguments) that ends.run calls.
+--config.training.steps=200. Every program has make_parser(), and main(arguments) that ends.run calls. One file: what
+an option's text means and the line that says why it means nothing are told together.
 """
 
 import argparse

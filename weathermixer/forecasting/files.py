@@ -113,7 +113,8 @@ class ForecastWriter:
         if found["identity"] == self._identity:
             self._finished = found["finished"]
         elif jax.process_index() == 0:
-            shutil.rmtree(self._partial, ignore_errors=True)
+            if self._partial.exists():
+                shutil.rmtree(self._partial)
             self._partial.parent.mkdir(parents=True, exist_ok=True)
             places = self._description.drop_vars(self._description.data_vars)
             places.to_zarr(self._partial, mode="w", zarr_format=3, consolidated=False)
@@ -166,7 +167,8 @@ def _publish(partial: pathlib.Path, path: pathlib.Path, variables: list[str]) ->
             # a convention that the v3 specification does not name yet; xarray looks for it all the same
             warnings.filterwarnings("ignore", message="Consolidated metadata")
             zarr.consolidate_metadata(partial)
-        shutil.rmtree(path, ignore_errors=True)
+        if path.exists():
+            shutil.rmtree(path)
         partial.rename(path)
         return
     with xr.open_zarr(partial, consolidated=False, chunks=None) as dataset:

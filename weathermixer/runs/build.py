@@ -126,7 +126,7 @@ class Training:
     rollout: int  # how often forecasts are fed back in the loss
     apply: Callable  # (params, x, *, repeats, key) -> prediction
     loss: Callable  # (params, batch, standardization, key) -> loss
-    eval_loss: Callable  # the same, jitted
+    eval_loss: Callable  # the same, jitted; in bfloat16 where training is in 8-bit floats
     train_step: Callable  # (state, batch, standardization) -> (state, metrics)
     initial_state: Callable[[], TrainState]  # to be jitted
 
