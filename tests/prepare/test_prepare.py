@@ -14,6 +14,7 @@ from weathermixer.archive.verify import verify_archive
 from weathermixer.prepare import shards
 from weathermixer.prepare.prepare import prepare_archive
 from weathermixer.prepare.sizes import plan_archive
+from weathermixer.prepare.writer import Journal
 from weathermixer.sources.sources import Source, open_source
 
 
@@ -219,6 +220,23 @@ def test_a_damaged_journal_is_refused(tmp_path, source, monkeypatch):
         prepare_archive(source, tmp_path / "a", times_per_shard=3)
     entry.unlink()
     assert len(prepare_archive(source, tmp_path / "a", times_per_shard=3).times) == 20
+
+
+def test_a_journal_is_not_held_at_once(tmp_path):
+    """An entry is some 8 kB for 69 channels, and there may be 90,000."""
+    journal, reads = Journal(str(tmp_path)), []
+    for shard in range(300):
+        journal.write_entry(shard, number=np.array(shard))
+
+    class Folder:
+        def read(self, key):
+            reads.append(key)
+            return folder.read(key)
+
+    folder, journal.folder = journal.folder, Folder()
+    entries = journal.read_entries(range(300))
+    assert next(entries)["number"] == 0 and len(reads) < 300
+    assert [int(entry["number"]) for entry in entries] == list(range(1, 300)) and len(reads) == 300
 
 
 def test_two_at_once_are_refused(tmp_path, source, monkeypatch):

@@ -10,10 +10,12 @@ import contextlib
 import datetime
 import fcntl
 import io
+import itertools
 import json
 import os
 import secrets
 import shutil
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +30,7 @@ from weathermixer.fields.grid import Grid
 from weathermixer.fields.variables import Channel
 
 FOLDER = ".prepare"  # of the journal
+AHEAD = 256  # of its entries, which are read before they are asked for
 _ATTRIBUTES = {
     "time": {"units": "hours since 1970-01-01", "calendar": "proleptic_gregorian", "standard_name": "time"},
     "latitude": {"units": "degrees_north", "standard_name": "latitude"},
@@ -211,8 +214,12 @@ class Journal:
         return {int(number) for name, _, number in keys if name == "shard"}
 
     def read_entries(self, shards: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
-        """The arrays of shards' entries, in order; ValueError where one is damaged."""
-        for shard, read in zip(shards, [self.folder.read(_key(shard)) for shard in shards]):
+        """The arrays of shards' entries, in order, some of them read ahead; ValueError where one is damaged."""
+        reads = ((shard, self.folder.read(_key(shard))) for shard in shards)
+        ahead = deque(itertools.islice(reads, AHEAD))
+        while ahead:
+            shard, read = ahead.popleft()
+            ahead.extend(itertools.islice(reads, 1))
             try:
                 with np.load(io.BytesIO(read.result().value)) as arrays:
                     entry = dict(arrays)
