@@ -143,12 +143,12 @@ def classify(found: Collective, shape: ModelShape, layout: Layout, options: Step
     reach, products = max(found.group) - min(found.group), contractions(shape)
     if found.elements == 1:
         return SCALARS
+    if "shard_map" in found.origin and found.kind != "all-reduce":
+        axis = "data" if reach >= layout.instance else "domain" if reach >= layout.tensor else "tensor"
+        return f"contractions over {axis}"
     if reach >= layout.instance:
         kernels = {c.kernel // c.operands // layout.instance for c in products if c.name != "blend"}
-        sums = "gradients over data" if found.elements in kernels else "vectors"
-        return "parameters over data" if found.kind == "all-gather" else sums
-    if "shard_map" in found.origin and found.kind != "all-reduce":
-        return f"contractions over {'tensor' if reach < layout.tensor else 'domain'}"
+        return "gradients over data" if found.elements in kernels else "vectors"
     instance = options.batch // layout.data
     points = instance * shape.grid[0] * shape.grid[1] // layout.domain
     classes = {instance * shape.tokens // layout.domain: "norms", points: "head's norms"}
@@ -160,7 +160,8 @@ def expected_bytes(shape: ModelShape, layout: Layout, options: StepOptions) -> C
     """Bytes that a device receives by class, by the formulae."""
     expected = Counter()
     for transfer in step_transfers(shape, layout, options):
-        axis = "tensor" if transfer.group == layout.contracted("channel") else "domain"
+        axes = dict(tensor=layout.contracted("channel"), domain=layout.contracted("token"), data=layout.replicas)
+        axis = next(name for name, group in axes.items() if group == transfer.group)
         expected[f"contractions over {axis}" if ": " in transfer.name else transfer.name] += transfer.bytes
     return expected
 
@@ -170,10 +171,10 @@ def compiled_bytes(text: str, shape: ModelShape, layout: Layout, options: StepOp
 
     XLA:CPU makes a sum that is cut out of a whole sum and a slice; it counts as what the cut sum receives.
     """
-    received, summed_and_cut = Counter(), {"head"} | ({"gradients over data"} if options.zero != "none" else set())
+    received = Counter()
     for found in collectives(text):
         name = classify(found, shape, layout, options)
-        received[name] += found.received / (2 if found.kind == "all-reduce" and name in summed_and_cut else 1)
+        received[name] += found.received / (2 if found.kind == "all-reduce" and name == "head" else 1)
     return received
 
 

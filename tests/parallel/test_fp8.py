@@ -12,7 +12,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec
 from experiments import synthetic
 from tests.parallel.test_jigsaw import FACTORIZATIONS, SUBSCRIPTS, dense, distributed, make_case
 from tests.tiny_training import GRID, tiny_settings
-from weathermixer.parallel import fp8
+from weathermixer.parallel import fp8, jigsaw, rings
 from weathermixer.parallel.jigsaw import mix
 from weathermixer.parallel.mesh import AXES, make_mesh, sharding, use_mesh
 from weathermixer.parallel.schedule import SCHEDULES, kernel_names
@@ -20,15 +20,8 @@ from weathermixer.parallel.schedule import SCHEDULES, kernel_names
 QUICK = ((2, 2, 2),)
 
 
-def quantize(x, sizes=(1, 2, 2)):
-    """(straight, turned, unit) of a matrix that is cut over `domain` and `tensor`, put together."""
-    mesh = make_mesh(*sizes)
-    cut = PartitionSpec("domain", "tensor")
-    out = fp8.Quantized(cut, PartitionSpec("tensor", "domain"), PartitionSpec())
-    with use_mesh(mesh):
-        x = jax.device_put(x, jax.sharding.NamedSharding(mesh, cut))
-        inner = functools.partial(fp8.quantize, axes=AXES[1:])
-        return jax.tree.map(lambda y: np.asarray(y, np.float32), jax.jit(jax.shard_map(inner, out_specs=out))(x))
+def quantize(x):
+    return jax.tree.map(lambda y: np.asarray(y, np.float32), jax.jit(fp8.quantize)(x))
 
 
 @pytest.mark.parametrize("largest", [3e-20, 1e-8, 0.9, 1.0, 1.1, 7e4])
@@ -52,6 +45,32 @@ def test_zeros_stay_and_what_is_not_finite_shows():
         assert np.isnan((straight * unit)[3, 3])
 
 
+@pytest.mark.parametrize("ring", [True, False])
+def test_parts_of_unlike_size_are_put_together_in_one_unit(ring):
+    """Each device's values in its own unit, and in the largest: the same but for what is under the format's least."""
+    mesh, cut = make_mesh(1, 4, 1), PartitionSpec("domain", None)
+    x = np.random.default_rng(0).standard_normal((16, 6)).astype(np.float32)
+    x *= np.repeat(np.float32([1e-3, 40, 7, 0]), 4)[:, None]
+    whole = fp8.Quantized(PartitionSpec(None), PartitionSpec(None), PartitionSpec(None))
+
+    def inner(x):
+        return rings.gather(fp8.quantize(x), "domain", 0, ring=ring)
+
+    def gather(x):
+        function = jax.jit(jax.shard_map(inner, out_specs=whole, check_vma=False))
+        found = function(jax.device_put(x, jax.sharding.NamedSharding(mesh, cut)))
+        return jax.tree.map(lambda y: np.asarray(y, np.float32), found)
+
+    with use_mesh(mesh):
+        straight, turned, unit = gather(x)
+        np.testing.assert_array_equal(straight, turned.T)
+        assert unit == quantize(x)[2]
+        np.testing.assert_allclose(straight * unit, quantize(x)[0] * unit, atol=unit.item() * 2**-9)
+        x[2, 3] = np.nan  # of one device: that device's part shows it
+        straight, _, _ = gather(x)
+        assert np.isnan(straight[:4]).all()
+
+
 @pytest.mark.parametrize("shape", [(64, 128), (150, 200), (7, 300)])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_the_kernel_writes_what_the_reference_writes(shape, dtype):
@@ -67,9 +86,9 @@ def cases():
     return [make_case(over, schedule, 4, 48, 96, 144) for over in SUBSCRIPTS for schedule in schedules]
 
 
-def quantized(sizes, cases):
+def quantized(sizes, cases, *, zero=False):
     """(y, dx, dW) of every case with products in 8-bit floats, on a mesh."""
-    results = distributed(make_mesh(*sizes), cases, jnp.float32, fp8=True)
+    results = distributed(make_mesh(*sizes), cases, jnp.float32, fp8=True, zero=zero)
     return [[np.asarray(array, np.float64) for array in result] for result in results]
 
 
@@ -90,10 +109,18 @@ def test_products_are_rounded_and_nothing_else(cases, on_one_device):
     ids=str,
 )
 def test_every_mesh_quantizes_alike(cases, on_one_device, sizes):
-    """The units are those of whole matrices: between meshes only the order of sums in float32 differs."""
+    """Units are powers of two: between meshes the order of sums differs, and numbers under a unit's least."""
     for found, expected in zip(quantized(sizes, cases), on_one_device, strict=True):
         for ours, one in zip(found, expected, strict=True):
-            assert np.abs(ours - one).max() / np.abs(one).max() < 2e-6
+            assert np.abs(ours - one).max() / np.abs(one).max() < 1e-5
+
+
+@pytest.mark.parametrize("most_in_ring", [8, 1])
+def test_so_do_instances_that_share_kernels(cases, on_one_device, most_in_ring, monkeypatch):
+    monkeypatch.setattr(jigsaw, "MOST_IN_RING", most_in_ring)
+    for found, expected in zip(quantized((4, 2, 1), cases, zero=True), on_one_device, strict=True):
+        for ours, one in zip(found, expected, strict=True):
+            assert np.abs(ours - one).max() / np.abs(one).max() < 1e-5
 
 
 def test_the_compiler_has_no_schedule_for_it():

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from tests.tiny_training import quick_compilation
+from weathermixer.parallel import jigsaw
 from weathermixer.parallel.jigsaw import mix
 from weathermixer.parallel.mesh import make_mesh, sharding, use_mesh
 from weathermixer.parallel.schedule import SCHEDULES, choose_schedule, kernel_names
+from weathermixer.parallel.zero import cut_instances
 from weathermixer.planning.hlo import KINDS, is_product, parse
 
 FACTORIZATIONS = [(1, 1, 8), (1, 2, 4), (1, 4, 2), (1, 8, 1), (2, 2, 2), (2, 4, 1), (1, 1, 1), (1, 3, 2)]
@@ -33,8 +35,11 @@ def dense(over, x, kernel, dy):
     )
 
 
-def distributed(mesh, cases, dtype, *, fp8=False):
-    """(y, dx, dW) of every (over, schedule, x, kernel, dy), in one program; each must be cut as what it belongs to."""
+def distributed(mesh, cases, dtype, *, fp8=False, zero=False):
+    """(y, dx, dW) of every (over, schedule, x, kernel, dy), in one program; each must be cut as what it belongs to.
+
+    With `zero` kernels are cut over the instances too.
+    """
     activation = sharding(mesh, "batch", "token", "embed")
 
     def run(arguments):
@@ -54,6 +59,8 @@ def distributed(mesh, cases, dtype, *, fp8=False):
             )
             for over, schedule, x, kernel, dy in cases
         ]
+        if zero:
+            arguments = [(x, cut_instances(kernel), dy) for x, kernel, dy in arguments]
         results = jax.jit(run)(arguments)
     for (x, kernel, dy), (y, dx, dkernel) in zip(arguments, results, strict=True):
         for got, like in ((y, dy), (dx, x), (dkernel, kernel)):
@@ -62,8 +69,8 @@ def distributed(mesh, cases, dtype, *, fp8=False):
     return results
 
 
-def check(mesh, cases, dtype, tolerance):
-    for (over, schedule, x, kernel, dy), got in zip(cases, distributed(mesh, cases, dtype), strict=True):
+def check(mesh, cases, dtype, tolerance, *, zero=False):
+    for (over, schedule, x, kernel, dy), got in zip(cases, distributed(mesh, cases, dtype, zero=zero), strict=True):
         for name, ours, exact in zip(("y", "dx", "dW"), got, dense(over, x, kernel, dy), strict=True):
             error = np.abs(np.asarray(ours, np.float64) - exact).max() / np.abs(exact).max()
             assert error < tolerance, f"{name} over {over}s on {schedule}: {error:.2e}"
@@ -90,6 +97,27 @@ def test_every_schedule_equals_the_dense_product(sizes):
 def test_bfloat16_rounds_and_nothing_else():
     cases = [make_case(over, schedule, 2, 48, 96, 144) for over in SUBSCRIPTS for schedule in SCHEDULES]
     check(make_mesh(2, 2, 2), cases, jnp.bfloat16, 2e-2)
+
+
+@pytest.mark.parametrize("most_in_ring", [8, 1])
+@pytest.mark.parametrize("sizes", [(4, 2, 1), pytest.param((2, 2, 2), marks=pytest.mark.slow)], ids=str)
+def test_kernels_that_instances_share(sizes, most_in_ring, monkeypatch):
+    """Gathered and summed chunk by chunk, or by collectives: the same, and each instance gets its part of dW."""
+    monkeypatch.setattr(jigsaw, "MOST_IN_RING", most_in_ring)
+    cases = [make_case(over, schedule, 4, 48, 96, 144) for over in SUBSCRIPTS for schedule in SCHEDULES]
+    check(make_mesh(*sizes), cases, jnp.float32, 2e-6, zero=True)
+
+
+def test_instances_sum_a_shared_kernels_gradient_in_float32(monkeypatch):
+    """Of four instances three add 3/4 to 256, where bfloat16's next number is 258: one by one it would lose them."""
+    x, dy = np.full((4, 8, 8), 3 / 32, np.float32), np.ones((4, 8, 8), np.float32)
+    x[0] = 32
+    kernel = random(8, 8)
+    for most_in_ring in (8, 1):
+        monkeypatch.setattr(jigsaw, "MOST_IN_RING", most_in_ring)
+        case = ("channel", "ring_scatter", x, kernel, dy)
+        ((_, _, dkernel),) = distributed(make_mesh(4, 1, 1), [case], jnp.bfloat16, zero=True)
+        np.testing.assert_allclose(np.asarray(dkernel), 258.25, atol=0.25)
 
 
 @pytest.mark.parametrize("seed", [0, 3, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])

@@ -7,10 +7,11 @@ from flax import nnx
 
 from weathermixer.model.weathermixer import ModelShape, WeatherMixer
 from weathermixer.parallel.mesh import make_abstract_mesh, sharding
+from weathermixer.parallel.zero import cut_instances
 from weathermixer.planning.account import held, kept_for_backward
 from weathermixer.planning.memory import activation_bytes, memory_parts
-from weathermixer.planning.meshes import Layout, StepOptions
-from weathermixer.planning.work import parameters
+from weathermixer.planning.meshes import Layout, StepOptions, kept_parameters
+from weathermixer.planning.work import contractions, parameters
 
 BIG = ModelShape(embed=4896, embed_hidden=4896)  # the published 16-TFLOP model
 
@@ -19,12 +20,25 @@ def test_state_by_hand():
     n = parameters(BIG) * 4
     parts = memory_parts(BIG, Layout(4, 2, 2), StepOptions(batch=4, ema=True))
     assert [parts[name] for name in ("parameters", "moments", "ema", "gradients")] == [n / 4, n / 2, n / 4, n / 4]
-    cut = memory_parts(BIG, Layout(4, 2, 2), StepOptions(batch=4, ema=True, zero="moments"))
-    assert [cut[name] for name in ("parameters", "moments", "ema")] == [n / 4, n / 8, n / 16]
-    all_cut = memory_parts(BIG, Layout(4, 2, 2), StepOptions(batch=4, ema=True, zero="parameters"))
-    assert all_cut["parameters"] == n / 16
+    cut = memory_parts(BIG, Layout(4, 2, 2), StepOptions(batch=4, ema=True, zero="parameters"))
+    assert [cut[name] for name in ("parameters", "moments", "ema", "gradients")] == [n / 16, n / 8, n / 16, n / 16]
     # two frames of 16-bit values in use and two put on the devices ahead
     assert parts["batch"] == 4 * 72 * 720 * 1440 * 2 / 4
+
+
+@pytest.mark.parametrize("mixing", ["dense", "circulant"])
+@pytest.mark.parametrize("sizes", [(4, 2, 1), (2, 1, 2), (3, 2, 1), (5, 1, 1), (64, 1, 1)], ids=str)
+def test_kernels_are_shared_where_they_divide(sizes, mixing):
+    """Between 5 instances, or 64, some of these kernels cannot be cut, and each keeps all of them."""
+    shape = ModelShape((24, 48), 8, 6, (2, 4), embed=48, token_hidden=96, embed_hidden=64, token_mixing=mixing)
+    mesh, options = make_abstract_mesh(*sizes), StepOptions(batch=sizes[0], zero="parameters")
+    with jax.sharding.use_abstract_mesh(mesh):
+        params = nnx.split(nnx.eval_shape(lambda: WeatherMixer(shape, rngs=nnx.Rngs(0))))[1]
+        kept = sum(map(held, jax.tree.leaves(jax.eval_shape(cut_instances, params)))) / 4
+    vectors = parameters(shape) - sum(c.count * c.kernel // c.columns for c in contractions(shape) if c.name != "blend")
+    assert kept_parameters(shape, Layout(*sizes), options) == pytest.approx(kept, abs=vectors / sizes[1] / sizes[2])
+    alone = parameters(shape) / sizes[1] / sizes[2]
+    assert kept < 1.1 * alone / sizes[0] if sizes[0] < 5 else kept > 2 * alone / sizes[0]
 
 
 def test_rollouts_accumulation_and_muon_by_hand():

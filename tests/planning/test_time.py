@@ -6,7 +6,7 @@ import pytest
 
 from weathermixer.planning.hardware import HARDWARE, find_device, find_hardware
 from weathermixer.planning.meshes import Layout, StepOptions, executed_flops
-from weathermixer.planning.time import MEASURED, scales_agreed, step_time, transfer_seconds
+from weathermixer.planning.time import MEASURED, step_time, transfer_seconds
 from weathermixer.planning.time import MODEL_SHAPE as BIG
 from weathermixer.planning.traffic import Group, Transfer
 from weathermixer.planning.work import parameters
@@ -35,17 +35,6 @@ def test_transfers_under_products_slow_them():
     free, dear = (step_time(BIG, layout, options, find_hardware("h200", contention=c)) for c in (0, 0.5))
     assert dear.exchange_hidden == free.exchange_hidden > 0
     assert dear.total - free.total == pytest.approx(0.5 * dear.exchange_hidden)
-
-
-@pytest.mark.parametrize(
-    "options, scales",
-    [({}, 24), ({"rematerialize": "block"}, 36), ({"accumulate": 2}, 48), ({"rollout": 2}, 72), ({"repeats": 2}, 48)],
-)
-def test_scales_are_agreed_on_wherever_a_product_is_made(options, scales):
-    """Three blocks of four products; counted in compiled steps, as pmax of inputs and gradients."""
-    fp8 = StepOptions(batch=4, compute_dtype="fp8", **options)
-    assert scales_agreed(BIG, Layout(1, 2, 1), fp8) == scales
-    assert scales_agreed(BIG, Layout(1, 1, 1), fp8) == 0
 
 
 def test_products_divide_over_devices():

@@ -8,7 +8,7 @@ from weathermixer.model.weathermixer import ModelShape
 from weathermixer.parallel.schedule import choose_schedule
 from weathermixer.planning.meshes import Group, Layout, StepOptions, misfits
 from weathermixer.planning.traffic import Transfer, read_bytes, step_transfers
-from weathermixer.planning.work import contractions, parameters
+from weathermixer.planning.work import contractions
 
 SHAPE = ModelShape((8, 16), 8, 6, (1, 4), embed=32, token_hidden=16, embed_hidden=64, blocks=2, head="increment")
 
@@ -56,13 +56,25 @@ def test_rematerialization_repeats_a_blocks_transfers():
         assert again[name] == kept[name]
 
 
-@pytest.mark.parametrize("zero, sums, gathers", [("none", 2, 0), ("moments", 1, 1), ("parameters", 1, 1)])
-def test_sum_over_data(zero, sums, gathers):
-    found = transfers(Layout(4, 2, 1), zero=zero)
+def test_sum_over_data():
     kernels = sum(c.kernel * c.count for c in contractions(SHAPE))
-    assert found["gradients over data"].bytes == pytest.approx(3 / 4 * kernels / 2 * 4 * sums)
-    gathered = found["parameters over data"].bytes if gathers else 0
-    assert gathered == pytest.approx(3 / 4 * parameters(SHAPE) / 2 * 4 * gathers)
+    all_reduce = transfers(Layout(4, 2, 1))["gradients over data"]
+    assert all_reduce.bytes == pytest.approx(2 * 3 / 4 * kernels / 2 * 4) and not all_reduce.under
+
+
+@pytest.mark.parametrize("data, summed, straight", [(4, 2, True), (16, 4, False)])
+@pytest.mark.parametrize("compute_dtype, gathered", [("bfloat16", 2), ("fp8", 1)])
+def test_zero_gathers_kernels_forward_and_backward_and_sums_their_parts(
+    data, summed, straight, compute_dtype, gathered
+):
+    """Chunks in bfloat16 are summed in float32 where they arrive; between many instances a collective sums float32."""
+    found = transfers(Layout(data, 2, 1), zero="parameters", compute_dtype=compute_dtype)
+    up, encode = found["token up: kernel over data"], found["encode: kernel over data"]
+    part = (data - 1) / data / 2
+    assert up.bytes == pytest.approx(part * 2 * 32 * 16 * (2 * gathered + summed))  # of two blocks
+    assert encode.bytes == pytest.approx(part * 32 * 32 * (2 + summed))  # in bfloat16; its input is data
+    assert (up.under, up.straight, up.messages) == ("token up" * straight, straight, 2 * 3 * (data - 1))
+    assert "gradients over data" not in found
 
 
 def test_a_rollout_gathers_kernels_once_and_sums_gradients_each_time():
@@ -76,11 +88,10 @@ def test_a_rollout_gathers_kernels_once_and_sums_gradients_each_time():
 
 
 @pytest.mark.parametrize("times", [{"rollout": 3}, {"accumulate": 3}])
-def test_gradients_are_summed_for_each_step_and_part_and_new_parameters_gathered_once(times):
-    """The compiled step's loops of three have these sums in them, and the gathering behind them."""
-    once, thrice = (transfers(Layout(2, 1, 1), zero="moments", batch=6, **more) for more in ({}, times))
+def test_gradients_are_summed_for_each_step_and_part(times):
+    """The compiled step's loops of three have these sums in them."""
+    once, thrice = (transfers(Layout(2, 1, 1), batch=6, **more) for more in ({}, times))
     assert thrice["gradients over data"].bytes == 3 * once["gradients over data"].bytes
-    assert thrice["parameters over data"] == once["parameters over data"]
 
 
 def test_two_frames_are_encoded_in_one_contraction():
@@ -126,7 +137,7 @@ def test_batch_and_model_must_divide():
 
 
 def test_bad_options():
-    with pytest.raises(ValueError, match="zero='all' is not one of none, moments, parameters"):
+    with pytest.raises(ValueError, match="zero='all' is not one of none, parameters"):
         StepOptions(batch=1, zero="all")
     with pytest.raises(ValueError, match="compute_dtype='float8' is not one of"):
         StepOptions(batch=1, compute_dtype="float8")

@@ -125,7 +125,7 @@ def test_circulant_token_mixing(mesh, one_device):
 
 @pytest.mark.slow
 def test_a_short_run_with_muon_on_kernels_of_two_and_three_dimensions():
-    options = CIRCULANT | dict(kind="muon", zero="moments", peak_rate=1e-2)
+    options = CIRCULANT | dict(kind="muon", zero="parameters", peak_rate=1e-2)
     (expected, _), (losses, state) = (make_tiny(sizes, **options).run(steps=4) for sizes in ((1, 1, 1), (2, 2, 2)))
     np.testing.assert_allclose(losses, expected, rtol=2e-5)
     # moments are cut as their parameters are, and over the instances

@@ -9,12 +9,12 @@ import numpy as np
 from flax import nnx
 from jax import lax
 from jax.nn.initializers import ones, zeros
-from jax.sharding import PartitionSpec
+from jax.sharding import PartitionSpec, reshard
 from jaxtyping import Array, Bool, Float
 
 from weathermixer.model.elementwise import EPSILON
 from weathermixer.model.layers import kernel_init, parameter
-from weathermixer.parallel.mesh import LOGICAL_AXES, spec
+from weathermixer.parallel.mesh import LOGICAL_AXES, spec, without
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -73,12 +73,14 @@ def _blend_backward(counted, saved, dy):
     level = (dmean / 2 - dvariance * outer_mean) / count
     # through the products; what corrects a kernel by the state does not need the state in float32
     cut, kernel_cut = (jax.typeof(array).sharding.spec for array in (x, weights["first"]))
+    # gathered once: each of the four products would gather it by itself
+    whole = lax.optimization_barrier(reshard(dz, without(cut, LOGICAL_AXES["channel"])))
     through = {
-        name: _product("co,bolw->bclw", weights[name].astype(dz.dtype), dz, cut).astype(dz.dtype)
+        name: _product("co,bolw->bclw", weights[name].astype(dz.dtype), whole, cut).astype(dz.dtype)
         for name in ("first", "second")
     }
     dkernel = {
-        name: _kernel_gradient(factor.astype(dz.dtype), dz, kernel_cut)
+        name: _kernel_gradient(factor.astype(dz.dtype), whole, kernel_cut)
         for name, factor in (("first", normal), ("second", x))
     }
     # through the inner norm

@@ -17,6 +17,7 @@ from weathermixer.model.elementwise import add_bias, layer_norm
 from weathermixer.parallel.jigsaw import ACTIVATION, mix
 from weathermixer.parallel.mesh import spec, ways
 from weathermixer.parallel.schedule import Over, Schedule, choose_schedule, kernel_names
+from weathermixer.parallel.zero import gather_instances
 
 
 def parameter(init: Callable, rngs: nnx.Rngs, names: tuple[str, ...], shape: tuple[int, ...]) -> nnx.Param:
@@ -73,6 +74,7 @@ class Dense(nnx.Module):
         """finish(x kernel, bias): an activation function that adds the bias itself saves writing the sum."""
         kernel, bias, columns = self.kernel[...], self.bias[...], self.columns
         if columns > 1:  # [s, l, r, j]: from a column l the offsets are turned by l
+            kernel, bias = gather_instances((kernel, bias))
             size, names = [columns * rows for rows in kernel.shape[:2]], kernel_names("token", self.schedule)
             kernel = kernel.astype(x.dtype)
             turned = jnp.stack([jnp.roll(kernel, column, axis=-1) for column in range(columns)], axis=1)

@@ -142,22 +142,19 @@ class WeatherMixer(nnx.Module):
 
     @jax.named_scope("encode")
     def _encode(self, frames):
-        encode = gather_instances(self.encode)
+        encode = self.encode
         kernels = [encode.kernel[...]]
         if len(frames) == 2:
-            kernels.append(gather_instances(self.previous_kernel[...]))
+            kernels.append(self.previous_kernel[...])
         features = [patch(frame.astype(self.compute_dtype), self.shape.patch) for frame in frames]
         y = mix(features, kernels, over="channel", schedule=encode.schedule)
         return add_bias(y, dense_bias(encode.bias[...], "channel"))
 
     def _apply_block(self, block, *inputs):
-        def run(block, *inputs):
-            return gather_instances(block)(*inputs)  # here: rematerialization then gathers again, and keeps no copy
-
+        run = MixerBlock.__call__
         return (jax.checkpoint(run) if self.rematerialize == "block" else run)(block, *inputs)
 
     def _decode(self, h, encoded, condition):
-        parts = (self.decode_kernel[...], self.decode_bias[...], self.norm)
-        kernel, bias, norm = (gather_instances(part) for part in parts)
-        y = mix((norm(h, condition), encoded), (kernel[0], kernel[1]), over="channel", schedule=self.decode_schedule)
-        return add_bias(y, dense_bias(bias, "channel"))
+        kernel, normal = self.decode_kernel[...], self.norm(h, condition)
+        y = mix((normal, encoded), (kernel[0], kernel[1]), over="channel", schedule=self.decode_schedule)
+        return add_bias(y, dense_bias(self.decode_bias[...], "channel"))

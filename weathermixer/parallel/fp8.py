@@ -2,9 +2,9 @@
 
 A product of 8-bit floats runs at twice the rate of one in bfloat16, and wants the contracted dimension innermost in
 both operands. A forward pass and its two gradients contract either dimension of every operand, so each is written
-twice, by one pass over memory. The scale is the power of two that brings the largest magnitude of the whole matrix,
-over all devices, to between 128 and 256 of the format's 448: current, so that nothing is cut off, and exact to multiply
-with.
+twice, by one pass over memory. The scale is the power of two that brings the largest magnitude of a device's part to
+between 128 and 256 of the format's 448: current, so that nothing is cut off, and exact to multiply with. Each device
+has its own, so that none waits for the others; between powers of two only numbers under the format's least differ.
 """
 
 import functools
@@ -36,18 +36,23 @@ def check_device(device: jax.Device) -> None:
 
 
 class Quantized(NamedTuple):
-    """A device's part of a matrix: straight[m, n] * unit, or turned[n, m] * unit; the unit is that of all devices."""
+    """A device's part of a matrix: straight[m, n] * unit, or turned[n, m] * unit."""
 
     straight: Float[Array, "m n"]
     turned: Float[Array, "n m"]
-    unit: Float[Array, ""]
+    unit: Float[Array, "1 1"]
+
+    def in_units(self, unit: Float[Array, "1 1"]) -> "Quantized":
+        """The same in a unit that is larger: exact where it is not under the format's least."""
+        scale = self.unit / unit
+        return Quantized(*((x.astype(jnp.float32) * scale).astype(FORMAT) for x in self[:2]), unit)
 
 
 Operand = Array | Quantized
 
 
-def quantize(x: Float[Array, "m n"], axes: tuple[str, ...], *, first: int | None = None) -> Quantized:
-    """A device's part of a matrix that is cut over `axes`; what is not finite shows as NaN.
+def quantize(x: Float[Array, "m n"], *, first: int | None = None) -> Quantized:
+    """A device's part of a matrix; what is not finite shows as NaN.
 
     `first` is the dimension over which the largest magnitude is taken first: where something else is summed over the
     same one, both are one pass.
@@ -55,11 +60,10 @@ def quantize(x: Float[Array, "m n"], axes: tuple[str, ...], *, first: int | None
     largest = jnp.max(jnp.abs(x), axis=first).astype(jnp.float32)
     if first is not None:
         largest = jnp.max(lax.optimization_barrier(largest))
-    largest = lax.pmax(largest, axes)
     exponent = jnp.maximum(jnp.frexp(largest)[1] - LARGEST, SMALLEST)
     scale, unit = (jnp.ldexp(jnp.float32(1), power) for power in (-exponent, exponent))
     written = lax.platform_dependent(x, scale, cuda=write_fast, default=write)
-    return Quantized(*written, jnp.where(jnp.isfinite(largest), unit, jnp.nan))
+    return Quantized(*written, jnp.where(jnp.isfinite(largest), unit, jnp.nan).reshape(1, 1))
 
 
 def write(x: Float[Array, "m n"], scale: Float[Array, ""]) -> tuple[Float[Array, "m n"], Float[Array, "n m"]]:
@@ -101,7 +105,7 @@ def multiply(a: Operand, b: Operand, dims: tuple[int, int], dtype: jnp.dtype) ->
     if not isinstance(a, Quantized):
         return lax.dot_general(a, b, (((dims[0],), (dims[1],)), ((), ())))
     first, second = (
-        (x.straight if dim else x.turned).astype(dtype) * x.unit.astype(dtype)
+        (x.straight if dim else x.turned).astype(dtype) * x.unit.reshape(()).astype(dtype)
         for x, dim in zip((a, b), dims, strict=True)
     )
     return lax.dot_general(first, second, (((1,), (1,)), ((), ())), preferred_element_type=dtype)

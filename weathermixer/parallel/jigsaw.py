@@ -7,6 +7,9 @@ transpose (Jigsaw, section 3). Below, `along` is the mesh axis that is contracte
 Along the contracted axis either x is gathered or the partial products of y are scattered (rings.py); in the ring forms
 a chunk travels while another is multiplied. Kernels are gathered across the other axis in the same chunks; they wait
 for nothing, so they travel under the products before. What moves, in bytes: schedule.py.
+
+A kernel may be cut over the instances too (zero.py): then it is gathered over them as across the other axis, and its
+gradient is summed over them chunk by chunk, each instance its own part, under the products that follow.
 """
 
 import dataclasses
@@ -22,11 +25,12 @@ from jax.sharding import PartitionSpec, reshard
 from jaxtyping import Array, Float
 
 from weathermixer.parallel.fp8 import Quantized, multiply, quantize
-from weathermixer.parallel.mesh import AXES, LOGICAL_AXES, spec, without
+from weathermixer.parallel.mesh import AXES, LOGICAL_AXES, axes_of, spec, without
 from weathermixer.parallel.rings import add, arrive, deliver, gather, in_order, part
-from weathermixer.parallel.schedule import SCHEDULES, Over, Schedule, kernel_names, moves_input
+from weathermixer.parallel.schedule import MOST_IN_RING, SCHEDULES, Over, Schedule, kernel_names, moves_input
 
 ACTIVATION = ("batch", "token", "embed")
+INSTANCES = LOGICAL_AXES["batch"]
 # in memory activations are [token, batch, embed]: either mixing is then one plain matrix product, whatever the batch,
 # and chunks along `domain` are contiguous; left alone, XLA may keep them embed-major and transpose at every norm
 TOKEN_MAJOR = Layout(major_to_minor=(1, 0, 2))
@@ -48,8 +52,8 @@ def mix(
     Args:
       x: cut ("batch", "token", "embed"), and so is the result. Of several activations with a kernel each the sum is
         returned: one contraction over all of them, whose result travels once.
-      kernel: [contracted, produced], cut as `kernel_names(over, schedule)` says. It is cast to the activation's dtype
-        before it travels; its gradient comes back in its own dtype.
+      kernel: [contracted, produced], cut as `kernel_names(over, schedule)` says, and one dimension over the instances
+        too or not. It is cast to the activation's dtype before it travels; its gradient comes back in its own dtype.
       over: what is mixed.
       schedule: "auto" is the ring form for which the kernel is cut; "einsum" leaves the schedule to the compiler.
       fp8: products, and what travels to them, in 8-bit floats (fp8.py); sums and results as without.
@@ -68,12 +72,12 @@ def mix(
         raise ValueError(f"schedule={schedule!r} is not one of {SCHEDULES}")
     xs, kernels = ((x,), (kernel,)) if isinstance(x, jax.Array) else (tuple(x), tuple(kernel))
     cuts = [jax.typeof(one).sharding.spec for one in kernels]
-    stored = "ring_gather" if cuts[0] == spec(*kernel_names(over, "gather")) else "ring_scatter"
+    stored = "ring_gather" if without(cuts[0], INSTANCES) == spec(*kernel_names(over, "gather")) else "ring_scatter"
     if schedule == "auto":
         schedule = stored
     names = kernel_names(over, stored if schedule == "einsum" else schedule)
     for cut in cuts:
-        if cut != spec(*names):
+        if without(cut, INSTANCES) != spec(*names) or cut != cuts[0]:
             raise ValueError(
                 f"kernel cut {cut} does not fit schedule={schedule!r} over {over}s: it is {spec(*names)} for {names}"
             )
@@ -81,12 +85,13 @@ def mix(
         if fp8:
             raise ValueError("schedule='einsum' has no products in 8-bit floats: choose another schedule, as 'auto'")
         return add(_einsum(x, kernel, over, names) for x, kernel in zip(xs, kernels, strict=True))
-    return _contract(xs, kernels, Way.of(over, schedule, fp8=fp8))
+    return _contract(xs, kernels, Way.of(over, schedule, cuts[0], fp8=fp8))
 
 
 def _einsum(x, kernel, over, names):
     """The contraction in one line, its schedule left to the compiler: the reference."""
-    kernel = reshard(kernel.astype(x.dtype), without(spec(*names), Way.of(over, "scatter").across))
+    across = {"channel": "token", "token": "embed"}[over]
+    kernel = reshard(kernel.astype(x.dtype), without(spec(*names), LOGICAL_AXES[across]))
     return jnp.einsum(
         {"channel": "bti,io->bto", "token": "bid,io->bod"}[over], x, kernel, out_sharding=spec(*ACTIVATION)
     )
@@ -103,24 +108,37 @@ class Way:
     mixed: int
     along: str
     across: str
+    kernel_spec: PartitionSpec
     gather: bool
     ring: bool
     fp8: bool
 
     @classmethod
-    def of(cls, over: Over, schedule: Schedule, *, fp8: bool = False) -> "Way":
+    def of(cls, over: Over, schedule: Schedule, kernel_spec: PartitionSpec, *, fp8: bool) -> "Way":
         mixed = {"token": 0, "channel": 1}[over]
         along, across = (LOGICAL_AXES[ACTIVATION[1 + d]] for d in (mixed, 1 - mixed))
         gather, ring = moves_input(schedule), schedule.startswith("ring")
-        return cls(mixed, along, across, gather=gather, ring=ring, fp8=fp8)
+        return cls(mixed, along, across, kernel_spec, gather=gather, ring=ring, fp8=fp8)
 
     @property
     def free(self) -> int:
         return 1 - self.mixed
 
     @property
-    def kernel_spec(self) -> PartitionSpec:
-        return spec(*kernel_names("channel" if self.mixed else "token", "gather" if self.gather else "scatter"))
+    def shared(self) -> int | None:
+        """The dimension in which kernels are cut over the instances too."""
+        return next((dim for dim, entry in enumerate(self.kernel_spec) if INSTANCES in axes_of(entry)), None)
+
+    @property
+    def gathers(self) -> bool:
+        """Whether there is anything to gather, of kernels or of x."""
+        axes = [self.across, *[self.along] * self.gather, *[INSTANCES] * (self.shared is not None)]
+        return any(lax.axis_size(axis) > 1 for axis in axes)
+
+    @property
+    def ring_of_instances(self) -> bool:
+        """Whether instances exchange chunks of kernels."""
+        return self.ring and lax.axis_size(INSTANCES) <= MOST_IN_RING
 
     @property
     def matrix_spec(self) -> PartitionSpec:
@@ -128,7 +146,7 @@ class Way:
         return PartitionSpec((token, batch), embed) if self.mixed else PartitionSpec(token, (batch, embed))
 
     def operand_spec(self, cut: PartitionSpec) -> Any:
-        return Quantized(cut, PartitionSpec(cut[1], cut[0]), PartitionSpec()) if self.fp8 else cut
+        return Quantized(cut, PartitionSpec(cut[1], cut[0]), PartitionSpec(AXES)) if self.fp8 else cut
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -139,8 +157,8 @@ def _contract(xs, kernels, way):
 def _contract_forward(xs, kernels, way):
     cuts = tuple((way.operand_spec(cut),) * len(xs) for cut in (way.matrix_spec, way.kernel_spec))
     forward = functools.partial(_forward, way=way)
-    y, operands = jax.shard_map(forward, out_specs=(spec(*ACTIVATION), cuts))(xs, kernels)
-    return y, operands if way.fp8 else (xs, kernels)  # what is only cast is cast again, and not kept twice
+    y, (narrow, kernels) = jax.shard_map(forward, out_specs=(spec(*ACTIVATION), cuts))(xs, kernels)
+    return y, (narrow if way.fp8 else xs, kernels)
 
 
 def _contract_backward(way, saved, dy):
@@ -154,8 +172,8 @@ _contract.defvjp(_contract_forward, _contract_backward)
 def _forward(xs, kernels, way):
     """y = sum x W, of one device's parts; and what the backward pass starts from, x and W as operands of products."""
     batch, dtype = xs[0].shape[0], xs[0].dtype
-    xs = tuple(_operand(_matrix(x, way), dtype, way, AXES) for x in xs)
-    kernels = tuple(_operand(kernel, dtype, way, (way.along, way.across)) for kernel in kernels)
+    xs = tuple(_operand(_matrix(x, way), dtype, way) for x in xs)
+    kernels = tuple(_operand(kernel, dtype, way) for kernel in kernels)
     pairs = [(x, _whole(kernel, way)) for x, kernel in zip(xs, kernels, strict=True)]
     product = functools.partial(_product, way=way, dtype=dtype)
     if way.gather:
@@ -175,14 +193,13 @@ def _forward(xs, kernels, way):
 def _backward(xs, kernels, dy, way):
     """dx = dy W^T by the transposed schedule, then dW = x^T dy from what has arrived, as one product each."""
     batch, dtype = dy.shape[0], dy.dtype
-    if lax.axis_size(way.across) > 1:
-        # gather them again: no device keeps whole kernels from forward to backward. Tied to x, which is there since
+    if way.gathers:
+        # gather them again: no device keeps wholes from forward to backward. Tied to each other, which are there since
         # the forward pass, they wait for nothing; tied to dy they would be gathered only when they are needed
         kernels, xs = lax.optimization_barrier((kernels, xs))
-    if not way.fp8:
-        xs, kernels = [_matrix(x, way) for x in xs], [kernel.astype(dtype) for kernel in kernels]
     wholes = [_whole(kernel, way) for kernel in kernels]
-    dy = _operand(_matrix(dy, way), dtype, way, AXES, first=way.free)  # as the bias's gradient is summed
+    xs = xs if way.fp8 else [_matrix(x, way) for x in xs]
+    dy = _operand(_matrix(dy, way), dtype, way, first=way.free)  # as the bias's gradient is summed
     product = functools.partial(_product, way=way, dtype=dtype, transposed=True)
     if way.gather:
 
@@ -191,7 +208,7 @@ def _backward(xs, kernels, dy, way):
 
         dxs = [deliver(functools.partial(term, whole), way.along, way.mixed, ring=way.ring) for whole in wholes]
         # waits for nothing, as the kernels
-        xs = [gather(x, way.along, way.mixed) for x in xs]
+        xs = [gather(x, way.along, way.mixed, ring=way.ring) for x in xs]
     else:
         chunks = list(arrive(dy, way.along, way.mixed, ring=way.ring))
         dxs = [add(product(chunk, part(whole, owner, way.along, 1)) for owner, chunk in chunks) for whole in wholes]
@@ -204,10 +221,15 @@ def _backward(xs, kernels, dy, way):
 
     def kernel_gradient(x):
         own = deliver(functools.partial(kernel_term, x), way.across, 0 if way.gather else 1, ring=way.ring)
-        with jax.named_scope("exchange"):
-            return lax.psum(own.astype(jnp.float32), LOGICAL_AXES["batch"])
+        if way.shared is None:
+            with jax.named_scope("exchange"):
+                return lax.psum(own.astype(jnp.float32), INSTANCES)
+        ring = way.ring_of_instances
+        own = own if ring else own.astype(jnp.float32)  # a ring sums in float32 whatever travels
+        return deliver(lambda owner: part(own, owner, INSTANCES, way.shared), INSTANCES, way.shared, ring=ring)
 
-    return tuple(_activation(dx, batch, way) for dx in dxs), tuple(map(kernel_gradient, xs))
+    dkernels = tuple(kernel_gradient(x).astype(jnp.float32) for x in xs)
+    return tuple(_activation(dx, batch, way) for dx in dxs), dkernels
 
 
 def _matrix(x, way):
@@ -222,15 +244,16 @@ def _activation(y, batch, way):
     return with_layout_constraint(jnp.moveaxis(y, 0, 1), TOKEN_MAJOR)
 
 
-def _operand(x, dtype, way, axes, **options):
-    """A matrix that is cut over `axes` as products want it: quantized, or in the compute dtype."""
-    return quantize(x, axes, **options) if way.fp8 else x.astype(dtype)
+def _operand(x, dtype, way, **options):
+    """A device's matrix as products want it: quantized, or in the compute dtype."""
+    return quantize(x, **options) if way.fp8 else x.astype(dtype)
 
 
 def _whole(kernel, way):
-    """The kernel, gathered over the axis that is not contracted."""
-    dim = 0 if way.gather else 1
-    return in_order([chunk for _, chunk in arrive(kernel, way.across, dim, ring=way.ring)], way.across, dim)
+    """The kernel, gathered over the axis that is not contracted, and over the instances where they share it."""
+    if way.shared is not None:
+        kernel = gather(kernel, INSTANCES, way.shared, ring=way.ring_of_instances)
+    return gather(kernel, way.across, 0 if way.gather else 1, ring=way.ring)
 
 
 # The three products. The operand whose free dimension comes first in the result stands first, so that none needs a

@@ -8,7 +8,8 @@ product uses is neither computed nor sent.
 
 Each is the other's transpose. In the ring forms chunk k goes straight to the device k places on, not through its
 neighbours: through a switch both cost the same bytes, but straight there is no chain of dependent hops, and a partial
-sum is rounded once on its way instead of at every hop.
+sum is rounded once on its way instead of at every hop. Chunks of 8-bit floats bring their units along, and have one
+where they are put together.
 """
 
 import functools
@@ -32,16 +33,22 @@ def _each(operand: Operand, dim: int, f: Callable[[Array, int], Array]) -> Opera
 def arrive(x: Operand, axis: str, dim: int, *, ring: bool) -> Iterator[tuple[Array | None, Operand]]:
     """Yields (owner, chunk) for every device's part of x along a mesh axis, the own one first; or (None, all of x)."""
     if not ring:
-        yield None, gather(x, axis, dim)
+        yield None, gather(x, axis, dim, ring=ring)
         return
     devices, me = lax.axis_size(axis), lax.axis_index(axis)
     for k in range(devices):
-        yield (me + k) % devices, _each(x, dim, lambda array, _: _shift(array, axis, -k))  # noqa: B023
+        yield (me + k) % devices, jax.tree.map(lambda array: _shift(array, axis, -k), x)  # noqa: B023
 
 
-@jax.named_scope("exchange")  # a profile shows regions by such names
-def gather(x: Operand, axis: str, dim: int) -> Operand:
-    return _each(x, dim, lambda array, dim: lax.all_gather(array, axis, axis=dim, tiled=True))
+def gather(x: Operand, axis: str, dim: int, *, ring: bool) -> Operand:
+    """All parts of x along a mesh axis, in the order of their owners."""
+    if ring:
+        return in_order([chunk for _, chunk in arrive(x, axis, dim, ring=ring)], axis, dim)
+    with jax.named_scope("exchange"):  # a profile shows regions by such names
+        if isinstance(x, Quantized):
+            unit = lax.pmax(x.unit, axis)
+            x = x.in_units(unit)
+        return _each(x, dim, lambda array, dim: lax.all_gather(array, axis, axis=dim, tiled=True))
 
 
 def deliver(term: Callable[[Array | None], Array], axis: str, dim: int, *, ring: bool) -> Array:
@@ -85,8 +92,10 @@ def in_order(chunks: Sequence[Operand], axis: str, dim: int) -> Operand:
     if len(chunks) == 1:
         return chunks[0]
     if isinstance(chunks[0], Quantized):
-        straight = in_order([chunk.straight for chunk in chunks], axis, dim)
-        return Quantized(straight, in_order([chunk.turned for chunk in chunks], axis, 1 - dim), chunks[0].unit)
+        unit = functools.reduce(jnp.maximum, [chunk.unit for chunk in chunks])
+        chunks = [chunk.in_units(unit) for chunk in chunks]
+        straight, turned = ([getattr(chunk, name) for chunk in chunks] for name in ("straight", "turned"))
+        return Quantized(in_order(straight, axis, dim), in_order(turned, axis, 1 - dim), unit)
     size, devices = chunks[0].shape[dim], len(chunks)
     start = (devices - lax.axis_index(axis)) % devices * size
     return lax.dynamic_slice_in_dim(jnp.concatenate([*chunks, *chunks], dim), start, devices * size, dim)

@@ -10,6 +10,9 @@ Bytes that a device receives, |.| being one device's part:
     scatter     (along-1) |y| + (across-1) |W|        (along-1) |y| + 2 (across-1) |W|     dy, for both;       W, dW
 
 The ring forms move the same bytes chunk by chunk, each under the product of another; `einsum` lets the compiler choose.
+
+Kernels that are cut over the instances too (zero.py) are gathered over them as often as across, W in the table, and dW
+is summed over them once: (data - 1) |W| each, |W| being the part that such a device keeps.
 """
 
 from typing import Literal, get_args
@@ -17,6 +20,8 @@ from typing import Literal, get_args
 Over = Literal["channel", "token"]
 Schedule = Literal["auto", "einsum", "gather", "scatter", "ring_gather", "ring_scatter"]
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
+# instances that exchange chunks of kernels; between more they would be too many and too small: a collective does it
+MOST_IN_RING = 8
 
 
 def moves_input(schedule: Schedule) -> bool:

@@ -1,9 +1,9 @@
 """ZeRO: what training carries is cut over the instances too, and gathered where an instance needs it whole.
 
-Moments and the moving average are used nowhere but in the update, so each instance can keep and update 1 / data of
-them; parameters can be kept cut as well and gathered block by block where they are used (Rajbhandari et al. 2020, ZeRO,
-stages 1 and 3). In explicit mode a cut is part of an array's type: functions here read it and reshard, and do nothing
-to arrays that are not cut over the instances, so that model and update are the same code with and without.
+Each instance keeps and updates 1 / data of parameters, moments and moving average, and nothing is stored twice
+(Rajbhandari et al. 2020, ZeRO, stage 3). In explicit mode a cut is part of an array's type: contractions gather such
+kernels chunk by chunk and sum their gradients the same way (jigsaw.py), what else is cut is gathered here, and the
+update is the same code with and without.
 """
 
 from collections.abc import Sequence
@@ -14,24 +14,25 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, resha
 
 from weathermixer.parallel.mesh import LOGICAL_AXES, axes_of, cut_axes, instances, without
 
-ZERO = ("none", "moments", "parameters")
+ZERO = ("none", "parameters")
 OVER = LOGICAL_AXES["batch"]
 
 
 def cut_spec(spec: PartitionSpec, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """The spec of an array that is cut over the instances too, where a dimension's part on a device divides.
 
-    The first dimension that can be is cut once more, within its part; an array without one, a small vector, stays.
+    The longest dimension that can be is cut once more, within its part; an array without one, a small vector, stays.
     """
     if OVER in cut_axes(spec):
         return spec
     entries = tuple(spec) + (None,) * (len(shape) - len(spec))
     part = NamedSharding(mesh, spec).shard_shape(tuple(shape))
-    for dimension, (entry, size) in enumerate(zip(entries, part, strict=True)):
-        if size % instances(mesh) == 0:
-            cut = (*axes_of(entry), OVER) if entry else OVER
-            return PartitionSpec(*entries[:dimension], cut, *entries[dimension + 1 :])
-    return spec
+    sizes = [size if size % instances(mesh) == 0 else 0 for size in part]
+    if not max(sizes, default=0):
+        return spec
+    longest = sizes.index(max(sizes))
+    cut = (*axes_of(entries[longest]), OVER) if entries[longest] else OVER
+    return PartitionSpec(*entries[:longest], cut, *entries[longest + 1 :])
 
 
 @jax.named_scope("exchange")

@@ -26,7 +26,6 @@ class Hardware:
     achieved_elementwise: float | int = 0.46  # of memory_rate, by the fusions between products, which compute as well
     achieved_links: float | int = 0.8  # of node_rate and network_rate, by collectives of 100 MB and more
     latency_seconds: float | int = 2e-5  # of one transfer between two devices
-    agree_seconds: float | int = 1.8e-4  # that all devices wait for a scale of 8-bit floats, which nothing runs under
     contention: float | int = 0.5  # seconds that products lose to a second of transfers under them
     gap_seconds: float | int = 5e-3  # of a step in which nothing runs, between kernels
 
@@ -42,7 +41,7 @@ class Hardware:
 # Set so that the steps of an H200 and of one to four H100 come out as they were measured (time.py; profiles give
 # products, Adam, fusions and gaps apart). Alone, an H200 reaches 796 TFLOP/s (0.805) with an 8192^3 bf16 product and
 # copies at 4.26 TB/s (0.8875), an H100 copies at 3.02 TB/s (0.90). The others are given the H200's shares, which is an
-# assumption, as are achieved_links and read_rate in every row; latency_seconds and agree_seconds are those of the H100.
+# assumption, as are achieved_links and read_rate in every row; latency_seconds is the H100's.
 # Peaks: NVIDIA's datasheets (A100 80GB SXM, H100 SXM, H200 SXM, GH200 with 96 GB of HBM3, HGX B200), dense; NVLink's
 # 600, 900, 900, 900 and 1800 GB/s count both ways and are halved here; network: one 200 (A100) or 400 Gbit/s adapter
 # per device, as in NVIDIA's DGX nodes and in nodes of four GH200. `cpu` is two laptop-sized cores, roughly.

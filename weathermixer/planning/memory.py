@@ -5,7 +5,7 @@ backward pass and temporaries depend on the compiler; their formulae count the a
 """
 
 from weathermixer.model.shape import ModelShape
-from weathermixer.planning.meshes import Layout, StepOptions
+from weathermixer.planning.meshes import Layout, StepOptions, kept_parameters, sharing
 from weathermixer.planning.work import FLOAT32, STORED, block_kernels, contractions, parameters
 
 # Fields on the grid that head and loss keep, in (float32, compute dtype): the error, and of blend the state, the
@@ -45,23 +45,22 @@ def fed_back_bytes(shape: ModelShape) -> int:
 def temporary_bytes(shape: ModelShape, layout: Layout, options: StepOptions) -> float:
     """Bytes in passing on one device, an estimate of the largest moment in the backward pass.
 
-    A kernel and its gradient gathered over the other model axis, and where that is cut every kernel, for nothing bounds
-    how far ahead they travel, but rematerialization: a block's. The parameters' copy in the compute dtype, three
-    activations, and under rematerialize="block" what one block keeps.
+    A kernel and its gradient gathered over the other model axis, and where that is cut, or with ZeRO, every kernel, for
+    nothing bounds how far ahead they travel, but rematerialization: a block's. The parameters' copy in the compute
+    dtype, three activations, and under rematerialize="block" what one block keeps.
     """
     batch, again = options.part / layout.data, options.rematerialize == "block"
     mixing = [c for c in contractions(shape) if c.name != "blend"]
     whole = [c.kernel / layout.contracted(c.over).size for c in mixing]
-    ahead = [size * (1 if again else c.count) for c, size in zip(mixing, whole) if layout.across(c.over).size > 1]
+    cut = [layout.across(c.over).size * sharing(c, layout, options) > 1 for c in mixing]
+    ahead = [size * (1 if again else c.count) for c, size, cut in zip(mixing, whole, cut) if cut]
     largest = shape.tokens * max(shape.embed, shape.embed_hidden, shape.features)
     numbers = 2 * max(whole) + sum(ahead) + batch * 3 * largest / layout.instance
     if options.compute_dtype != "float32":
-        numbers += parameters(shape) / layout.instance
+        numbers += kept_parameters(shape, layout, options)
     # circulant kernels that were made dense: kept for the backward pass, or a block's made again
     circulant = sum(c.kernel * (1 if again else c.count) for c in mixing if c.columns > 1)
     total = (numbers + circulant / layout.instance) * options.compute_bytes
-    if options.zero == "parameters":  # those of one block gathered, or all where the backward pass is to find them
-        total += parameters(shape) * FLOAT32 / layout.instance / (shape.blocks if again else 1)
     if again:
         total += batch * block_bytes(shape, options) / layout.instance
     return float(total)
@@ -70,20 +69,18 @@ def temporary_bytes(shape: ModelShape, layout: Layout, options: StepOptions) -> 
 def memory_parts(shape: ModelShape, layout: Layout, options: StepOptions) -> dict[str, float]:
     """Bytes on each device by part: parameters, moments, EMA, gradients, batch, activations, temporaries.
 
-    With ZeRO over the data axis moments and EMA, or everything that lasts, are cut over all devices.
+    With ZeRO over the data axis everything that lasts is cut over all devices, where it can be.
     """
-    own = parameters(shape) * FLOAT32 / layout.instance
-    moments = layout.data if options.zero != "none" else 1
-    replicas = layout.data if options.zero == "parameters" else 1
+    own = FLOAT32 * kept_parameters(shape, layout, options)
     one_moment = options.muon * sum(i * o * count for i, o, count in block_kernels(shape))
     activations = activation_bytes(shape, options) + (options.rollout - 1) * fed_back_bytes(shape)
     frame = shape.channels * shape.grid[0] * shape.grid[1] / layout.instance
     return {
-        "parameters": own / replicas,
-        "moments": (own * (1 + options.momentum_bytes / FLOAT32) - one_moment * FLOAT32 / layout.instance) / moments,
-        "ema": options.ema * own / moments,
+        "parameters": own,
+        "moments": own * (1 + options.momentum_bytes / FLOAT32 - one_moment / parameters(shape)),
+        "ema": options.ema * own,
         # of a loop over parts or steps the sum, and that of the one under way
-        "gradients": own * (1 + (options.accumulate * options.rollout > 1)) / replicas,
+        "gradients": own * (1 + (options.accumulate * options.rollout > 1)),
         # what is being used and what the loader has put on the device ahead
         "batch": 2 * (options.batch / layout.data) * options.frames * frame * STORED,
         "activations": options.part / layout.data * activations / layout.instance,

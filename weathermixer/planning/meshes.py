@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from weathermixer.model.shape import ModelShape
 from weathermixer.parallel.mesh import indivisible, make_abstract_mesh
-from weathermixer.parallel.schedule import Schedule
+from weathermixer.parallel.schedule import Schedule, choose_schedule, moves_input
 from weathermixer.parallel.zero import ZERO
-from weathermixer.planning.work import Contraction, contractions
+from weathermixer.planning.work import Contraction, contractions, parameters
 
 
 class Group(NamedTuple):
@@ -60,7 +60,7 @@ class StepOptions:
 
     Raises ValueError for a batch or repeats below 1, an unknown dtype and an unknown zero.
 
-    >>> options = weathermixer.StepOptions(batch=16, rematerialize="block", zero="moments")
+    >>> options = weathermixer.StepOptions(batch=16, rematerialize="block", zero="parameters")
     >>> options.compute_bytes
     2
     """
@@ -76,7 +76,7 @@ class StepOptions:
     schedule: Schedule = "auto"
     dropout: bool = False
     ema: bool = False  # an exponential moving average of the parameters is kept
-    zero: str = "none"  # "moments" (EMA included) or "parameters" (all): what is cut over the mesh's data axis as well
+    zero: str = "none"  # "parameters": they, moments and EMA are cut over the mesh's data axis as well
     frames: int = 2  # read per sample, the input and its targets
 
     def __post_init__(self):
@@ -120,6 +120,28 @@ class StepOptions:
     def products(self, c: Contraction) -> int:
         """How many products such contractions are in a step: forward, again, and of one gradient or of two."""
         return self.times(c) * ((3 if c.needs_input_gradient else 2) + self.repeated_in_backward(c))
+
+
+def sharing(c: Contraction, layout: Layout, options: StepOptions) -> int:
+    """How many instances keep such a contraction's kernel together: all of them where it can be cut, or each its own.
+
+    It can be where its part on a device divides by them in one of its dimensions (weathermixer.parallel.zero.cut_spec).
+    """
+    along, across = layout.contracted(c.over).size, layout.across(c.over).size
+    gather = moves_input(choose_schedule(options.schedule, c.inputs, c.outputs, along=along))
+    ways = (across, along) if gather else (along, across)
+    sizes = c.inputs // c.operands // c.columns // ways[0], c.outputs // c.columns // ways[1], c.columns
+    divides = any(size >= layout.data and size % layout.data == 0 for size in sizes)
+    return layout.data if options.zero == "parameters" and divides else 1
+
+
+def kept_parameters(shape: ModelShape, layout: Layout, options: StepOptions) -> float:
+    """Numbers of the parameters that a device keeps, of kernels and of all vectors, which ZeRO is taken to cut."""
+    kernels = [c for c in contractions(shape) if c.name != "blend"]
+    sizes = [c.count * c.kernel // c.columns for c in kernels]
+    own = sum(size / sharing(c, layout, options) for c, size in zip(kernels, sizes, strict=True))
+    vectors = (parameters(shape) - sum(sizes)) / (layout.data if options.zero == "parameters" else 1)
+    return (own + vectors) / layout.instance
 
 
 def executed_flops(shape: ModelShape, options: StepOptions) -> int:

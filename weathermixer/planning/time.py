@@ -8,14 +8,16 @@ from typing import NamedTuple
 
 from weathermixer.model.shape import ModelShape
 from weathermixer.planning.hardware import Hardware
-from weathermixer.planning.meshes import Layout, StepOptions
+from weathermixer.planning.meshes import Layout, StepOptions, kept_parameters
 from weathermixer.planning.traffic import Transfer, read_bytes, step_transfers
-from weathermixer.planning.work import FLOAT32, contractions, muon_flops, parameters, train_flops
+from weathermixer.planning.work import FLOAT32, contractions, muon_flops, train_flops
 
 # Passes over memory that fusions make of a step's elementwise work, counted in the mixer's equations as (forward,
 # backward), by what an MLP's products read. Its activation: norm 2 and residual 3; both 4 and bias 1. Its hidden layer:
 # GELU 2; GELU 3 and bias 1.
 PASSES = {"up": (5, 5), "down": (2, 4)}
+# Bytes read and written to make an operand of a float32 number of a kernel: in 8 bits two, after the largest was found
+CAST = {"float32": 0, "bfloat16": 4 + 2, "fp8": 4 + 4 + 2}
 GRID_PASSES = {"blend": 18, "increment": 12}  # of float32: standardize, patch, head and loss, forward and backward
 
 
@@ -55,17 +57,18 @@ def elementwise_bytes(shape: ModelShape, layout: Layout, options: StepOptions) -
     """Bytes that a device reads and writes in elementwise passes over activations and fields."""
     forward = 2 if options.rematerialize == "block" else 1
     passes = {half: forward * ahead + back for half, (ahead, back) in PASSES.items()}
-    read = sum(c.count * c.inputs * c.rows * passes[c.name.split()[1]] for c in contractions(shape) if c.in_block)
+    blocks = [c for c in contractions(shape) if c.in_block]
+    read = sum(c.count * c.inputs * c.rows * passes[c.name.split()[1]] for c in blocks)
+    if options.compute_dtype == "fp8":  # inputs and gradients, read once and written twice
+        read += sum(c.count * (forward * c.inputs + c.outputs) * c.rows * 2 for c in blocks)
     grid = GRID_PASSES[shape.head] * shape.channels * shape.grid[0] * shape.grid[1] * FLOAT32
     return options.passes * options.batch * (options.repeats * read * options.compute_bytes + grid) / layout.devices
 
 
 def optimizer_bytes(shape: ModelShape, layout: Layout, options: StepOptions) -> float:
     """Bytes that a device reads and writes to clip, update (Adam: 7 arrays), average and cast its parameters."""
-    own = parameters(shape) / layout.instance
-    updated = own / (1 if options.zero == "none" else layout.data)
-    cast = own * (FLOAT32 + options.compute_bytes) if options.compute_dtype != "float32" else 0.0
-    return updated * (FLOAT32 * (1 + 5 + 2 * options.ema) + 2 * options.momentum_bytes) + cast
+    own = kept_parameters(shape, layout, options)
+    return own * (FLOAT32 * (1 + 5 + 2 * options.ema) + 2 * options.momentum_bytes + CAST[options.compute_dtype])
 
 
 def transfer_seconds(transfer: Transfer, hardware: Hardware) -> float:
@@ -79,29 +82,17 @@ def exchange_seconds(transfers: list[Transfer], products: dict[str, float], hard
     """Seconds of exchange that run under products, and that do not.
 
     Ring schedules hide up to (p - 1) / p of their product's time; a plain one waits for its activation; kernels travel
-    under what is left of it. What is summed over instances waits: on two and four H100 it added all of its own time.
+    under what is left of it. An all-reduce over instances waits: on two and four H100 it added all of its own time.
     """
     left, hidden, exposed = dict(products), 0.0, 0.0
     for transfer in transfers:
         seconds, under = transfer_seconds(transfer, hardware), 0.0
         if transfer.under:
-            share = 1.0 if transfer.name.endswith(": kernel") else transfer.straight * (1 - 1 / transfer.group.size)
+            share = 1.0 if ": kernel" in transfer.name else transfer.straight * (1 - 1 / transfer.group.size)
             under = min(seconds, left[transfer.under] * share)
             left[transfer.under] -= under
         hidden, exposed = hidden + under, exposed + seconds - under
     return hidden, exposed
-
-
-def scales_agreed(shape: ModelShape, layout: Layout, options: StepOptions) -> int:
-    """How often all devices agree on a scale of 8-bit floats: of each block product's gradient, and of its input.
-
-    Of the input again where a rollout's step or a block is made again. Kernels' scales wait for nothing.
-    """
-    if options.compute_dtype != "fp8" or layout.devices == 1:
-        return 0
-    each = 2 + (options.rollout > 1) + (options.rematerialize == "block")
-    times = options.rollout * options.accumulate * options.repeats
-    return each * times * sum(c.count for c in contractions(shape) if c.in_block)
 
 
 def step_time(shape: ModelShape, layout: Layout, options: StepOptions, hardware: Hardware) -> StepTime:
@@ -114,7 +105,7 @@ def step_time(shape: ModelShape, layout: Layout, options: StepOptions, hardware:
     if options.muon:
         optimizer += muon_flops(shape) / layout.instance / (hardware.peak("float32") * hardware.achieved_products)
     hidden, waited = exchange_seconds(step_transfers(shape, layout, options), by_product, hardware)
-    exposed = waited + hardware.contention * hidden + scales_agreed(shape, layout, options) * hardware.agree_seconds
+    exposed = waited + hardware.contention * hidden
     busy = products + elementwise + optimizer + exposed
     devices = min(hardware.node_size, layout.devices)
     reading = read_bytes(shape, layout, options, devices=devices) / hardware.read_rate
@@ -160,23 +151,21 @@ MEASURED = (
     Measured("h200", Layout(1, 2, 1), 48.2, PEER),
     Measured("h200", Layout(1, 1, 2), 54.6, PEER),
     Measured("h200", Layout(2, 1, 1), 101.5, "jax 0.11.2"),
-    Measured("h100", Layout(1, 2, 1), 53.1, "jax 0.11.2"),
     # on four H100 of one host, the same day
-    Measured("h100", Layout(1, 1, 1), 91.8, "jax 0.11.2"),
-    Measured("h100", Layout(1, 2, 1), 50.9, PEER),
-    Measured("h100", Layout(1, 1, 2), 58.7, PEER),
-    Measured("h100", Layout(2, 1, 1), 107.2, "jax 0.11.2"),
-    Measured("h100", Layout(2, 1, 1), 101.4, "jax 0.11.2", zero="parameters"),
     Measured("h100", Layout(1, 4, 1), 29.3, PEER),
     Measured("h100", Layout(1, 2, 2), 32.5, PEER),
     Measured("h100", Layout(1, 1, 4), 43.4, PEER),
     Measured("h100", Layout(2, 2, 1), 56.9, PEER),
-    Measured("h100", Layout(4, 1, 1), 111.7, "jax 0.11.2"),
-    Measured("h100", Layout(4, 1, 1), 100.9, "jax 0.11.2", zero="parameters"),
-    Measured("h100", Layout(1, 1, 1), 67.9, "jax 0.11.2", "fp8"),
-    Measured("h100", Layout(1, 2, 1), 41.0, PEER, "fp8"),
-    Measured("h100", Layout(1, 1, 2), 46.1, PEER, "fp8"),
-    Measured("h100", Layout(1, 4, 1), 26.5, PEER, "fp8"),
-    Measured("h100", Layout(1, 2, 2), 28.7, PEER, "fp8"),
-    Measured("h100", Layout(4, 1, 1), 89.0, "jax 0.11.2", "fp8"),
+    Measured("h100", Layout(4, 1, 1), 111.7, PEER),
+    # on two H100 of one host, in one call
+    Measured("h100", Layout(1, 1, 1), 92.0, PEER),
+    Measured("h100", Layout(1, 2, 1), 50.7, PEER),
+    Measured("h100", Layout(1, 1, 2), 57.9, PEER),
+    Measured("h100", Layout(2, 1, 1), 108.3, PEER),
+    Measured("h100", Layout(2, 1, 1), 94.4, PEER, zero="parameters"),
+    Measured("h100", Layout(1, 1, 1), 67.6, PEER, "fp8"),
+    Measured("h100", Layout(1, 2, 1), 40.9, PEER, "fp8"),
+    Measured("h100", Layout(1, 1, 2), 45.5, PEER, "fp8"),
+    Measured("h100", Layout(2, 1, 1), 83.7, PEER, "fp8"),
+    Measured("h100", Layout(2, 1, 1), 69.1, PEER, "fp8", zero="parameters"),
 )

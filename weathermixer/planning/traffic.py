@@ -8,9 +8,9 @@ import dataclasses
 from collections.abc import Iterator
 
 from weathermixer.model.shape import ModelShape
-from weathermixer.parallel.schedule import choose_schedule, moves_input
-from weathermixer.planning.meshes import Group, Layout, StepOptions
-from weathermixer.planning.work import FLOAT32, STORED, Contraction, block_parameters, contractions, parameters
+from weathermixer.parallel.schedule import MOST_IN_RING, choose_schedule, moves_input
+from weathermixer.planning.meshes import Group, Layout, StepOptions, sharing
+from weathermixer.planning.work import FLOAT32, STORED, Contraction, contractions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +70,20 @@ def contraction_transfers(c: Contraction, layout: Layout, options: StepOptions) 
     times = c.count * repeats
     straight = schedule.startswith("ring")
     sent = times * messages * (along.size - 1)
-    return [
+    transfers = [
         Transfer(f"{c.name}: activation", along, times * moved, sent, c.name, straight),
         Transfer(f"{c.name}: kernel", across, c.count * kernel, c.count * kernel_messages, c.name),
     ]
+    if c.columns == 1 and sharing(c, layout, options) > 1:
+        # as often as across; in a ring under products, while collectives, which sum in float32, are waited for
+        group = layout.replicas
+        straight &= group.size <= MOST_IN_RING
+        part = gathered_bytes(group, c.kernel / layout.instance)
+        kernel = part * ((1 + repeats * gathers) * narrow + repeats * (wide if straight else FLOAT32))
+        kernel_messages = c.operands * (repeats * (1 + gathers) + 1) * (group.size - 1)
+        name, under = f"{c.name}: kernel over data", c.name if straight else ""
+        transfers.append(Transfer(name, group, c.count * kernel, c.count * kernel_messages, under, straight))
+    return transfers
 
 
 def head_transfers(c: Contraction, layout: Layout, options: StepOptions) -> list[Transfer]:
@@ -105,8 +115,8 @@ def block_uses(options: StepOptions) -> int:
 def vector_transfers(shape: ModelShape, layout: Layout, options: StepOptions) -> Iterator[Transfer]:
     """Biases and norms' scales, cut over both model axes: gathered over one for use, their gradients summed over it.
 
-    In float32, and over instances as they are used, once for each repetition. The head's parameters are whole over
-    `domain` and only summed.
+    In float32, and over instances as they are used, once for each repetition; with ZeRO gathered over them too.
+    The head's parameters are whole over `domain` and only summed.
     """
     uses, sums = block_uses(options), 2 * options.repeats
     bands, groups, replicas = layout.contracted("token"), layout.contracted("channel"), layout.replicas
@@ -118,32 +128,27 @@ def vector_transfers(shape: ModelShape, layout: Layout, options: StepOptions) ->
             biases[c.over if c.in_block else "outside"] += c.count * c.outputs
     token = biases.pop("token") / bands.size
     embed, outside, head = (numbers / groups.size for numbers in biases.values())
+    parts = uses * (token / groups.size + embed / bands.size) + outside / bands.size
+    shared = parts if options.zero == "parameters" else 0
     moved = {
         bands: gathered_bytes(bands, (uses + sums) * embed + 3 * outside + 2 * head),
         groups: gathered_bytes(groups, (uses + sums) * token),
-        replicas: gathered_bytes(replicas, sums * (token + embed) + 2 * (outside + head)),
+        replicas: gathered_bytes(replicas, sums * (token + embed) + 2 * (outside + head) + shared),
     }
     return (Transfer("vectors", group, FLOAT32 * numbers, group.size - 1) for group, numbers in moved.items())
 
 
 def gradient_transfers(shape: ModelShape, layout: Layout, options: StepOptions) -> Iterator[Transfer]:
-    """Sums of kernels' float32 gradients over instances, with ZeRO the gathering of what each updated or keeps.
+    """All-reduces of kernels' float32 gradients over instances that each hold all of them.
 
-    none: all-reduce, once for each repetition of a block, for each part of the batch and step of a rollout; where such
-    a step is made again, nothing is summed again. moments: cut as well, then the new parameters are gathered, once.
-    parameters: cut as well, and parameters are gathered for every use.
+    Once for each repetition of a block, for each part of the batch and step of a rollout; where such a step is made
+    again, nothing is summed again. Of kernels that instances share contractions do it, but of circulant ones.
     """
-    group = layout.replicas
-    hops, whole = group.size - 1, gathered_bytes(group, FLOAT32 / layout.instance)
-    summed = sum(c.kernel * options.times(c) for c in contractions(shape) if c.name != "blend")
-    sums = (2 if options.zero == "none" else 1) * options.rollout * options.accumulate
-    yield Transfer("gradients over data", group, sums * whole * summed, sums * hops)
-    if options.zero == "moments":
-        yield Transfer("parameters over data", group, whole * parameters(shape), hops)
-    if options.zero == "parameters":
-        gathered = parameters(shape) + (block_uses(options) - 1) * block_parameters(shape)
-        times = options.passes * options.accumulate
-        yield Transfer("parameters over data", group, times * whole * gathered, round(times * 2 * hops))
+    group, sums = layout.replicas, 2 * options.rollout * options.accumulate
+    whole = [c for c in contractions(shape) if c.columns > 1 or sharing(c, layout, options) == 1]
+    summed = sum(c.kernel * options.times(c) for c in whole if c.name != "blend")
+    moved = sums * gathered_bytes(group, FLOAT32 / layout.instance) * summed
+    yield Transfer("gradients over data", group, moved, sums * (group.size - 1))
 
 
 def step_transfers(shape: ModelShape, layout: Layout, options: StepOptions) -> list[Transfer]:

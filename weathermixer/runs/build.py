@@ -189,7 +189,6 @@ def make_training(
         learning_rate=learning_rate,
         ema_decay=settings.training.ema_decay or None,
         seed=settings.seed if shape.dropout_rate or shape.noise or settings.data.augmentation != "none" else None,
-        zero=settings.mesh.zero,
         accumulate=settings.training.accumulate,
         compiler_options=COMPILER_OPTIONS if fp8 else None,
     )

@@ -62,7 +62,9 @@ class MeshSettings:
     data: Annotated[int, Field(ge=-1)] = -1  # model instances side by side; -1: as many as the devices hold
     domain: Count = 1  # latitude bands
     tensor: Count = 1  # channel and feature groups
-    zero: Literal[*ZERO] = "none"  # "moments" (EMA too) or "parameters": what is cut over `data` as well
+    # "parameters": they, their moments and averages are cut over `data` as well; up to 8 instances of a large model are
+    # faster so, small models have more messages to wait for than they save
+    zero: Literal[*ZERO] = "none"
 
 
 @_group

@@ -36,7 +36,7 @@ class TrainState:
 def make_state(params: Any, optimizer: optax.GradientTransformation, *, ema: bool, zero: str = "none") -> TrainState:
     """The state before the first step; to be traced under jit, so that everything is born on its own shards.
 
-    `zero` says what is cut over the instances too: "none", "moments" (and the moving average) or "parameters" (all).
+    `zero` says what is cut over the instances too: "none" of it, or "parameters" and all that goes with them.
     Raises ValueError for anything else.
 
     >>> import optax
@@ -46,9 +46,9 @@ def make_state(params: Any, optimizer: optax.GradientTransformation, *, ema: boo
     """
     if zero not in ZERO:
         raise ValueError(f"zero={zero!r} is not one of {ZERO}")
-    own = params if zero == "none" else cut_instances(params)
-    average = jax.tree.map(jnp.copy, own) if ema else None
-    return TrainState(jnp.zeros((), jnp.int32), own if zero == "parameters" else params, optimizer.init(own), average)
+    params = params if zero == "none" else cut_instances(params)
+    average = jax.tree.map(jnp.copy, params) if ema else None
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
 
 
 def describe(tree: Any, mesh: Mesh | AbstractMesh) -> Any:

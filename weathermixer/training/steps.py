@@ -14,7 +14,6 @@ from jaxtyping import Array, Float, Key
 from weathermixer.archive.loader import Batch
 from weathermixer.archive.standardization import Standardization, find_missing, make_input, show, standardize, surround
 from weathermixer.parallel.mesh import spec
-from weathermixer.parallel.zero import cut_instances, gather_instances
 from weathermixer.training.losses import fair_crps, weighted_mse
 from weathermixer.training.state import TrainState
 
@@ -167,7 +166,6 @@ def make_train_step(
     learning_rate: optax.Schedule,
     ema_decay: float | None,
     seed: int | None,
-    zero: str = "none",
     accumulate: int = 1,
     compiler_options: Mapping[str, Any] | None = None,
 ) -> Callable[[TrainState, Batch, Standardization], tuple[TrainState, dict[str, Array]]]:
@@ -178,7 +176,6 @@ def make_train_step(
       learning_rate: reported beside the loss and the gradient's norm.
       ema_decay: of the parameters' moving average, ema = decay * ema + (1 - decay) * params; None where none is kept.
       seed: of dropout, augmentation, noise and leads, which are drawn anew from (seed, step); None for neither.
-      zero: as the state was made with: where it is not "none" each instance updates its part alone.
       accumulate: in so many parts the batch goes through the model, one after the other; their mean is the gradient.
       compiler_options: given to XLA, as for jax.jit.
 
@@ -212,12 +209,9 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch, standardization: Standardization):
         key = None if seed is None else jax.random.fold_in(jax.random.key(seed), state.step)
         value, gradient = mean_gradient(state.params, batch, standardization, key)
-        own = state.params
-        if zero != "none":
-            gradient, own = cut_instances(gradient), cut_instances(own)
         with jax.named_scope("optimizer"):
-            updates, moments = optimizer.update(gradient, state.moments, own)
-            params = optax.apply_updates(own, updates)
+            updates, moments = optimizer.update(gradient, state.moments, state.params)
+            params = optax.apply_updates(state.params, updates)
             ema = state.ema
             if ema_decay is not None:
                 ema = jax.tree.map(lambda average, new: average + (1 - ema_decay) * (new - average), ema, params)
@@ -226,8 +220,6 @@ def make_train_step(
             "grad_norm": optax.tree.norm(gradient),
             "learning_rate": jnp.asarray(learning_rate(state.step), jnp.float32),
         }
-        if zero == "moments":
-            params = gather_instances(params)
         return TrainState(state.step + 1, params, moments, ema), metrics
 
     return jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options)
