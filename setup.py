@@ -74,6 +74,7 @@ setup(
             "ruff>=0.15",
             "PyYAML>=6.0",
             "playwright>=1.50",  # drives a browser that is there, as Debian's chromium; brings none
+            "dask-jobqueue>=0.9",
             "moto>=5.1",
             "flask>=3.0",  # with flask-cors what moto's server needs; its [server] extra brings forty packages more
             "flask-cors>=4.0",

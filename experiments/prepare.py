@@ -24,8 +24,10 @@ read as they are; GRIB needs pip install 'weathermixer[grib]', remote sources ne
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -51,11 +53,12 @@ SOURCE_OPTIONS = (
     "rename", "units",
 )  # fmt: skip
 LAYOUT_OPTIONS = ("dtype", "compressor", "domain", "tensor", "times_per_shard")
+Cluster = Callable[[str | None], contextlib.AbstractContextManager[str | None]]  # of Dask, whose address it gives
 CLIMATOLOGY_HELP = "mean by hour and day of the year, as WeatherBench 2's; auto: of ten years or more"
 
 
-def make_parser() -> command_line.Parser:
-    parser = command_line.make_parser("experiments.prepare", __doc__)
+def make_parser(program: str = "experiments.prepare", doc: str | None = __doc__) -> command_line.Parser:
+    parser = command_line.make_parser(program, doc)
     words, period, count = command_line.words, command_line.period, command_line.integer(1)
     about = "Zarr stores, netCDF or GRIB files, folders or quoted globs of them, or `simulated`"
     parser.add_argument("source", nargs="+", help=about)
@@ -90,7 +93,7 @@ def make_parser() -> command_line.Parser:
     keep("--area-weighted", action="store_true", help="weigh the statistics by the cells' area")
     keep("--keep-faults", action="store_true", help="keep missing, infinite and constant fields, and name them")
     keep("--climatology", choices=["auto", "yes", "no"], default="auto", help=CLIMATOLOGY_HELP)
-    who = parser.add_argument_group("who makes it; the archive is the same").add_argument
+    who = parser.add_argument_group("who makes it; the archive is the same").add_mutually_exclusive_group().add_argument
     who("--workers", type=count, metavar="N", help="processes; default: cores, or one for each GB where that is less")
     who("--dask", metavar="ADDRESS", help="instead: the workers of a Dask scheduler, or local:N")
     parser.add_argument("--dry-run", action="store_true", help="print what would be made, and stop")
@@ -107,10 +110,14 @@ def dates(text: str) -> tuple[str, ...]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status: 1 where --verify finds faults, which are printed."""
-    options = make_parser().parse_args(arguments)
+    return run(make_parser().parse_args(arguments))
+
+
+def run(options: argparse.Namespace, open_cluster: Cluster = contextlib.nullcontext) -> int:
+    """As main; `open_cluster` is called with what --dask says once shards are to be made, and starts their workers."""
     if options.verify and not options.dry_run and is_archive(options.dest, complete=True):
         print(f"{options.dest} is published: nothing to prepare")
-    elif not _prepare(options) or not options.verify:
+    elif not _prepare(options, open_cluster) or not options.verify:
         return 0
     findings = verify_archive(options.dest)
     if findings:
@@ -121,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if findings else 0
 
 
-def _prepare(options: argparse.Namespace) -> bool:
+def _prepare(options: argparse.Namespace, open_cluster: Cluster) -> bool:
     """Prepares and prints; False where it was a dry run."""
     reading = source_options(options)
     check_destination(options.dest)
@@ -131,11 +138,11 @@ def _prepare(options: argparse.Namespace) -> bool:
     source = open_source(options.source, **reading)
     layout = {name: getattr(options, name) for name in LAYOUT_OPTIONS}
     plan = plan_archive(source, **layout, workers=options.workers)
-    workers = f"Dask's workers at {options.dask}" if options.dask else f"{plan.workers} workers"
+    workers = f"Dask's workers ({options.dask})" if options.dask else f"{plan.workers} workers"
     print(describe_plan(source, plan, options.dest, workers), flush=True)
     if options.dry_run:
         return False
-    with open_workers(plan.workers, dask=options.dask) as workers:
+    with open_cluster(options.dask) as dask, open_workers(plan.workers, dask=dask) as workers:
         archive = prepare_archive(
             source,
             options.dest,

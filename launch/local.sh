@@ -11,7 +11,7 @@ set -euo pipefail
 set -m # a process and what it starts are a group, and end together
 
 if (($# < 2)) || ! [[ $1 =~ ^[1-9][0-9]*$ ]]; then
-  echo "usage: $0 NUMBER_OF_PROCESSES COMMAND [ARGUMENT ...]" >&2
+  echo -e "usage: $0 NUMBER_OF_PROCESSES COMMAND [ARGUMENT ...], as\n  $0 2 python -m experiments.train --config=quickstart --workdir=runs/two" >&2
   exit 2
 fi
 export JAX_NUM_PROCESSES=$1

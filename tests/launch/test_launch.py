@@ -8,10 +8,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import xarray as xr
 import yaml
 
+from experiments import ends
 from experiments.prepare import make_parser
+from launch import dask_slurm
+from weathermixer.archive.verify import verify_archive
 from weathermixer.parallel import distributed
 from weathermixer.parallel.joining import find_place
 
@@ -204,3 +209,51 @@ def test_dasks_places_agree():
     scheduler, worker = (cluster[part]["spec"]["containers"][0] for part in ("scheduler", "worker"))
     assert {port["targetPort"] for port in service["ports"]} == {port["name"] for port in scheduler["ports"]}
     assert scheduler["image"] == worker["image"] == runner["image"]
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """A folder with source.zarr, and SLURM's sbatch, whose jobs of one worker are processes of this machine."""
+    xr.Dataset(
+        {"2m_temperature": (("time", "latitude", "longitude"), 280 + np.random.default_rng(0).random((8, 4, 8)))},
+        {
+            "time": np.datetime64("2000-01-01", "ns") + np.arange(8) * np.timedelta64(6, "h"),
+            "latitude": [67.5, 22.5, -22.5, -67.5],
+            "longitude": np.arange(0, 360, 45),
+        },
+    ).to_zarr(tmp_path / "source.zarr", zarr_format=2)
+    stub(tmp_path / "sbatch", 'setsid bash "$1" >>"$SLURM_LOG" 2>&1 &\necho Submitted batch job "$!"')
+    stub(tmp_path / "scancel", 'kill -- "-$1"')
+    monkeypatch.setenv("SLURM_LOG", str(tmp_path / "log"))
+    monkeypatch.setenv("PYTHONPATH", str(LAUNCH.parent))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "arguments, status, said",
+    [
+        (["--help"], 0, "  python -m launch.dask_slurm era5.zarr /scratch/me/era5.archive --channels=era5"),
+        (["source.zarr"], 2, "launch.dask_slurm: the following arguments are required: dest\n"),
+        (["source.zarr", "a", "--dask=local:2"], 2, "launch.dask_slurm: --dask, --workers: the jobs that this starts"),
+        (["nowhere.zarr", "a"], 1, "launch.dask_slurm: no file at nowhere.zarr\n"),
+        (["source.zarr", "a", "--dry-run"], 0, "Dask's workers (4 jobs of SLURM)"),
+    ],
+)
+def test_jobs_for_a_prepare_start_after_all_is_known(slurm, monkeypatch, capsys, arguments, status, said):
+    monkeypatch.setattr(dask_slurm, "open_cluster", None)  # is not called
+    assert ends.call(dask_slurm.main, arguments) == status
+    assert said in "".join(capsys.readouterr())
+
+
+def test_jobs_of_slurm_prepare_an_archive(slurm, monkeypatch):
+    dask_jobqueue = pytest.importorskip("dask_jobqueue", reason="no dask-jobqueue: pip install dask-jobqueue")
+    small = {"cores": 1, "processes": 1, "memory": "1GB"}
+    cluster = dask_jobqueue.SLURMCluster
+    monkeypatch.setattr(dask_jobqueue, "SLURMCluster", lambda **options: cluster(**options | small))
+    assert dask_slurm.main(["source.zarr", "archive", "--times-per-shard=1"]) == 0
+    assert verify_archive("archive") == []
+    monkeypatch.setenv("PATH", "/usr/bin")
+    with pytest.raises(ValueError, match="there is no sbatch on the PATH"):
+        dask_slurm.main(["source.zarr", "another"])

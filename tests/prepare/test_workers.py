@@ -86,7 +86,11 @@ def test_a_process_that_is_killed_is_said():
 
 @pytest.mark.parametrize(
     "address, message",
-    [("tcp://127.0.0.1:9", "no Dask scheduler answers at tcp://127.0.0.1:9"), ("nowhere", "no Dask scheduler answers")],
+    [
+        ("tcp://127.0.0.1:9", "no Dask scheduler answers at tcp://127.0.0.1:9"),
+        ("nowhere", "no Dask scheduler answers"),
+        ("local:0", "local:0: give a number of processes, of at least 1"),  # would be waited for
+    ],
 )
 def test_a_cluster_that_is_not_there(address, message, tmp_path):
     distributed = pytest.importorskip("distributed", reason="no distributed: pip install 'weathermixer[dask]'")

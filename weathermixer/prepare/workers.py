@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections import deque
@@ -114,6 +115,8 @@ def _open_dask(address: str) -> Iterator[Workers]:
         raise ValueError(f"--dask needs distributed ({error}): pip install 'weathermixer[dask]'") from None
     with contextlib.ExitStack() as stack:
         if address.startswith("local:"):
+            if not re.fullmatch(r"local:[1-9]\d*", address):
+                raise ValueError(f"{address}: give a number of processes, of at least 1, as local:4")
             # memory is bounded by how a prepare works; Dask's own bound would pause its workers
             options = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": None}
             cluster = distributed.LocalCluster(n_workers=int(address.removeprefix("local:")), **options)
