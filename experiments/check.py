@@ -22,7 +22,7 @@ from weathermixer import Archive, Settings, open_archive
 from weathermixer.archive.sampling import in_period
 from weathermixer.planning.meshes import Layout, misfits
 from weathermixer.runs.build import make_channel_set, make_model_shape
-from weathermixer.runs.samples import find_starts
+from weathermixer.runs.samples import check_hours, find_starts
 from weathermixer.verification.figures import draw_archive
 
 PERIODS = ("train", "validation", "test")
@@ -86,8 +86,10 @@ def _check_periods(settings: Settings, archive: Archive) -> list[str]:
         first, last, starts = *getattr(settings.data, name), ()
         try:
             starts = find_starts(settings, archive, name)
+            if name == "validation":
+                check_hours(settings, archive, "validation_lead_hours", starts, name)
         except ValueError as error:
-            problems.append(f"config.data.{name}: {error}")
+            problems.append(str(error))
         print(f"{name:<11}{first} to {last}: {found.sum()} times, {len(starts)} pairs {lead_hours} h apart")
     for a, b in itertools.combinations(PERIODS, 2):
         both = archive.times[inside[a] & inside[b]]

@@ -40,13 +40,14 @@ import xarray as xr
 
 from experiments import command_line, ends
 from weathermixer import Archive, Run, Settings, format_scores, make_mesh
-from weathermixer.archive.sampling import in_period, valid_indices, with_previous
+from weathermixer.archive.sampling import in_period
 from weathermixer.fields.grid import METHODS
 from weathermixer.forecasting.rollout import MODES, check_leads
 from weathermixer.parallel import distributed
 from weathermixer.runs import run as runs
 from weathermixer.runs.comparison import score_forecasts
 from weathermixer.runs.data import Data
+from weathermixer.runs.samples import check_hours
 from weathermixer.runs.workdir import CHECKPOINTS
 from weathermixer.sources.sources import Source
 from weathermixer.training.checkpoint import saved_steps
@@ -107,18 +108,10 @@ def _report(scores: xr.Dataset, path: str | os.PathLike, *, by: str | None) -> x
 
 def check(settings: Settings, archive: Archive) -> None:
     """Raises ValueError for scores and a forecast of a config that an archive does not allow, before there is a run."""
-    options, times, step_hours = settings.evaluation, archive.times, archive.step_hours * settings.training.leads[0]
-    period = getattr(settings.data, options.period)
-    starts = np.flatnonzero(in_period(times, period))
-    try:
-        check_leads(options.lead_hours, step_hours=step_hours)
-        if settings.model.history == 2 and len(starts):
-            starts = with_previous(times, starts, step_hours=archive.step_hours)
-        until = times[in_period(times, period)].max(initial=times[0])
-        valid_indices(times, starts, lead_hours=options.lead_hours, until=until)
-        check_leads([options.forecast_hours], step_hours=step_hours)
-    except ValueError as error:
-        raise ValueError(f"config.evaluation: {error}") from None
+    hours, period, step_hours = settings.evaluation.forecast_hours, settings.evaluation.period, archive.step_hours
+    starts = np.flatnonzero(in_period(archive.times, getattr(settings.data, period)))
+    check_hours(settings, archive, "lead_hours", starts, period)
+    check_leads([hours], step_hours=step_hours * settings.training.leads[0], name="config.evaluation.forecast_hours")
 
 
 def add_run_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

@@ -180,6 +180,7 @@ def test_requests_that_make_no_sense_are_named(make_archive):
         (dict(prefetch=0), "prefetch=0 must be at least 1"),
         (dict(on_error="ignore"), "on_error='ignore' must be 'stop' or 'skip'"),
         (dict(lead_hours=9), "lead_hours=9 is not a positive multiple of step_hours=6"),
+        (dict(starts=np.arange(0)), "starts is empty"),
     ):
         with pytest.raises(ValueError, match=message):
-            Batches(archive, ChannelSet(archive.channels), make_mesh(1, 1, 1), **(good | changes))
+            next(Batches(archive, ChannelSet(archive.channels), make_mesh(1, 1, 1), **(good | changes)))

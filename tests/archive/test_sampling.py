@@ -76,6 +76,12 @@ def test_blocks_walk_along_rows():
     assert 0.76 < follows.mean() <= 0.81
 
 
+def test_no_starts_are_named():
+    for block in (1, 2):
+        with pytest.raises(ValueError, match="starts is empty.*valid_starts"):
+            sample_starts(np.arange(0), seed=0, step=0, batch_size=1, block=block)
+
+
 @pytest.mark.parametrize("changes", [dict(batch_size=0), dict(block=0), dict(step=-1)])
 def test_bad_sizes_are_named(changes):
     with pytest.raises(ValueError, match=f"{next(iter(changes))}={next(iter(changes.values()))}"):

@@ -64,7 +64,11 @@ def test_a_config_that_fits(archive, capsys):
         ({"data__channels": "snow_depth"}, "has no channels ['snow_depth']"),
         ({"mesh__domain": "3"}, "patch_rows=8 is not divisible by domain=3"),
         ({"training__batch_size": "3", "mesh__data": "2"}, "batch=3 is not divisible by data=2"),
-        ({"evaluation__lead_hours": "(6,9)"}, "config.evaluation: lead_hours=[6, 9]: [9] cannot be forecast"),
+        ({"evaluation__lead_hours": "(6,9)"}, "config.evaluation.lead_hours=[6, 9]: [9] cannot be forecast"),
+        (
+            {"evaluation__validation_lead_hours": "(96,)"},
+            "lead_hours in config.data.validation: lead_hours=[96]: no start",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(archive, capsys, changes, problem):

@@ -50,6 +50,7 @@ def valid_starts(
         raise ValueError(
             f"no pair {lead_hours} h apart between {period[0]} and {period[1]}: the archive holds {len(times)} times "
             + (f"from {times[0]:.16} to {times[-1]:.16}".replace("T", " ") if len(times) else "")
+            + "; choose other dates, or a longer period"
         )
     return starts
 
@@ -72,15 +73,16 @@ def valid_indices(
     Raises ValueError where there are no starts, and for a lead that no start reaches.
     """
     if not len(starts):
-        raise ValueError(f"no start to score: the period holds none of the archive's times {times[0]} to {times[-1]}")
+        held = f"the archive's times, {times[0]:.13} to {times[-1]:.13}"
+        raise ValueError(f"no start to score: the period holds none of {held}; choose other dates")
     wanted = times[starts] + np.asarray(lead_hours)[:, None] * np.timedelta64(1, "h")
     last = times[-1] if until is None else np.datetime64(until, "ns")
     indices = np.where(wanted <= last, find_times(times, wanted), -1)
     missed = [lead for lead, row in zip(lead_hours, indices, strict=True) if (row < 0).all()]
     if missed:
         raise ValueError(
-            f"lead_hours={missed}: no start from {times[starts].min()} to {times[starts].max()} has a valid time in "
-            f"the archive until {min(last, times[-1])}; choose shorter leads or an earlier period"
+            f"lead_hours={missed}: no start from {times[starts].min():.13} to {times[starts].max():.13} has a valid "
+            f"time in the archive until {min(last, times[-1]):.13}; choose shorter leads or a longer period"
         )
     return indices
 
@@ -89,7 +91,10 @@ def with_previous(times: np.ndarray, starts: Int[np.ndarray, " start"], *, step_
     """Those starts that also have the time a step before them; ValueError where none has."""
     kept = starts[find_times(times, times[starts] - np.timedelta64(step_hours, "h")) >= 0]
     if not len(kept):
-        raise ValueError(f"none of {len(starts)} starts has the time {step_hours} h before it, which history=2 needs")
+        raise ValueError(
+            f"none of {len(starts)} starts has the time {step_hours} h before it, which history=2 needs; "
+            "choose a longer period"
+        )
     return kept
 
 
@@ -103,6 +108,8 @@ def sample_starts(
     """
     if batch_size < 1 or block < 1 or step < 0:
         raise ValueError(f"batch_size={batch_size} and block={block} must be at least 1, step={step} at least 0")
+    if not len(starts):
+        raise ValueError("starts is empty, there is no sample to draw: give those of a period that valid_starts finds")
     position = step * batch_size + np.arange(batch_size)
     epoch, within = position // len(starts), position % len(starts)
     chosen = np.empty(batch_size, np.int64)

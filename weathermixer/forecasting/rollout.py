@@ -205,12 +205,12 @@ def withhold(
     return prediction if missing is None else jnp.where(missing, jnp.nan, prediction)
 
 
-def check_leads(lead_hours: Sequence[int], *, step_hours: int) -> None:
-    """Raises ValueError for no leads, and for leads that are not positive multiples of the model's step."""
+def check_leads(lead_hours: Sequence[int], *, step_hours: int, name: str = "lead_hours") -> None:
+    """Raises ValueError, by their name, for no leads, and for those that are not positive multiples of the step."""
     wrong = [lead for lead in lead_hours if lead <= 0 or lead % step_hours]
     if wrong or not lead_hours:
         raise ValueError(
-            f"lead_hours={list(lead_hours)}: {wrong or 'none'} cannot be forecast with a step of {step_hours} h; "
+            f"{name}={list(lead_hours)}: {wrong or 'none'} cannot be forecast with a step of {step_hours} h; "
             f"choose positive multiples of {step_hours}"
         )
 

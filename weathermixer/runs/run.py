@@ -240,7 +240,7 @@ class Run:
         if not len(scored):
             raise ValueError(
                 f"period {period[0]} to {period[1]} is empty: {frames.name} holds times from {frames.times[0]:.13} to "
-                f"{frames.times[-1]:.13}"
+                f"{frames.times[-1]:.13}; choose other dates"
             )
         starts, until = np.intersect1d(scored, self.find_starts(frames)), frames.times[scored[-1]]
         training = np.flatnonzero(in_period(frames.times, self.settings.data.train))

@@ -84,14 +84,15 @@ class Samples:
         about |= {"history": self.settings.model.history, "leads": self.settings.training.leads}
         model = model_forecaster(training.apply, params, self.frames, **about)
         asked = dict(starts=sampling.spread(self.held_out, options.batches * size), lead_hours=hours, batch_size=size)
-        asked |= dict(climatology=None, baselines=False, until=_last(self.settings, self.archive))
+        asked |= dict(climatology=None, baselines=False, until=_last(self.settings, self.archive, "validation"))
         rmse = evaluate({"model": model}, self.frames, **asked).rmse.sel(source="model").to_dataframe()
         return {f"rmse_{lead}h/{row.short}": row.rmse for (lead, _), row in rmse.iterrows()}
 
 
-def _last(settings: Settings, archive: Archive) -> np.datetime64:
-    """The last time of the validation period."""
-    return archive.times[sampling.in_period(archive.times, settings.data.validation)].max()
+def _last(settings: Settings, archive: Archive, period: str) -> np.datetime64:
+    """The last time of a period, or the archive's first where it holds none."""
+    times = archive.times
+    return times[sampling.in_period(times, getattr(settings.data, period))].max(initial=times[0])
 
 
 def find_samples(
@@ -103,12 +104,7 @@ def find_samples(
     """
     record = find_record(workdir, archive, accept_data=accept_data) or begin_record(settings, archive)
     starts, held_out = (find_starts(settings, archive, name) for name in ("train", "validation"))
-    if hours := settings.evaluation.validation_lead_hours:
-        try:
-            check_leads(hours, step_hours=archive.step_hours * settings.training.leads[0])
-            sampling.valid_indices(archive.times, held_out, lead_hours=hours, until=_last(settings, archive))
-        except ValueError as error:
-            raise ValueError(f"config.evaluation.validation_lead_hours: {error}") from None
+    check_hours(settings, archive, "validation_lead_hours", held_out, "validation")
     steps, warmup = build.training_steps(settings, len(starts))
     if record.length is not None:  # what it began with, however much data it goes on with; at a constant rate any
         steps, warmup = steps if settings.optimizer.schedule == "constant" else record.length[0], record.length[1]
@@ -117,9 +113,28 @@ def find_samples(
 
 
 def find_starts(settings: Settings, archive: Archive, period: str) -> Int[np.ndarray, " start"]:
-    """The starts of the samples in "train", "validation" or "test"; ValueError where there is none."""
+    """The starts of the samples in "train", "validation" or "test"; ValueError, which names it, where there is none."""
     step_hours, dates = archive.step_hours, getattr(settings.data, period)
     lead_hours = settings.training.longest_steps * step_hours
-    starts = sampling.valid_starts(archive.times, dates, lead_hours, step_hours=step_hours)
-    two = settings.model.history == 2
-    return sampling.with_previous(archive.times, starts, step_hours=step_hours) if two else starts
+    try:
+        starts = sampling.valid_starts(archive.times, dates, lead_hours, step_hours=step_hours)
+        two = settings.model.history == 2
+        return sampling.with_previous(archive.times, starts, step_hours=step_hours) if two else starts
+    except ValueError as error:
+        raise ValueError(f"config.data.{period}: {error}") from None
+
+
+def check_hours(
+    settings: Settings, archive: Archive, field: str, starts: Int[np.ndarray, " start"], period: str
+) -> None:
+    """Raises ValueError for hours, a field of config.evaluation, that no forecast from `starts` reaches in a period."""
+    name, hours, times = f"config.evaluation.{field}", getattr(settings.evaluation, field), archive.times
+    if not hours:
+        return
+    check_leads(hours, step_hours=archive.step_hours * settings.training.leads[0], name=name)
+    try:
+        if settings.model.history == 2 and len(starts):
+            starts = sampling.with_previous(times, starts, step_hours=archive.step_hours)
+        sampling.valid_indices(times, starts, lead_hours=hours, until=_last(settings, archive, period))
+    except ValueError as error:
+        raise ValueError(f"{name} in config.data.{period}: {error}") from None
