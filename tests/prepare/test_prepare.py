@@ -1,5 +1,6 @@
 """An archive holds what the source does, however it was cut, killed or resumed; nothing faulty or half is published."""
 
+import json
 import os
 import shutil
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+import weathermixer
 from tests.sources.written_sources import TIMES, frames_of, make_dataset, write_zarr
 from weathermixer.archive.archive import open_archive
 from weathermixer.archive.layout import COMPRESSORS
@@ -204,8 +206,28 @@ def test_other_options_do_not_go_on(tmp_path, source, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         stop_after(patch, 1)
         prepare_archive(source, tmp_path / "a", times_per_shard=3)
-    with pytest.raises(ValueError, match=r"begun with other options \(area_weighted, dtype differ\)"):
+    with pytest.raises(ValueError, match=r"\(area_weighted: False, not True; dtype: 'float16', not 'float32'\): give"):
         prepare_archive(source, tmp_path / "a", times_per_shard=3, dtype="float32", area_weighted=True)
+    coarse = open_source(make_dataset(), levels_hpa=[850, 500, 50], coarsen=2)
+    with pytest.raises(
+        ValueError, match=r"another source \(latitude: \[[^;]+\], not \[[^;]+\]; longitude: .* to start"
+    ):
+        prepare_archive(coarse, tmp_path / "a", times_per_shard=3)
+
+
+def test_what_another_version_began_is_refused_with_a_remedy_that_works(tmp_path, source, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_after(patch, 3)
+        prepare_archive(source, tmp_path / "a", times_per_shard=3)
+    file = tmp_path / "a.partial" / ".prepare" / "recipe.json"
+    recipe = json.loads(file.read_text())
+    del recipe["plan"]["latitude"]
+    file.write_text(json.dumps(recipe))
+    message = rf"a.partial was begun by another version \(weathermixer {weathermixer.__version__}, 20.*: delete it, and"
+    with pytest.raises(ValueError, match=message):
+        prepare_archive(source, tmp_path / "a", times_per_shard=3)
+    shutil.rmtree(tmp_path / "a.partial")
+    assert len(prepare_archive(source, tmp_path / "a", times_per_shard=3).times) == 20
 
 
 def test_a_damaged_journal_is_refused(tmp_path, source, monkeypatch):

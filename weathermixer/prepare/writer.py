@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import os
+import reprlib
 import secrets
 import shutil
 from collections import deque
@@ -179,10 +180,19 @@ class Journal:
         if recipe is None:
             return None
         plan, begun = json.loads(json.dumps(plan)), recipe["plan"]
-        if different := sorted(key for key in plan.keys() | begun.keys() if plan.get(key) != begun.get(key)):
+        if plan.keys() != begun.keys():
+            document = storage.read_json(storage.open_folder(self.target), "zarr.json") or {"attributes": {}}
+            who, when = (document["attributes"].get(name, "unknown") for name in ("software", "created"))
             raise ValueError(
-                f"{self.target} was begun with other options ({', '.join(different)} differ): give the same ones to "
-                "go on, or delete it to start afresh"
+                f"{self.target} was begun by another version ({who}, {when}), and this one cannot finish it: "
+                "delete it, and the same command starts afresh, or finish it with that version"
+            )
+        differ = [key for key in sorted(plan) if plan[key] != begun[key]]
+        if differ:
+            what = "; ".join(f"{key}: {reprlib.repr(begun[key])}, not {reprlib.repr(plan[key])}" for key in differ)
+            raise ValueError(
+                f"{self.target} was begun with other options or of another source ({what}): give the same ones to go "
+                "on, or delete it to start afresh"
             )
         return recipe
 
