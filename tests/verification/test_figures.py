@@ -9,7 +9,7 @@ from PIL import Image
 from tests.archives import make_grid
 from weathermixer.fields.grid import area_weights
 from weathermixer.fields.variables import Channel
-from weathermixer.verification.figures import _natural_earth, draw_errors, draw_forecast, save_animation
+from weathermixer.verification.figures import _natural_earth, draw_archive, draw_errors, draw_forecast, save_animation
 
 GRID = make_grid(16, 32)
 START = np.datetime64("2020-12-01T00", "ns")
@@ -75,6 +75,25 @@ def test_maps_of_errors_have_one_scale_from_zero_and_the_globes_errors_above():
     assert titles == ["6 h: 1.000", "24 h: 2.000", "48 h: 4.000", "120 h: 8.000"]
     limits = {axis.collections[0].get_clim() for axis in figure.axes[:4]}
     assert limits == {(0.0, 8.0)}
+
+
+def find_white(figure) -> float:
+    """The highest band of a figure that is white from side to side, in inches."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    white = (np.asarray(canvas.buffer_rgba()) == 255).all(axis=(1, 2))
+    ends = np.flatnonzero(np.diff(white, prepend=False, append=False))
+    return (ends[1::2] - ends[::2]).max() / figure.dpi
+
+
+@pytest.mark.parametrize(
+    "names", [["2m_temperature"], [f"temperature_{level}" for level in (500, 700, 850, 925, 1000)]]
+)
+def test_pictures_have_no_empty_bands(make_archive, names):
+    assert find_white(draw_archive(make_archive(names=names))) < 0.35
+    errors = np.random.default_rng(0).random((len(names), *GRID.shape))
+    options = dict(channel=Channel("temperature", 850), lead_hours=[6 + 6 * n for n in range(len(names))])
+    assert find_white(draw_errors(errors, grid=GRID, **options)) < 0.35
 
 
 def test_an_animation_goes_through_all_leads_and_analyses_may_end(tmp_path):

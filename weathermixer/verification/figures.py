@@ -2,6 +2,7 @@
 
 import functools
 import os
+import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from matplotlib.animation import PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from weathermixer.archive.archive import Archive, Statistics
 from weathermixer.archive.sampling import spread
@@ -73,7 +75,7 @@ def draw_errors(
 ) -> Figure:
     """Maps of errors by lead, such as the RMSE over forecasts, on the same colours; titles have the globe's RMSE."""
     factor, units, *_ = _look(channel)
-    figure, axes = make_panels(len(errors), width=3.6, height=2.9, sharex=True, sharey=True)
+    figure, axes = make_panels(len(errors), width=3.6, height=2.4, sharex=True, sharey=True)
     limits = 0.0, _limits([errors * factor], symmetric=False)[1]
     for axis, field, lead in zip(axes, errors * factor, lead_hours):
         title = f"{lead} h: {digits(_globe_rmse(field, grid))}"
@@ -97,7 +99,7 @@ def save_animation(
     factor, units, colours, symmetric = _look(channel)
     states = {"forecast": forecast * factor} | ({} if truth is None else {"analysis": truth * factor})
     limits = _limits(list(states.values()), symmetric=symmetric)
-    figure, axes = make_panels(len(states), width=4.4, height=3.4, sharey=True)
+    figure, axes = make_panels(len(states), width=4.4, height=3.1, sharey=True)
     images = [_draw(a, x[0], grid, limits, colours, land, title=name) for a, (name, x) in zip(axes, states.items())]
     _add_bar(images[0], axes, units)
     writer = PillowWriter(fps=4)
@@ -120,7 +122,8 @@ def draw_archive(archive: Archive) -> Figure:
     channels, middle = archive.channels, len(archive.times) // 2
     chosen = spread(np.arange(len(channels)), MAPS).tolist()
     profiles = [some for some in group_by_variable(channels).values() if len(some) > 1 and channels[some[0]].level_hpa]
-    figure, axes = make_panels(len(chosen) + len(profiles), width=4.5, height=3.4)
+    figure, axes = make_panels(len(chosen) + len(profiles), width=4.5, height=2.75)  # a map's: what is more is white
+    figure.suptitle(pathlib.PurePath(archive.path).name, fontsize=13)
     for axis, index in zip(axes, chosen):
         factor, units, colours, symmetric = _look(channels[index])
         field = archive.store[middle, index].read().result().astype(np.float64)
@@ -155,7 +158,7 @@ def _look(channel: Channel) -> tuple[float, str, str, bool]:
     """(factor, units, colours, whether they are symmetric about zero) of a channel's state."""
     short = Channel(channel.variable).short
     colours = "RdBu_r" if short in SIGNED else COLOURS.get(short, "viridis")
-    return *READ_AS.get(channel.units, (1.0, channel.units)), colours, short in SIGNED
+    return *READ_AS.get(channel.units, (1.0, channel.units.replace("**", ""))), colours, short in SIGNED
 
 
 def _from_west(field: Field, grid: Grid) -> tuple[Float[np.ndarray, " lon"], Field]:
@@ -204,7 +207,8 @@ def _natural_earth() -> list[Float[np.ndarray, "point 2"]]:
 
 
 def _add_bar(image, axes: Axes | Sequence[Axes], label: str, *, extend: str = "both") -> None:
-    image.figure.colorbar(image, ax=axes, label=label, extend=extend, location="bottom", shrink=0.7, aspect=35)
+    options = dict(location="bottom", shrink=0.7, aspect=35, ticks=MaxNLocator(4))
+    image.figure.colorbar(image, ax=axes, label=label, extend=extend, **options).ax.tick_params(labelsize=8)
 
 
 def _globe_rmse(error: Field, grid: Grid) -> float:
