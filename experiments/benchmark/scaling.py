@@ -148,6 +148,8 @@ def classify(found: Collective, shape: ModelShape, layout: Layout, options: Step
         return f"contractions over {axis}"
     if reach >= layout.instance:
         kernels = {c.kernel // c.operands // layout.instance for c in products if c.name != "blend"}
+        if found.kind == "all-gather":
+            return "parameters over data" if found.elements * layout.data in kernels else "vectors"
         return "gradients over data" if found.elements in kernels else "vectors"
     instance = options.batch // layout.data
     points = instance * shape.grid[0] * shape.grid[1] // layout.domain
@@ -171,10 +173,10 @@ def compiled_bytes(text: str, shape: ModelShape, layout: Layout, options: StepOp
 
     XLA:CPU makes a sum that is cut out of a whole sum and a slice; it counts as what the cut sum receives.
     """
-    received = Counter()
+    received, summed_and_cut = Counter(), {"head"} | ({"gradients over data"} if options.zero != "none" else set())
     for found in collectives(text):
         name = classify(found, shape, layout, options)
-        received[name] += found.received / (2 if found.kind == "all-reduce" and name == "head" else 1)
+        received[name] += found.received / (2 if found.kind == "all-reduce" and name in summed_and_cut else 1)
     return received
 
 

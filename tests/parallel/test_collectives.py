@@ -15,7 +15,9 @@ from jax.interpreters import partial_eval
 from experiments import plan, synthetic
 from experiments.benchmark import scaling
 from tests.moved import count_moved
+from weathermixer.parallel import jigsaw
 from weathermixer.parallel.mesh import make_abstract_mesh, make_mesh, use_mesh
+from weathermixer.planning import traffic
 from weathermixer.planning.hardware import find_hardware
 from weathermixer.planning.hlo import collectives, hidden_transfers
 from weathermixer.planning.meshes import Layout
@@ -62,6 +64,18 @@ def near(found, expected, total):
     "sizes, options", [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_CASES)], ids=str
 )
 def test_the_step_exchanges_what_the_formulae_say(sizes, options):
+    check_bytes(sizes, options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "block"])
+def test_so_does_that_of_instances_too_many_for_a_ring(remat, monkeypatch):
+    monkeypatch.setattr(jigsaw, "MOST_IN_RING", 2)
+    monkeypatch.setattr(traffic, "MOST_IN_RING", 2)
+    check_bytes((4, 2, 1), {"mesh.zero": "parameters", "model.rematerialize": remat})
+
+
+def check_bytes(sizes, options):
     layout = Layout(*sizes)
     settings, mesh = Settings().replace(scaling.SMALL | options), make_mesh(*sizes)
     step = plan.step_options(settings, find_hardware("cpu"), batch=settings.training.batch_size)

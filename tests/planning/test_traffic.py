@@ -62,19 +62,26 @@ def test_sum_over_data():
     assert all_reduce.bytes == pytest.approx(2 * 3 / 4 * kernels / 2 * 4) and not all_reduce.under
 
 
-@pytest.mark.parametrize("data, summed, straight", [(4, 2, True), (16, 4, False)])
 @pytest.mark.parametrize("compute_dtype, gathered", [("bfloat16", 2), ("fp8", 1)])
-def test_zero_gathers_kernels_forward_and_backward_and_sums_their_parts(
-    data, summed, straight, compute_dtype, gathered
-):
-    """Chunks in bfloat16 are summed in float32 where they arrive; between many instances a collective sums float32."""
-    found = transfers(Layout(data, 2, 1), zero="parameters", compute_dtype=compute_dtype)
+def test_instances_that_share_kernels_gather_chunks_twice_and_sum_them_once(compute_dtype, gathered):
+    found = transfers(Layout(4, 2, 1), zero="parameters", compute_dtype=compute_dtype)
     up, encode = found["token up: kernel over data"], found["encode: kernel over data"]
-    part = (data - 1) / data / 2
-    assert up.bytes == pytest.approx(part * 2 * 32 * 16 * (2 * gathered + summed))  # of two blocks
-    assert encode.bytes == pytest.approx(part * 32 * 32 * (2 + summed))  # in bfloat16; its input is data
-    assert (up.under, up.straight, up.messages) == ("token up" * straight, straight, 2 * 3 * (data - 1))
-    assert "gradients over data" not in found
+    assert up.bytes == pytest.approx(3 / 4 / 2 * 2 * 32 * 16 * (2 * gathered + 2))  # of two blocks
+    assert encode.bytes == pytest.approx(3 / 4 / 2 * 32 * 32 * (2 + 2))  # in bfloat16; its input is data
+    assert (up.under, up.messages) == ("token up", 2 * 3 * 3)
+    assert "gradients over data" not in found and "parameters over data" not in found
+
+
+def test_many_instances_that_share_kernels_use_collectives_in_float32():
+    found = transfers(Layout(16, 2, 1), zero="parameters")
+    kernels = sum(c.kernel * c.count for c in contractions(SHAPE))
+    for name in ("gradients over data", "parameters over data"):
+        assert found[name].bytes == pytest.approx(15 / 16 * kernels / 2 * 4) and not found[name].under
+    assert not [name for name in found if "kernel over data" in name]
+    again = transfers(Layout(16, 2, 1), zero="parameters", rematerialize="block")
+    blocks = sum(c.kernel * c.count for c in contractions(SHAPE) if c.in_block)
+    more = again["parameters over data"].bytes - found["parameters over data"].bytes
+    assert more == pytest.approx(15 / 16 * blocks / 2 * 4)
 
 
 def test_a_rollout_gathers_kernels_once_and_sums_gradients_each_time():

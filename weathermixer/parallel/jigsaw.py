@@ -25,9 +25,10 @@ from jax.sharding import PartitionSpec, reshard
 from jaxtyping import Array, Float
 
 from weathermixer.parallel.fp8 import Quantized, multiply, quantize
-from weathermixer.parallel.mesh import AXES, LOGICAL_AXES, axes_of, spec, without
+from weathermixer.parallel.mesh import AXES, LOGICAL_AXES, axes_of, instances, spec, without
 from weathermixer.parallel.rings import add, arrive, deliver, gather, in_order, part
 from weathermixer.parallel.schedule import MOST_IN_RING, SCHEDULES, Over, Schedule, kernel_names, moves_input
+from weathermixer.parallel.zero import gather_instances
 
 ACTIVATION = ("batch", "token", "embed")
 INSTANCES = LOGICAL_AXES["batch"]
@@ -85,7 +86,9 @@ def mix(
         if fp8:
             raise ValueError("schedule='einsum' has no products in 8-bit floats: choose another schedule, as 'auto'")
         return add(_einsum(x, kernel, over, names) for x, kernel in zip(xs, kernels, strict=True))
-    return _contract(xs, kernels, Way.of(over, schedule, cuts[0], fp8=fp8))
+    if not schedule.startswith("ring") or instances(jax.sharding.get_abstract_mesh()) > MOST_IN_RING:
+        kernels = gather_instances(kernels)
+    return _contract(xs, kernels, Way.of(over, schedule, jax.typeof(kernels[0]).sharding.spec, fp8=fp8))
 
 
 def _einsum(x, kernel, over, names):
@@ -134,11 +137,6 @@ class Way:
         """Whether there is anything to gather, of kernels or of x."""
         axes = [self.across, *[self.along] * self.gather, *[INSTANCES] * (self.shared is not None)]
         return any(lax.axis_size(axis) > 1 for axis in axes)
-
-    @property
-    def ring_of_instances(self) -> bool:
-        """Whether instances exchange chunks of kernels."""
-        return self.ring and lax.axis_size(INSTANCES) <= MOST_IN_RING
 
     @property
     def matrix_spec(self) -> PartitionSpec:
@@ -207,8 +205,9 @@ def _backward(xs, kernels, dy, way):
             return product(dy, part(whole, owner, way.along, 0))
 
         dxs = [deliver(functools.partial(term, whole), way.along, way.mixed, ring=way.ring) for whole in wholes]
-        # waits for nothing, as the kernels
-        xs = [gather(x, way.along, way.mixed, ring=way.ring) for x in xs]
+        # waits for nothing, as the kernels, and nothing for a chunk of it: a collective puts it together in no pass of
+        # its own, but chunks in 8 bits need one for their units
+        xs = [gather(x, way.along, way.mixed, ring=way.ring and way.fp8) for x in xs]
     else:
         chunks = list(arrive(dy, way.along, way.mixed, ring=way.ring))
         dxs = [add(product(chunk, part(whole, owner, way.along, 1)) for owner, chunk in chunks) for whole in wholes]
@@ -224,9 +223,7 @@ def _backward(xs, kernels, dy, way):
         if way.shared is None:
             with jax.named_scope("exchange"):
                 return lax.psum(own.astype(jnp.float32), INSTANCES)
-        ring = way.ring_of_instances
-        own = own if ring else own.astype(jnp.float32)  # a ring sums in float32 whatever travels
-        return deliver(lambda owner: part(own, owner, INSTANCES, way.shared), INSTANCES, way.shared, ring=ring)
+        return deliver(lambda owner: part(own, owner, INSTANCES, way.shared), INSTANCES, way.shared, ring=True)
 
     dkernels = tuple(kernel_gradient(x).astype(jnp.float32) for x in xs)
     return tuple(_activation(dx, batch, way) for dx in dxs), dkernels
@@ -252,7 +249,7 @@ def _operand(x, dtype, way, **options):
 def _whole(kernel, way):
     """The kernel, gathered over the axis that is not contracted, and over the instances where they share it."""
     if way.shared is not None:
-        kernel = gather(kernel, INSTANCES, way.shared, ring=way.ring_of_instances)
+        kernel = gather(kernel, INSTANCES, way.shared, ring=True)
     return gather(kernel, way.across, 0 if way.gather else 1, ring=way.ring)
 
 

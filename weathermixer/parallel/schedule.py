@@ -20,7 +20,8 @@ from typing import Literal, get_args
 Over = Literal["channel", "token"]
 Schedule = Literal["auto", "einsum", "gather", "scatter", "ring_gather", "ring_scatter"]
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
-# instances that exchange chunks of kernels; between more they would be too many and too small: a collective does it
+# instances that exchange chunks of kernels; between more they would be too many and too small: collectives gather
+# kernels before a contraction, in float32, and cut its gradients after it
 MOST_IN_RING = 8
 
 

@@ -45,6 +45,12 @@ def gathered_bytes(group: Group, whole: float | int) -> float:
     return (group.size - 1) / group.size * whole
 
 
+def in_ring(c: Contraction, layout: Layout, options: StepOptions) -> bool:
+    """Whether instances exchange chunks of such a contraction's kernel within it."""
+    ring = layout.data <= MOST_IN_RING and (options.schedule == "auto" or options.schedule.startswith("ring"))
+    return ring and sharing(c, layout, options) > 1
+
+
 def contraction_transfers(c: Contraction, layout: Layout, options: StepOptions) -> list[Transfer]:
     """The transfers of one kind of contraction in a training step: its repetitions, backward passes, recomputation.
 
@@ -65,24 +71,18 @@ def contraction_transfers(c: Contraction, layout: Layout, options: StepOptions) 
         moved, messages = chunk * ((1 + again) * wide + narrow), 2 + again
     # W once for all repetitions of the forward pass, for the compiler finds that it is the same; W for dx, and dW
     repeats, gathers = options.repeats if c.in_block else 1, c.needs_input_gradient + again
-    kernel = (across.size - 1) * c.kernel // layout.instance * (repeats * (gathers * narrow + wide) + narrow)
-    kernel_messages = c.operands * (repeats * (1 + gathers) + 1) * (across.size - 1)
+    kernel, sent_kernels = repeats * (gathers * narrow + wide) + narrow, c.operands * (repeats * (1 + gathers) + 1)
     times = c.count * repeats
     straight = schedule.startswith("ring")
     sent = times * messages * (along.size - 1)
-    transfers = [
-        Transfer(f"{c.name}: activation", along, times * moved, sent, c.name, straight),
-        Transfer(f"{c.name}: kernel", across, c.count * kernel, c.count * kernel_messages, c.name),
-    ]
-    if c.columns == 1 and sharing(c, layout, options) > 1:
-        # as often as across; in a ring under products, while collectives, which sum in float32, are waited for
+    transfers = [Transfer(f"{c.name}: activation", along, times * moved, sent, c.name, straight)]
+    kernels = [(f"{c.name}: kernel", across, (across.size - 1) * c.kernel // layout.instance)]
+    if c.columns == 1 and in_ring(c, layout, options):  # as often as across
         group = layout.replicas
-        straight &= group.size <= MOST_IN_RING
-        part = gathered_bytes(group, c.kernel / layout.instance)
-        kernel = part * ((1 + repeats * gathers) * narrow + repeats * (wide if straight else FLOAT32))
-        kernel_messages = c.operands * (repeats * (1 + gathers) + 1) * (group.size - 1)
-        name, under = f"{c.name}: kernel over data", c.name if straight else ""
-        transfers.append(Transfer(name, group, c.count * kernel, c.count * kernel_messages, under, straight))
+        kernels.append((f"{c.name}: kernel over data", group, gathered_bytes(group, c.kernel / layout.instance)))
+    for name, group, size in kernels:
+        messages = c.count * sent_kernels * (group.size - 1)
+        transfers.append(Transfer(name, group, c.count * size * kernel, messages, c.name))
     return transfers
 
 
@@ -139,16 +139,23 @@ def vector_transfers(shape: ModelShape, layout: Layout, options: StepOptions) ->
 
 
 def gradient_transfers(shape: ModelShape, layout: Layout, options: StepOptions) -> Iterator[Transfer]:
-    """All-reduces of kernels' float32 gradients over instances that each hold all of them.
+    """Sums of kernels' float32 gradients over instances, and kernels gathered over them, where contractions do neither.
 
-    Once for each repetition of a block, for each part of the batch and step of a rollout; where such a step is made
-    again, nothing is summed again. Of kernels that instances share contractions do it, but of circulant ones.
+    All-reduces once for each repetition of a block, for each part of the batch and step of a rollout; where such a step
+    is made again, nothing is summed again. Of kernels that many instances share the sums are cut, and kernels gathered
+    in float32 for every use. Of circulant ones, which are made dense in between, the dense gradient is summed whole.
     """
-    group, sums = layout.replicas, 2 * options.rollout * options.accumulate
-    whole = [c for c in contractions(shape) if c.columns > 1 or sharing(c, layout, options) == 1]
-    summed = sum(c.kernel * options.times(c) for c in whole if c.name != "blend")
-    moved = sums * gathered_bytes(group, FLOAT32 / layout.instance) * summed
-    yield Transfer("gradients over data", group, moved, sums * (group.size - 1))
+    group, times = layout.replicas, options.rollout * options.accumulate
+    whole = gathered_bytes(group, FLOAT32 / layout.instance)
+    summed = gathered = 0.0
+    for c in contractions(shape):
+        if c.name != "blend" and not (c.columns == 1 and in_ring(c, layout, options)):
+            shared = sharing(c, layout, options) > 1
+            summed += options.times(c) * c.kernel * (1 if shared and c.columns == 1 else 2)
+            gathered += shared * c.count * c.kernel // c.columns * (block_uses(options) if c.in_block else 1)
+    yield Transfer("gradients over data", group, times * whole * summed, 2 * times * (group.size - 1))
+    times = options.passes * options.accumulate
+    yield Transfer("parameters over data", group, times * whole * gathered, round(2 * times * (group.size - 1)))
 
 
 def step_transfers(shape: ModelShape, layout: Layout, options: StepOptions) -> list[Transfer]:
