@@ -6,9 +6,11 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from tests.tiny_training import make_tiny
 from weathermixer.model.weathermixer import ModelShape, WeatherMixer
 from weathermixer.parallel.mesh import make_abstract_mesh, make_mesh, sharding, use_mesh
 from weathermixer.planning.account import format_account, format_bytes, held, kept_for_backward, make_account
+from weathermixer.planning.work import contractions
 
 MESHES = [(1, 1, 1), (1, 8, 1), (1, 1, 8), (32, 4, 2)]
 SHAPE = ModelShape()  # the published 1.06 B model: nothing is allocated
@@ -34,6 +36,21 @@ def test_nothing_is_kept_twice(sizes, rematerialize):
     assert ratios["parameters"] <= 1.02 and ratios["inputs"] == 1.0
     assert 1.0 <= ratios["activations"] <= 1.02
     assert "more than once" not in format_account(entries)
+
+
+def test_kernels_in_the_compute_dtype_are_copies_whoever_shares_them():
+    """Cut over the instances as a batch is, they are none of its activations; four instances keep a quarter each."""
+    sizes = {}
+    for zero in ("none", "parameters"):
+        tiny = make_tiny((4, 2, 1), compute_dtype="bfloat16", zero=zero)
+        with use_mesh(tiny.mesh):
+            state = jax.eval_shape(tiny.training.initial_state)
+            rest = (tiny.make_batch(0), tiny.standardization, None)
+            kept = kept_for_backward(tiny.training.loss, state.params, *rest)
+        sizes[zero] = [sum(map(held, arrays)) for arrays in kept]
+    assert sizes["parameters"][0] == sizes["none"][0]
+    kernels = 2 * sum(c.count * c.kernel for c in contractions(tiny.training.shape) if c.name != "blend") / 2
+    assert sizes["none"][1] - sizes["parameters"][1] == pytest.approx(0.75 * kernels, rel=0.01)
 
 
 def test_an_array_held_twice_is_named():

@@ -97,7 +97,4 @@ def test_activations_are_what_differentiation_keeps(head, repeats, compute_dtype
         x = jax.ShapeDtypeStruct((1, 72, 720, 1440), jnp.float16, sharding=cut)
         kept, _ = kept_for_backward(loss, params, x, key)
     traced = sum(map(held, kept))
-    if rate and rematerialize == "none":  # the zeros that dropped elements become are a constant to the compiler
-        dropped = 2 * 17280 * 1000 + 3000 * 1000 + 17280 * 2000
-        traced -= 3 * repeats * dropped * options.compute_bytes
     assert activation_bytes(shape, options) == pytest.approx(traced, rel=0.01)

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import jax
 from jax.core import ShapedArray
 from jax.extend.core import Literal
+from jax.interpreters import partial_eval
 from jax.sharding import AbstractMesh, Mesh
 
-from weathermixer.parallel.mesh import LOGICAL_AXES, cut_axes, instance_devices, instances
+from weathermixer.parallel.mesh import instance_devices, instances
 
 TOLERATED = 1.02
 NEGLIGIBLE = 1e-3  # of all that a device holds: vectors of the norms, counts
@@ -37,19 +38,25 @@ class Entry(NamedTuple):
 def kept_for_backward(loss: Callable, params: Any, *rest: Any) -> tuple[list[ShapedArray], list[ShapedArray]]:
     """What differentiating loss(params, *rest) by `params` keeps apart from its arguments: activations, copies.
 
-    Copies are what every instance keeps of its own, such as kernels in the compute dtype. The arrays are those of the
-    traced program; the compiler may drop some that it can make again for less.
+    Copies are what can be made of the parameters alone, such as kernels in the compute dtype. The arrays are those of
+    the traced program; the compiler may drop some that it can make again for less.
     """
 
     def residuals(params, *rest):
         return jax.vjp(lambda params: loss(params, *rest), params)[1]
 
-    jaxpr = jax.make_jaxpr(residuals)(params, *rest).jaxpr
-    kept = dict.fromkeys(variable for variable in jaxpr.outvars if not isinstance(variable, Literal))
-    activations, copies = [], []
-    for array in (variable.aval for variable in kept if variable not in jaxpr.invars):
-        (activations if LOGICAL_AXES["batch"] in cut_axes(array.sharding.spec) else copies).append(array)
-    return activations, copies
+    closed = jax.make_jaxpr(residuals)(params, *rest)
+    given, own = closed.jaxpr.invars, len(jax.tree.leaves(params))
+
+    def made_of(unknown):
+        return partial_eval.partial_eval_jaxpr_nounits(closed, unknown, False)[2]
+
+    of_batch, of_any = made_of([False] * own + [True] * (len(given) - own)), made_of([True] * len(given))
+    activations, copies = {}, {}  # each array once
+    for variable, activation, kept in zip(closed.jaxpr.outvars, of_batch, of_any, strict=True):
+        if kept and not isinstance(variable, Literal) and variable not in given:  # a constant is not kept
+            (activations if activation else copies)[variable] = variable.aval
+    return list(activations.values()), list(copies.values())
 
 
 def held(array: Any) -> int:
