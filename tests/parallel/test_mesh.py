@@ -1,6 +1,7 @@
 """The mesh and the table: strict names, sizes that do not divide, devices that are not there."""
 
 import os
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -37,6 +38,13 @@ def test_the_mesh_has_three_explicit_axes_and_fills_the_devices():
 def test_meshes_that_do_not_fit_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
         make_mesh(*sizes)
+
+
+def test_a_process_without_a_part_of_the_mesh_is_named(monkeypatch):
+    """It would have no parts of any array, and end somewhere in the middle with a message about those."""
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(process_index=index // 2) for index in range(6)])
+    with pytest.raises(ValueError, match="needs 2 of 6 devices, and none of process 1, 2: .* start fewer processes"):
+        make_mesh(2, 1, 1)
 
 
 def test_names_are_strict():

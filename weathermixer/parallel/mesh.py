@@ -66,8 +66,8 @@ def use_copy_engines() -> None:
 def make_mesh(data: int, domain: int, tensor: int) -> Mesh:
     """Builds the (data, domain, tensor) mesh over the first data * domain * tensor devices.
 
-    `data` may be -1: as many instances as the devices hold. Raises ValueError where the sizes are not positive or
-    the devices too few.
+    `data` may be -1: as many instances as the devices hold. Raises ValueError where the sizes are not positive, the
+    devices too few, or those of some process in none of the mesh.
 
     >>> mesh = weathermixer.make_mesh(-1, 2, 2)  # on eight devices
     >>> dict(mesh.shape)
@@ -81,6 +81,11 @@ def make_mesh(data: int, domain: int, tensor: int) -> Mesh:
         raise ValueError(
             f"{shape} needs {needed} devices, {len(devices)} are visible: choose a smaller mesh, or simulate devices "
             "on the CPU with XLA_FLAGS=--xla_force_host_platform_device_count=N"
+        )
+    if idle := sorted({device.process_index for device in devices} - {d.process_index for d in devices[:needed]}):
+        raise ValueError(
+            f"{shape} needs {needed} of {len(devices)} devices, and none of process {', '.join(map(str, idle))}: choose "
+            "a larger mesh (data=-1 takes all devices), or start fewer processes"
         )
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices[:needed])
 
