@@ -84,8 +84,8 @@ def make_mesh(data: int, domain: int, tensor: int) -> Mesh:
         )
     if idle := sorted({device.process_index for device in devices} - {d.process_index for d in devices[:needed]}):
         raise ValueError(
-            f"{shape} needs {needed} of {len(devices)} devices, and none of process {', '.join(map(str, idle))}: choose "
-            "a larger mesh (data=-1 takes all devices), or start fewer processes"
+            f"{shape} needs {needed} of {len(devices)} devices, and none of process {', '.join(map(str, idle))}: "
+            "choose a larger mesh (data=-1 takes all devices), or start fewer processes"
         )
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices[:needed])
 

@@ -88,14 +88,18 @@ def megatron(shape: ModelShape, layout: Layout, options: StepOptions) -> Share |
 
 
 def fsdp(shape: ModelShape, layout: Layout, options: StepOptions) -> Share | None:
-    """Whole samples on every device, all that training carries cut over all of them (Rajbhandari et al. 2020)."""
+    """Whole samples on every device, all that training carries cut over all of them (Rajbhandari et al. 2020).
+
+    Arrays are flattened and padded first, so that all can be cut; a whole copy in the compute dtype is in passing.
+    """
     if layout.instance > 1:
         return None
     devices, item = layout.devices, options.compute_bytes
     number, part = parameters(shape), (devices - 1) / devices
-    held = memory_parts(shape, layout, dataclasses.replace(options, zero="parameters"))
+    held = memory_parts(shape, layout, options)
+    lasting = sum(held[name] for name in ("parameters", "moments", "ema", "gradients")) * part
     flops = executed_flops(shape, options) / devices
-    return Share(received=part * number * (2 * item + FLOAT32), held=sum(held.values()), flops=flops)
+    return Share(received=part * number * (2 * item + FLOAT32), held=sum(held.values()) - lasting, flops=flops)
 
 
 def lower_bound(shape: ModelShape, layout: Layout, options: StepOptions) -> Share:
