@@ -182,6 +182,8 @@ def output_file(text: str) -> pathlib.Path:
     path = pathlib.Path(text).expanduser()
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r}: there is no folder {path.parent}, make it first")
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder: give a file")
     return path
 
 

@@ -162,8 +162,10 @@ def make_parser() -> command_line.Parser:
     add("--spectra", action="store_true", default=None, help="zonal power spectra too, in the netCDF file")
     about = "of --forecast: SEEPS of precipitation too, by WeatherBench 2's --climatology with its thresholds"
     add("--seeps", action="store_true", help=about)
-    about = f"JSON file; default: {SCORES_FILE}, in RUN, or a name that tells what is asked"
-    add("--output", metavar="FILE", help=about)
+    about = (
+        f"JSON file, beside which .nc is written; default: {SCORES_FILE}, in RUN, or a name that tells what is asked"
+    )
+    add("--output", type=command_line.output_file, metavar="FILE", help=about)
     return parser
 
 
@@ -176,6 +178,8 @@ def main(arguments: list[str] | None = None) -> None:
         )
     if options.run is not None and (options.climatology or options.seeps):
         parser.error("--climatology, --seeps: of a run alone it is its data's own, or made of its training period")
+    if options.output and options.output.suffix == ".nc":
+        parser.error(f"--output={options.output} is where netCDF goes, beside JSON: give a name that ends with .json")
     if options.forecast is not None and options.data is None:
         parser.error("--forecast needs the analyses that it is measured against: --truth=DATA")
     distributed.initialize()

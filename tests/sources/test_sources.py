@@ -170,6 +170,8 @@ def test_time_chunk_counts_the_times_that_are_used(tmp_path):
         (lambda d: d, {"variables": ["vertical_velocity"]}, "no variable 'vertical_velocity'; it has .*geopotential"),
         (lambda d: d, {"levels_hpa": [500, 700]}, r"no level 700 hPa of geopotential; it has \[1000.0, 850.0"),
         (lambda d: d, {"variables": ["2m_temperature_850"]}, "2m_temperature in dataset has no levels, 850"),
+        (lambda d: d[["2m_temperature"]], {"levels_hpa": [500]}, r"levels_hpa=\[500\] are of none of 2m_temperature"),
+        (lambda d: d, {"variables": ["temperature_500"], "levels_hpa": [850]}, "are of none of temperature_500: leave"),
         (lambda d: d, {"variables": ["temperature", "temperature_500"]}, "named twice: .*temperature_500"),
         (lambda d: d, {"static": ["soil_type"]}, "no static field 'soil_type'"),
         (lambda d: d, {"period": ("1999-01-01", "1999-12-31")}, "no times .*found: 20, 2019.* not from 1999"),

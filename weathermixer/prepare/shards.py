@@ -70,7 +70,10 @@ def find_pairs(
     times, here = source.times, np.arange(len(source.times))
     counted = np.ones(len(times), bool) if period is None else in_period(times, period)
     if not counted.any():
-        raise ValueError(f"no time lies in the statistics' period {period}; there are {times[0]} ... {times[-1]}")
+        raise ValueError(
+            f"no time of the source lies in --statistics-period={','.join(period)}: it has {times[0]:.13} to "
+            f"{times[-1]:.13}; choose other dates"
+        )
     earlier = find_times(times, times - lag * source.step_hours * np.timedelta64(1, "h"))
     return counted, np.where((earlier >= 0) & counted & counted[earlier], here - earlier, 0)
 

@@ -135,6 +135,8 @@ def choose_channels(
                     f"{source} has level {level} hPa, and only whole ones have names: choose with --levels"
                 )
             channels.append(Channel(first.variable, int(level), first.units))
+    if levels_hpa and not any(channel.level_hpa in levels_hpa for channel in channels):
+        raise ValueError(f"levels_hpa={list(levels_hpa)} are of none of {', '.join(variables)}: leave out --levels")
     names = [channel.name for channel in channels]
     if len(set(names)) < len(names):
         raise ValueError(f"channels named twice: {sorted({name for name in names if names.count(name) > 1})}")
