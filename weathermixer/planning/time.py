@@ -151,12 +151,13 @@ MEASURED = (
     Measured("h200", Layout(1, 2, 1), 48.2, PEER),
     Measured("h200", Layout(1, 1, 2), 54.6, PEER),
     Measured("h200", Layout(2, 1, 1), 101.5, "jax 0.11.2"),
+    Measured("h100", Layout(1, 2, 1), 53.1, "jax 0.11.2"),
     # on four H100 of one host, the same day
     Measured("h100", Layout(1, 4, 1), 29.3, PEER),
     Measured("h100", Layout(1, 2, 2), 32.5, PEER),
     Measured("h100", Layout(1, 1, 4), 43.4, PEER),
     Measured("h100", Layout(2, 2, 1), 56.9, PEER),
-    Measured("h100", Layout(4, 1, 1), 111.7, PEER),
+    Measured("h100", Layout(4, 1, 1), 111.7, "jax 0.11.2"),
     # on two H100 of one host, in one call
     Measured("h100", Layout(1, 1, 1), 92.0, PEER),
     Measured("h100", Layout(1, 2, 1), 50.7, PEER),
