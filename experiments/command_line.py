@@ -54,6 +54,8 @@ class Parser(argparse.ArgumentParser):
                     f"{word!r} is one word too many: lists are written with commas, --name=A,B, "
                     "and a glob that means several files in quotes, 'era5_*.nc'"
                 )
+        if fields := [name for name in vars(options) if name.startswith("config.") and not options.config]:
+            self.error(f"--{fields[0]} is a field of a config: give --config=NAME too")
         return options
 
     def _join_lists(self, args: Sequence[str]) -> list[str]:

@@ -99,6 +99,7 @@ def test_values_may_be_words_of_their_own():
         ("evaluate", ["w", "--mesh=1,0,1"], 2, "--mesh: '1,0,1': give three integers"),
         ("forecast", ["w", "--start=yesterday"], 2, "--start: 'yesterday': give times"),
         ("forecast", ["w", "--mode=both"], 2, "--mode: invalid choice: 'both'"),
+        ("check", ["a", "--config.mesh.data=2"], 2, "--config.mesh.data is a field of a config: give --config"),
         ("plan", [], 2, "--config says which model to plan"),
         ("plan", ["--config=reference", "--grid=0.7"], 2, "--grid: '0.7': give degrees that divide 180"),
         ("plan", ["--config=reference", "--hardware=read_rate"], 2, "--hardware: 'read_rate' is not NAME=VALUE"),
