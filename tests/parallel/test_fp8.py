@@ -46,11 +46,12 @@ def test_zeros_stay_and_what_is_not_finite_shows():
 
 
 @pytest.mark.parametrize("ring", [True, False])
-def test_parts_of_unlike_size_are_put_together_in_one_unit(ring):
+@pytest.mark.parametrize("size", [1.0, 1e-9, 1e20])
+def test_parts_of_unlike_size_are_put_together_in_one_unit(size, ring):
     """Each device's values in its own unit, and in the largest: the same but for what is under the format's least."""
     mesh, cut = make_mesh(1, 4, 1), PartitionSpec("domain", None)
     x = np.random.default_rng(0).standard_normal((16, 6)).astype(np.float32)
-    x *= np.repeat(np.float32([1e-3, 40, 7, 0]), 4)[:, None]
+    x *= size * np.repeat(np.float32([1e-3, 40, 7, 0]), 4)[:, None]  # zeros alone raise no unit
     whole = fp8.Quantized(PartitionSpec(None), PartitionSpec(None), PartitionSpec(None))
 
     def inner(x):

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 # 4 bits of exponent and 3 of mantissa, for gradients too: with a scale of their own they use its range as well
 FORMAT = jnp.float8_e4m3fn
 LARGEST = 8  # exponent: magnitudes are brought below 2**LARGEST
-SMALLEST = -100  # exponent of a unit, so that its inverse is a number too
+SMALLEST = 2.0**-93  # magnitude of which a unit's inverse is a number too; zeros alone have its unit, under others'
 # asked first, the compiler's own generator of products takes those of widened floats, and widens them in memory
 COMPILER_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
 TILE = (64, 128)  # of a matrix, by a program of 4 warps; H100: 2.3 TB/s, where a copy has 3.0 and XLA's fusion 1.4
@@ -60,7 +60,7 @@ def quantize(x: Float[Array, "m n"], *, first: int | None = None) -> Quantized:
     largest = jnp.max(jnp.abs(x), axis=first).astype(jnp.float32)
     if first is not None:
         largest = jnp.max(lax.optimization_barrier(largest))
-    exponent = jnp.maximum(jnp.frexp(largest)[1] - LARGEST, SMALLEST)
+    exponent = jnp.frexp(jnp.maximum(largest, SMALLEST))[1] - LARGEST
     scale, unit = (jnp.ldexp(jnp.float32(1), power) for power in (-exponent, exponent))
     written = lax.platform_dependent(x, scale, cuda=write_fast, default=write)
     return Quantized(*written, jnp.where(jnp.isfinite(largest), unit, jnp.nan).reshape(1, 1))
