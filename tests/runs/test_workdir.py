@@ -12,6 +12,7 @@ from tests.runs.test_run import CONSTANT as RATES
 from tests.runs.test_run import prepare, settings, weather
 from weathermixer.runs.export import export_run
 from weathermixer.runs.run import open_run
+from weathermixer.training.checksums import read_document, write_document
 from weathermixer.training.telemetry import read_records
 
 
@@ -87,6 +88,15 @@ def test_a_damaged_record_is_named_with_a_remedy_that_works(workdir, whole, dama
     (workdir / "run.json").unlink(missing_ok=True)
     train.train(settings(**RATES), workdir, whole[1])
     jax.tree.map(np.testing.assert_array_equal, open_run(workdir).params, open_run(whole[0]).params)
+
+
+def test_a_run_of_which_only_moments_were_cut_over_instances_goes_on(workdir, whole):
+    values = read_document(workdir / "config.json")
+    write_document(values | {"mesh": values["mesh"] | {"zero": "moments"}}, workdir / "config.json")
+    assert open_run(workdir).settings.mesh.zero == "parameters"
+    assert train.train(settings(**RATES), workdir, whole[1]).step == 2
+    with pytest.raises(ValueError, match="config.mesh.zero='moments': input should be 'none' or 'parameters'"):
+        settings(mesh__zero="moments")
 
 
 def test_strange_folders_beside_the_steps_are_no_checkpoints(workdir, whole, capsys):

@@ -88,6 +88,8 @@ def read_settings(workdir: pathlib.Path) -> tuple[Settings, str | None]:
             print(f"{error}: the last checkpoint's own is taken", file=sys.stderr)
         values = meta["config"] | {"archive": meta.get("archive")}
     archive = values.pop("archive", None)  # runs of older software did not say
+    if values.get("mesh", {}).get("zero") == "moments":  # it cut less over the instances; what it computed is the same
+        values["mesh"]["zero"] = "parameters"
     try:
         return make_settings(values), archive
     except ValueError as error:
