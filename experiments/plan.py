@@ -17,8 +17,8 @@ A machine that is not among the devices is one of them with numbers replaced, ea
 
 bf16_flops, tf32_flops and fp8_flops are dense peaks, memory_rate and read_rate those of memory and of a node's storage,
 node_rate and network_rate of the links within and between nodes, each way; achieved_products, achieved_copies,
-achieved_elementwise and achieved_links are the shares of these that are reached, latency_seconds, agree_seconds,
-contention and gap_seconds what is lost (weathermixer/planning/hardware.py).
+achieved_elementwise and achieved_links are the shares of these that are reached, latency_seconds, contention and
+gap_seconds what is lost (weathermixer/planning/hardware.py).
 """
 
 import argparse

@@ -23,6 +23,7 @@ OPTIONS = dict(ema_decay=0.9, dropout_rate=0.1, rematerialize="block", head="inc
         (("domain", "tensor"), (8, 16), ("domain", ("tensor", "data"))),  # the longer one
         ((("tensor", "domain"),), (16,), (("tensor", "domain", "data"),)),
         (("tensor",), (6,), ("tensor",)),  # nothing divides
+        ((None, "domain", "tensor"), (2, 6, 6), (None, "domain", "tensor")),  # what is stacked is indexed
         ((("domain", "data"), "tensor"), (16, 8), (("domain", "data"), "tensor")),  # is cut already
     ],
 )

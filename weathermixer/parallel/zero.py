@@ -21,18 +21,17 @@ OVER = LOGICAL_AXES["batch"]
 def cut_spec(spec: PartitionSpec, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """The spec of an array that is cut over the instances too, where a dimension's part on a device divides.
 
-    The longest dimension that can be is cut once more, within its part; an array without one, a small vector, stays.
+    The longest dimension that is cut and can be once more is, within its part; an array without one, a small vector,
+    stays. Dimensions that are stacked are never cut.
     """
     if OVER in cut_axes(spec):
         return spec
-    entries = tuple(spec) + (None,) * (len(shape) - len(spec))
     part = NamedSharding(mesh, spec).shard_shape(tuple(shape))
-    sizes = [size if size % instances(mesh) == 0 else 0 for size in part]
+    sizes = [size if entry and size % instances(mesh) == 0 else 0 for entry, size in zip(spec, part)]
     if not max(sizes, default=0):
         return spec
     longest = sizes.index(max(sizes))
-    cut = (*axes_of(entries[longest]), OVER) if entries[longest] else OVER
-    return PartitionSpec(*entries[:longest], cut, *entries[longest + 1 :])
+    return PartitionSpec(*spec[:longest], (*axes_of(spec[longest]), OVER), *spec[longest + 1 :])
 
 
 @jax.named_scope("exchange")

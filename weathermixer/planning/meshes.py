@@ -130,8 +130,8 @@ def sharing(c: Contraction, layout: Layout, options: StepOptions) -> int:
     along, across = layout.contracted(c.over).size, layout.across(c.over).size
     gather = moves_input(choose_schedule(options.schedule, c.inputs, c.outputs, along=along))
     ways = (across, along) if gather else (along, across)
-    sizes = c.inputs // c.operands // c.columns // ways[0], c.outputs // c.columns // ways[1], c.columns
-    divides = any(size >= layout.data and size % layout.data == 0 for size in sizes)
+    sizes = c.inputs // c.operands // c.columns // ways[0], c.outputs // c.columns // ways[1]
+    divides = any(size % layout.data == 0 for size in sizes)
     return layout.data if options.zero == "parameters" and divides else 1
 
 
