@@ -165,7 +165,7 @@ def make_parser() -> command_line.Parser:
     about = (
         f"JSON file, beside which .nc is written; default: {SCORES_FILE}, in RUN, or a name that tells what is asked"
     )
-    add("--output", type=command_line.output_file, metavar="FILE", help=about)
+    add("--output", type=pathlib.Path, metavar="FILE", help=about)
     return parser
 
 
@@ -178,8 +178,8 @@ def main(arguments: list[str] | None = None) -> None:
         )
     if options.run is not None and (options.climatology or options.seeps):
         parser.error("--climatology, --seeps: of a run alone it is its data's own, or made of its training period")
-    if options.output and options.output.suffix == ".nc":
-        parser.error(f"--output={options.output} is where netCDF goes, beside JSON: give a name that ends with .json")
+    if options.output and (options.output.is_dir() or options.output.suffix == ".nc"):
+        parser.error(f"--output={options.output} is a folder, or where netCDF goes beside JSON: name a file .json")
     if options.forecast is not None and options.data is None:
         parser.error("--forecast needs the analyses that it is measured against: --truth=DATA")
     distributed.initialize()
