@@ -167,11 +167,13 @@ def test_a_rollout_that_grows_is_resumed_in_its_middle_bit_for_bit(archive, tmp_
 
 
 @pytest.mark.slow
-def test_a_run_resumes_on_another_mesh_and_its_losses_agree(undisturbed, archive, tmp_path):
+@pytest.mark.parametrize("zero", ["none", "parameters"])
+def test_a_run_resumes_on_another_mesh_and_its_losses_agree(zero, undisturbed, archive, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(undisturbed[0], workdir)
     shutil.rmtree(workdir / "checkpoints" / "6")
-    train.train(make_run_settings(**CUT | dict(mesh__domain=4, mesh__tensor=1, mesh__data=2)), workdir, archive)
+    changed = dict(mesh__domain=4, mesh__tensor=1, mesh__data=2, mesh__zero=zero)
+    train.train(make_run_settings(**CUT | changed), workdir, archive)
     losses = [[record["loss"] for record in records(path) if "loss" in record] for path in (workdir, undisturbed[0])]
     assert len(losses[0]) == len(losses[1]) == STEPS // 2
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)

@@ -124,6 +124,27 @@ def test_circulant_token_mixing(mesh, one_device):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "options, mesh",
+    [
+        (ROLES | {"head": "blend"}, (2, 2, 2)),
+        (ROLLOUT, (8, 1, 1)),
+        (CIRCULANT, (4, 2, 1)),
+        (FED_BACK, (4, 1, 2)),
+        (PUBLISHED | {"schedule": "einsum"}, (2, 2, 2)),
+        (dict(batch_size=6), (3, 2, 1)),  # few of its kernels divide by three
+        (dict(channel_multiple=1, patch=(1, 1), embed=7, embed_hidden=9, head="increment"), (2, 1, 1)),  # one divides
+    ],
+    ids=lambda value: "x".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_instances_that_share_kernels(options, mesh, one_device):
+    expected, params = one_device(options)
+    here, _ = measure(mesh, options | {"zero": "parameters"}, params)
+    rows = compare(differences(here, expected), None)
+    assert rows.fine.all(), format_differences(str(mesh), rows, 5)
+
+
+@pytest.mark.slow
 def test_a_short_run_with_muon_on_kernels_of_two_and_three_dimensions():
     options = CIRCULANT | dict(kind="muon", zero="parameters", peak_rate=1e-2)
     (expected, _), (losses, state) = (make_tiny(sizes, **options).run(steps=4) for sizes in ((1, 1, 1), (2, 2, 2)))

@@ -46,14 +46,14 @@ def temporary_bytes(shape: ModelShape, layout: Layout, options: StepOptions) -> 
     """Bytes in passing on one device, an estimate of the largest moment in the backward pass.
 
     A kernel and its gradient gathered over the other model axis, and where that is cut, or with ZeRO, every kernel, for
-    nothing bounds how far ahead they travel, but rematerialization: a block's. The parameters' copy in the compute
-    dtype, three activations, and under rematerialize="block" what one block keeps.
+    nothing bounds how far ahead they travel in the forward pass. The parameters' copy in the compute dtype, three
+    activations, and under rematerialize="block" what one block keeps.
     """
     batch, again = options.part / layout.data, options.rematerialize == "block"
     mixing = [c for c in contractions(shape) if c.name != "blend"]
     whole = [c.kernel / layout.contracted(c.over).size for c in mixing]
     cut = [layout.across(c.over).size * sharing(c, layout, options) > 1 for c in mixing]
-    ahead = [size * (1 if again else c.count) for c, size, cut in zip(mixing, whole, cut) if cut]
+    ahead = [size * c.count for c, size, cut in zip(mixing, whole, cut) if cut]
     largest = shape.tokens * max(shape.embed, shape.embed_hidden, shape.features)
     numbers = 2 * max(whole) + sum(ahead) + batch * 3 * largest / layout.instance
     if options.compute_dtype != "float32":

@@ -4,9 +4,9 @@ import dataclasses
 from typing import NamedTuple
 
 from weathermixer.model.shape import ModelShape
-from weathermixer.parallel.mesh import indivisible, make_abstract_mesh
-from weathermixer.parallel.schedule import Schedule, choose_schedule, moves_input
-from weathermixer.parallel.zero import ZERO
+from weathermixer.parallel.mesh import cut_axes, indivisible, make_abstract_mesh, spec
+from weathermixer.parallel.schedule import Schedule, choose_schedule, kernel_names
+from weathermixer.parallel.zero import OVER, ZERO, cut_spec
 from weathermixer.planning.work import Contraction, contractions, parameters
 
 
@@ -125,14 +125,14 @@ class StepOptions:
 def sharing(c: Contraction, layout: Layout, options: StepOptions) -> int:
     """How many instances keep such a contraction's kernel together: all of them where it can be cut, or each its own.
 
-    It can be where its part on a device divides by them in one of its dimensions (weathermixer.parallel.zero.cut_spec).
+    It can be where weathermixer.parallel.zero.cut_spec can cut it.
     """
-    along, across = layout.contracted(c.over).size, layout.across(c.over).size
-    gather = moves_input(choose_schedule(options.schedule, c.inputs, c.outputs, along=along))
-    ways = (across, along) if gather else (along, across)
-    sizes = c.inputs // c.operands // c.columns // ways[0], c.outputs // c.columns // ways[1]
-    divides = any(size % layout.data == 0 for size in sizes)
-    return layout.data if options.zero == "parameters" and divides else 1
+    along = layout.contracted(c.over).size
+    names = kernel_names(c.over, choose_schedule(options.schedule, c.inputs, c.outputs, along=along))
+    sizes = c.inputs // c.operands // c.columns, c.outputs // c.columns
+    mesh = make_abstract_mesh(*dataclasses.astuple(layout))
+    shared = options.zero == "parameters" and OVER in cut_axes(cut_spec(spec(*names), sizes, mesh))
+    return layout.data if shared else 1
 
 
 def kept_parameters(shape: ModelShape, layout: Layout, options: StepOptions) -> float:
