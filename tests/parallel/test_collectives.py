@@ -15,9 +15,8 @@ from jax.interpreters import partial_eval
 from experiments import plan, synthetic
 from experiments.benchmark import scaling
 from tests.moved import count_moved
-from weathermixer.parallel import jigsaw
+from weathermixer.parallel import schedule
 from weathermixer.parallel.mesh import make_abstract_mesh, make_mesh, use_mesh
-from weathermixer.planning import traffic
 from weathermixer.planning.hardware import find_hardware
 from weathermixer.planning.hlo import collectives, hidden_transfers
 from weathermixer.planning.meshes import Layout
@@ -70,8 +69,7 @@ def test_the_step_exchanges_what_the_formulae_say(sizes, options):
 @pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "block"])
 def test_so_does_that_of_instances_too_many_for_a_ring(remat, monkeypatch):
-    monkeypatch.setattr(jigsaw, "MOST_IN_RING", 2)
-    monkeypatch.setattr(traffic, "MOST_IN_RING", 2)
+    monkeypatch.setattr(schedule, "MOST_IN_RING", 2)
     check_bytes((4, 2, 1), {"mesh.zero": "parameters", "model.rematerialize": remat})
 
 

@@ -12,7 +12,8 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec
 from experiments import synthetic
 from tests.parallel.test_jigsaw import FACTORIZATIONS, SUBSCRIPTS, dense, distributed, make_case
 from tests.tiny_training import GRID, tiny_settings
-from weathermixer.parallel import fp8, jigsaw, rings
+from weathermixer.parallel import fp8, rings
+from weathermixer.parallel import schedule as schedules
 from weathermixer.parallel.jigsaw import mix
 from weathermixer.parallel.mesh import AXES, make_mesh, sharding, use_mesh
 from weathermixer.parallel.schedule import SCHEDULES, kernel_names
@@ -118,7 +119,7 @@ def test_every_mesh_quantizes_alike(cases, on_one_device, sizes):
 
 @pytest.mark.parametrize("most_in_ring", [8, 1])
 def test_so_do_instances_that_share_kernels(cases, on_one_device, most_in_ring, monkeypatch):
-    monkeypatch.setattr(jigsaw, "MOST_IN_RING", most_in_ring)
+    monkeypatch.setattr(schedules, "MOST_IN_RING", most_in_ring)
     for found, expected in zip(quantized((4, 2, 1), cases, zero=True), on_one_device, strict=True):
         for ours, one in zip(found, expected, strict=True):
             assert np.abs(ours - one).max() / np.abs(one).max() < 1e-5

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.tiny_training import quick_compilation
-from weathermixer.parallel import jigsaw
+from weathermixer.parallel import schedule as schedules
 from weathermixer.parallel.jigsaw import mix
 from weathermixer.parallel.mesh import make_mesh, sharding, use_mesh
 from weathermixer.parallel.schedule import SCHEDULES, choose_schedule, kernel_names
@@ -103,7 +103,7 @@ def test_bfloat16_rounds_and_nothing_else():
 @pytest.mark.parametrize("sizes", [(4, 2, 1), pytest.param((2, 2, 2), marks=pytest.mark.slow)], ids=str)
 def test_kernels_that_instances_share(sizes, most_in_ring, monkeypatch):
     """Gathered and summed chunk by chunk, or by collectives: the same, and each instance gets its part of dW."""
-    monkeypatch.setattr(jigsaw, "MOST_IN_RING", most_in_ring)
+    monkeypatch.setattr(schedules, "MOST_IN_RING", most_in_ring)
     cases = [make_case(over, schedule, 4, 48, 96, 144) for over in SUBSCRIPTS for schedule in SCHEDULES]
     check(make_mesh(*sizes), cases, jnp.float32, 2e-6, zero=True)
 
@@ -114,7 +114,7 @@ def test_instances_sum_a_shared_kernels_gradient_in_float32(monkeypatch):
     x[0] = 32
     kernel = random(8, 8)
     for most_in_ring in (8, 1):
-        monkeypatch.setattr(jigsaw, "MOST_IN_RING", most_in_ring)
+        monkeypatch.setattr(schedules, "MOST_IN_RING", most_in_ring)
         case = ("channel", "ring_scatter", x, kernel, dy)
         ((_, _, dkernel),) = distributed(make_mesh(4, 1, 1), [case], jnp.bfloat16, zero=True)
         np.testing.assert_allclose(np.asarray(dkernel), 258.25, atol=0.25)

@@ -27,7 +27,7 @@ from jaxtyping import Array, Float
 from weathermixer.parallel.fp8 import Quantized, multiply, quantize
 from weathermixer.parallel.mesh import AXES, LOGICAL_AXES, axes_of, instances, spec, without
 from weathermixer.parallel.rings import add, arrive, deliver, gather, in_order, part
-from weathermixer.parallel.schedule import MOST_IN_RING, SCHEDULES, Over, Schedule, kernel_names, moves_input
+from weathermixer.parallel.schedule import SCHEDULES, Over, Schedule, in_ring, kernel_names, moves_input
 from weathermixer.parallel.zero import gather_instances
 
 ACTIVATION = ("batch", "token", "embed")
@@ -86,7 +86,7 @@ def mix(
         if fp8:
             raise ValueError("schedule='einsum' has no products in 8-bit floats: choose another schedule, as 'auto'")
         return add(_einsum(x, kernel, over, names) for x, kernel in zip(xs, kernels, strict=True))
-    if not schedule.startswith("ring") or instances(jax.sharding.get_abstract_mesh()) > MOST_IN_RING:
+    if not in_ring(schedule, instances(jax.sharding.get_abstract_mesh())):
         kernels = gather_instances(kernels)
     return _contract(xs, kernels, Way.of(over, schedule, jax.typeof(kernels[0]).sharding.spec, fp8=fp8))
 

@@ -30,6 +30,11 @@ def moves_input(schedule: Schedule) -> bool:
     return schedule in ("gather", "ring_gather")
 
 
+def in_ring(schedule: Schedule, instances: int) -> bool:
+    """Whether so many instances that share a kernel exchange chunks of it within a contraction on this schedule."""
+    return (schedule == "auto" or schedule.startswith("ring")) and instances <= MOST_IN_RING
+
+
 def kernel_names(over: Over, schedule: Schedule) -> tuple[str, str]:
     """Logical names of the dimensions of a kernel that is to be contracted on this schedule."""
     what = {"channel": "embed", "token": "token"}[over]

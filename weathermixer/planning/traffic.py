@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from weathermixer.model.shape import ModelShape
-from weathermixer.parallel.schedule import MOST_IN_RING, choose_schedule, moves_input
+from weathermixer.parallel.schedule import choose_schedule, in_ring, moves_input
 from weathermixer.planning.meshes import Group, Layout, StepOptions, sharing
 from weathermixer.planning.work import FLOAT32, STORED, Contraction, contractions
 
@@ -45,10 +45,9 @@ def gathered_bytes(group: Group, whole: float | int) -> float:
     return (group.size - 1) / group.size * whole
 
 
-def in_ring(c: Contraction, layout: Layout, options: StepOptions) -> bool:
-    """Whether instances exchange chunks of such a contraction's kernel within it."""
-    ring = layout.data <= MOST_IN_RING and (options.schedule == "auto" or options.schedule.startswith("ring"))
-    return ring and sharing(c, layout, options) > 1
+def exchanged_within(c: Contraction, layout: Layout, options: StepOptions) -> bool:
+    """Whether instances exchange chunks of its kernel within such a contraction; circulant ones are dense by then."""
+    return c.columns == 1 and in_ring(options.schedule, layout.data) and sharing(c, layout, options) > 1
 
 
 def contraction_transfers(c: Contraction, layout: Layout, options: StepOptions) -> list[Transfer]:
@@ -77,7 +76,7 @@ def contraction_transfers(c: Contraction, layout: Layout, options: StepOptions) 
     sent = times * messages * (along.size - 1)
     transfers = [Transfer(f"{c.name}: activation", along, times * moved, sent, c.name, straight)]
     kernels = [(f"{c.name}: kernel", across, (across.size - 1) * c.kernel // layout.instance)]
-    if c.columns == 1 and in_ring(c, layout, options):  # as often as across
+    if exchanged_within(c, layout, options):  # as often as across
         group = layout.replicas
         kernels.append((f"{c.name}: kernel over data", group, gathered_bytes(group, c.kernel / layout.instance)))
     for name, group, size in kernels:
@@ -149,7 +148,7 @@ def gradient_transfers(shape: ModelShape, layout: Layout, options: StepOptions) 
     whole = gathered_bytes(group, FLOAT32 / layout.instance)
     summed = gathered = 0.0
     for c in contractions(shape):
-        if c.name != "blend" and not (c.columns == 1 and in_ring(c, layout, options)):
+        if c.name != "blend" and not exchanged_within(c, layout, options):
             shared = sharing(c, layout, options) > 1
             summed += options.times(c) * c.kernel * (1 if shared and c.columns == 1 else 2)
             gathered += shared * c.count * c.kernel // c.columns * (block_uses(options) if c.in_block else 1)
