@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import jax
 from jax.core import ShapedArray
 from jax.extend.core import Literal
-from jax.interpreters import partial_eval
 from jax.sharding import AbstractMesh, Mesh
 
 from weathermixer.parallel.mesh import instance_devices, instances
 
 TOLERATED = 1.02
+LOOPS = ("scan", "while")  # what goes round is made of all that goes in
 NEGLIGIBLE = 1e-3  # of all that a device holds: vectors of the norms, counts
 
 
@@ -45,18 +45,33 @@ def kept_for_backward(loss: Callable, params: Any, *rest: Any) -> tuple[list[Sha
     def residuals(params, *rest):
         return jax.vjp(lambda params: loss(params, *rest), params)[1]
 
-    closed = jax.make_jaxpr(residuals)(params, *rest)
-    given, own = closed.jaxpr.invars, len(jax.tree.leaves(params))
-
-    def made_of(unknown):
-        return partial_eval.partial_eval_jaxpr_nounits(closed, unknown, False)[2]
-
-    of_batch, of_any = made_of([False] * own + [True] * (len(given) - own)), made_of([True] * len(given))
+    jaxpr = jax.make_jaxpr(residuals)(params, *rest).jaxpr
+    own = len(jax.tree.leaves(params))
+    sources = _sources(jaxpr, [{"params"}] * own + [{"batch"}] * (len(jaxpr.invars) - own))
     activations, copies = {}, {}  # each array once
-    for variable, activation, kept in zip(closed.jaxpr.outvars, of_batch, of_any, strict=True):
-        if kept and not isinstance(variable, Literal) and variable not in given:  # a constant is not kept
-            (activations if activation else copies)[variable] = variable.aval
+    for variable, made_of in zip(jaxpr.outvars, sources, strict=True):
+        if made_of and variable not in jaxpr.invars:  # a constant is not kept
+            (activations if "batch" in made_of else copies)[variable] = variable.aval
     return list(activations.values()), list(copies.values())
+
+
+def _sources(jaxpr: Any, given: list[set[str]]) -> list[set[str]]:
+    """Of which arguments each result of a traced program is made, where `given` names those of its arguments."""
+    known = dict(zip(jaxpr.invars, given, strict=True))
+
+    def find(variable):
+        return set() if isinstance(variable, Literal) else known.get(variable, set())
+
+    for equation in jaxpr.eqns:
+        sources = [find(variable) for variable in equation.invars]
+        results = [set().union(*sources)] * len(equation.outvars)
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)  # of a ClosedJaxpr
+            sizes = (len(inner.invars), len(inner.outvars)) if hasattr(inner, "eqns") else None
+            if sizes == (len(sources), len(results)) and equation.primitive.name not in LOOPS:
+                results = _sources(inner, sources)
+        known |= zip(equation.outvars, results, strict=True)
+    return [find(variable) for variable in jaxpr.outvars]
 
 
 def held(array: Any) -> int:
