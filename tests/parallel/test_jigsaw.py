@@ -193,6 +193,11 @@ def test_a_kernel_cut_for_another_schedule_is_refused():
         kernel = jax.device_put(random(16, 8), sharding(mesh, *kernel_names("token", "scatter")))
         with pytest.raises(ValueError, match=r"does not fit schedule='ring_gather' over tokens.*gather_token_in"):
             mix(x, kernel, over="token", schedule="ring_gather")
+        mesh_of_two = make_mesh(2, 2, 2)
+        with use_mesh(mesh_of_two), pytest.raises(ValueError, match="cut alike, not .* and .*: reshard one"):
+            x2 = jax.device_put(random(2, 16, 8), sharding(mesh_of_two, "batch", "token", "embed"))
+            whole = jax.device_put(random(16, 8), sharding(mesh_of_two, *kernel_names("token", "scatter")))
+            mix((x2, x2), (whole, cut_instances(whole)), over="token")
         with pytest.raises(ValueError, match="schedule='fastest' is not one of"):
             mix.__wrapped__(x, kernel, over="token", schedule="fastest")
 

@@ -78,10 +78,12 @@ def mix(
         schedule = stored
     names = kernel_names(over, stored if schedule == "einsum" else schedule)
     for cut in cuts:
-        if without(cut, INSTANCES) != spec(*names) or cut != cuts[0]:
+        if without(cut, INSTANCES) != spec(*names):
             raise ValueError(
                 f"kernel cut {cut} does not fit schedule={schedule!r} over {over}s: it is {spec(*names)} for {names}"
             )
+        if cut != cuts[0]:
+            raise ValueError(f"kernels of one contraction are cut alike, not {cuts[0]} and {cut}: reshard one")
     if schedule == "einsum":
         if fp8:
             raise ValueError("schedule='einsum' has no products in 8-bit floats: choose another schedule, as 'auto'")
@@ -134,9 +136,9 @@ class Way:
 
     @property
     def gathers(self) -> bool:
-        """Whether there is anything to gather, of kernels or of x."""
-        axes = [self.across, *[self.along] * self.gather, *[INSTANCES] * (self.shared is not None)]
-        return any(lax.axis_size(axis) > 1 for axis in axes)
+        """Whether kernels are gathered, or chunks of x both forward and backward."""
+        again = [self.along] * (self.gather and self.fp8) + [INSTANCES] * (self.shared is not None)
+        return any(lax.axis_size(axis) > 1 for axis in (self.across, *again))
 
     @property
     def matrix_spec(self) -> PartitionSpec:
