@@ -161,10 +161,10 @@ def classify(found: Collective, shape: ModelShape, layout: Layout, options: Step
 def expected_bytes(shape: ModelShape, layout: Layout, options: StepOptions) -> Counter[str]:
     """Bytes that a device receives by class, by the formulae."""
     expected = Counter()
+    axes = {layout.replicas: "data", layout.contracted("token"): "domain", layout.contracted("channel"): "tensor"}
     for transfer in step_transfers(shape, layout, options):
-        axes = dict(tensor=layout.contracted("channel"), domain=layout.contracted("token"), data=layout.replicas)
-        axis = next(name for name, group in axes.items() if group == transfer.group)
-        expected[f"contractions over {axis}" if ": " in transfer.name else transfer.name] += transfer.bytes
+        name = f"contractions over {axes[transfer.group]}" if ": " in transfer.name else transfer.name
+        expected[name] += transfer.bytes
     return expected
 
 

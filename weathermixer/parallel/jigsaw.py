@@ -10,6 +10,8 @@ for nothing, so they travel under the products before. What moves, in bytes: sch
 
 A kernel may be cut over the instances too (zero.py): then it is gathered over them as across the other axis, and its
 gradient is summed over them chunk by chunk, each instance its own part, under the products that follow.
+
+One file: the backward pass is the forward one transposed, and either is read beside the other.
 """
 
 import dataclasses
@@ -28,10 +30,9 @@ from weathermixer.parallel.fp8 import Quantized, multiply, quantize
 from weathermixer.parallel.mesh import AXES, LOGICAL_AXES, axes_of, instances, spec, without
 from weathermixer.parallel.rings import add, arrive, deliver, gather, in_order, part
 from weathermixer.parallel.schedule import SCHEDULES, Over, Schedule, in_ring, kernel_names, moves_input
-from weathermixer.parallel.zero import gather_instances
+from weathermixer.parallel.zero import OVER, gather_instances
 
 ACTIVATION = ("batch", "token", "embed")
-INSTANCES = LOGICAL_AXES["batch"]
 # in memory activations are [token, batch, embed]: either mixing is then one plain matrix product, whatever the batch,
 # and chunks along `domain` are contiguous; left alone, XLA may keep them embed-major and transpose at every norm
 TOKEN_MAJOR = Layout(major_to_minor=(1, 0, 2))
@@ -73,12 +74,12 @@ def mix(
         raise ValueError(f"schedule={schedule!r} is not one of {SCHEDULES}")
     xs, kernels = ((x,), (kernel,)) if isinstance(x, jax.Array) else (tuple(x), tuple(kernel))
     cuts = [jax.typeof(one).sharding.spec for one in kernels]
-    stored = "ring_gather" if without(cuts[0], INSTANCES) == spec(*kernel_names(over, "gather")) else "ring_scatter"
+    stored = "ring_gather" if without(cuts[0], OVER) == spec(*kernel_names(over, "gather")) else "ring_scatter"
     if schedule == "auto":
         schedule = stored
     names = kernel_names(over, stored if schedule == "einsum" else schedule)
     for cut in cuts:
-        if without(cut, INSTANCES) != spec(*names):
+        if without(cut, OVER) != spec(*names):
             raise ValueError(
                 f"kernel cut {cut} does not fit schedule={schedule!r} over {over}s: it is {spec(*names)} for {names}"
             )
@@ -132,12 +133,12 @@ class Way:
     @property
     def shared(self) -> int | None:
         """The dimension in which kernels are cut over the instances too."""
-        return next((dim for dim, entry in enumerate(self.kernel_spec) if INSTANCES in axes_of(entry)), None)
+        return next((dim for dim, entry in enumerate(self.kernel_spec) if OVER in axes_of(entry)), None)
 
     @property
     def gathers(self) -> bool:
         """Whether kernels are gathered, or chunks of x both forward and backward."""
-        again = [self.along] * (self.gather and self.fp8) + [INSTANCES] * (self.shared is not None)
+        again = [self.along] * (self.gather and self.fp8) + [OVER] * (self.shared is not None)
         return any(lax.axis_size(axis) > 1 for axis in (self.across, *again))
 
     @property
@@ -224,8 +225,8 @@ def _backward(xs, kernels, dy, way):
         own = deliver(functools.partial(kernel_term, x), way.across, 0 if way.gather else 1, ring=way.ring)
         if way.shared is None:
             with jax.named_scope("exchange"):
-                return lax.psum(own.astype(jnp.float32), INSTANCES)
-        return deliver(lambda owner: part(own, owner, INSTANCES, way.shared), INSTANCES, way.shared, ring=True)
+                return lax.psum(own.astype(jnp.float32), OVER)
+        return deliver(lambda owner: part(own, owner, OVER, way.shared), OVER, way.shared, ring=True)
 
     dkernels = tuple(kernel_gradient(x).astype(jnp.float32) for x in xs)
     return tuple(_activation(dx, batch, way) for dx in dxs), dkernels
@@ -251,7 +252,7 @@ def _operand(x, dtype, way, **options):
 def _whole(kernel, way):
     """The kernel, gathered over the axis that is not contracted, and over the instances where they share it."""
     if way.shared is not None:
-        kernel = gather(kernel, INSTANCES, way.shared, ring=True)
+        kernel = gather(kernel, OVER, way.shared, ring=True)
     return gather(kernel, way.across, 0 if way.gather else 1, ring=way.ring)
 
 
